@@ -1,0 +1,93 @@
+"""Which device and which precision, with the reason for each automatic choice."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device and autocast type of a run, and why."""
+
+    device: torch.device
+    dtype: torch.dtype  # autocast type of the networks; losses and scores are float32 always
+    reasons: dict[str, str]
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+def choose_runtime(precision: str = "auto", device: str | None = None) -> Runtime:
+    """Pick the device (CUDA if there is one) and resolve ``precision`` "auto" to a type the processor is fast in."""
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if precision != "auto":
+        return Runtime(chosen, getattr(torch, precision), {"device": str(chosen), "precision": f"{precision}: asked for"})
+    if chosen.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(chosen)
+        dtype = torch.bfloat16 if major >= 8 else torch.float16
+        reason = f"{str(dtype).removeprefix('torch.')}: compute capability {major}.{minor}"
+    elif "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags():
+        dtype, reason = torch.bfloat16, "bfloat16: the CPU has avx512_bf16"
+    else:
+        dtype, reason = torch.float32, "float32: the CPU has no bfloat16 arithmetic"
+    return Runtime(chosen, dtype, {"device": str(chosen), "precision": reason})
+
+
+def _cpu_flags() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return line
+    return ""
+
+
+def cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment(runtime: Runtime) -> dict:
+    """What a reader needs to judge a number: versions, hardware, commit, reasons."""
+    versions = {}
+    for package in ("krt-core", "torch", "torchvision", "timm", "numpy", "pillow", "pycocotools", "scikit-learn"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    hardware = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if runtime.device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(runtime.device)
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "hardware": hardware,
+        "host": platform.node(),
+        "commit": git_commit(),
+        "reasons": runtime.reasons,
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the workbench, marked ``+changes`` when files differ from it; None outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        return f"{commit}+changes" if commit and git("status", "--porcelain", "--", str(here)) else commit or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None

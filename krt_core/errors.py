@@ -1,0 +1,35 @@
+"""Errors that name the culprit and the way out, and the small helper that finds the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class KRTError(Exception):
+    """Base of every error this package raises on purpose; its text is written for the user."""
+
+
+class ConfigError(KRTError):
+    """A preset, an override or a notebook parameter has a wrong key, type or value."""
+
+
+class DataError(KRTError):
+    """A data folder, annotation or image is missing or broken."""
+
+
+class CheckpointError(KRTError):
+    """A weights file does not have the layout, or not the provenance, that is needed."""
+
+
+class RunError(KRTError):
+    """A run folder is missing, unfinished or belongs to another experiment."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the known name nearest to ``name``, else the list of known names."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    if near:
+        return f" Did you mean {near[0]!r}?"
+    return f" Known: {', '.join(sorted(known))}."

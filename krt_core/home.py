@@ -1,0 +1,61 @@
+"""Where the workbench keeps its folders, and how a file is replaced without ever being half written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+
+def home() -> Path:
+    """Folder that holds ``data/`` and ``outputs/``: ``$KRT_HOME``, else the nearest folder upwards that looks like the
+    workbench (so that notebooks work from ``notebooks/``), else the current one."""
+    if os.environ.get("KRT_HOME"):
+        return Path(os.environ["KRT_HOME"]).expanduser().resolve()
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents):
+        if (folder / "krt_core").is_dir() and (folder / "pyproject.toml").is_file():
+            return folder
+    return here
+
+
+def resolve(path: str | Path) -> Path:
+    """A relative path is meant from `home`; an absolute one and ``~`` stay what they are."""
+    return (home() / Path(path).expanduser()).resolve()
+
+
+def data_dir() -> Path:
+    return resolve("data")
+
+
+def outputs_dir() -> Path:
+    return resolve("outputs")
+
+
+def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes | str) -> Path:
+    """Write to a temporary file beside ``path``, flush it to disk, then rename: a reader sees the old file or the new."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            if callable(write):
+                write(file)
+            else:
+                file.write(write.encode() if isinstance(write, str) else write)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; results are to be shared
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,37 @@
+"""Losses. All are computed in float32 or better, whatever the autocast: half precision makes the asymmetric loss NaN."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .model.ica import full_precision
+
+
+def asymmetric_loss(
+    logits: Tensor, targets: Tensor, gamma_neg: float = 4.0, gamma_pos: float = 0.0, clip: float = 0.05
+) -> Tensor:
+    """Asymmetric loss, summed over batch and classes; the focal weight carries no gradient.
+
+    logits (B, C) real, targets (B, C) in {0, 1}. With p = sigmoid(logit) and p_m = max(p − clip, 0):
+    L = −Σ y (1 − p)^γ+ log p + (1 − y) p_m^γ− log(1 − p_m). Source: Ridnik et al., ICCV 2021, eq. 7.
+    """
+    logits, targets = full_precision(logits), targets.to(torch.promote_types(logits.dtype, torch.float32))
+    positive = torch.sigmoid(logits)
+    negative = (1 - positive + clip).clamp(max=1)  # 1 − p_m
+    log_likelihood = targets * positive.clamp(min=1e-8).log() + (1 - targets) * negative.clamp(min=1e-8).log()
+    with torch.no_grad():
+        truth = positive * targets + negative * (1 - targets)
+        weight = (1 - truth) ** (gamma_pos * targets + gamma_neg * (1 - targets))
+    return -(log_likelihood * weight).sum()
+
+
+def token_distillation(old: Tensor, new: Tensor) -> Tensor:
+    """1 − cosine of the concatenated session embeddings, averaged over the batch.
+
+    old (B, T − 1, D) from the frozen model, new (B, ≥ T − 1, D): tokens of later sessions are left out.
+    Source: Dong et al., ICCV 2023, eq. 7.
+    """
+    old, new = full_precision(old), full_precision(new[:, : old.shape[1]])
+    return (1 - F.cosine_similarity(old.flatten(1), new.flatten(1), dim=1)).mean()

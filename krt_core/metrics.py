@@ -1,0 +1,97 @@
+"""Metrics: numpy in, numbers out. Scores are probabilities (n, C) in learning order; every result is in percent.
+
+Formulas and sources stand in docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+F1_THRESHOLD = 0.8  # as published; later papers use others, so the value is stored beside every F1
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """AP of each class: the mean, over its positives, of the precision at that positive's rank. (C,) in percent.
+
+    Ties keep the order of the images. A class without positives counts 0.
+
+    >>> average_precision(np.array([[0.9], [0.8], [0.1]]), np.array([[True], [False], [True]])).round(2)
+    array([83.33])
+    """
+    order = np.argsort(-scores.T, axis=1, kind="stable")  # (C, n)
+    hits = np.take_along_axis(labels.T, order, axis=1)
+    precision = hits.cumsum(axis=1) / np.arange(1, scores.shape[0] + 1)
+    positives = hits.sum(axis=1)
+    return 100 * (precision * hits).sum(axis=1) / np.maximum(positives, 1)
+
+
+def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """mAP: the mean of AP over classes."""
+    return float(average_precision(scores, labels).mean())
+
+
+def precision_recall_f1(scores: np.ndarray, labels: np.ndarray, threshold: float = F1_THRESHOLD) -> dict[str, float]:
+    """CP, CR, CF1 (means over classes) and OP, OR, OF1 (over all decisions) at ``scores > threshold``.
+
+    CF1 is the mean of the per-class F1, as in the published code; a class without true positives counts 0 in CP, CR and
+    CF1. OP is NaN when nothing is predicted.
+    """
+    predicted = scores > threshold
+    true = (predicted & labels).sum(axis=0)
+    named, present = predicted.sum(axis=0), labels.sum(axis=0)
+    precision, recall = true / np.maximum(named, 1), true / np.maximum(present, 1)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    op = true.sum() / named.sum() if named.sum() else float("nan")
+    overall_recall = true.sum() / max(present.sum(), 1)
+    of1 = 2 * true.sum() / max(named.sum() + present.sum(), 1)
+    values = dict(CP=precision.mean(), CR=recall.mean(), CF1=f1.mean(), OP=op, OR=overall_recall, OF1=of1)
+    return {key: float(100 * value) for key, value in values.items()}
+
+
+def forgetting_per_class(ap: np.ndarray, first: Sequence[int], kind: str = "max") -> np.ndarray:
+    """How much AP each class lost: (C,) points, NaN for classes of the last session.
+
+    ap (T, C) AP after each session, first (C,) session in which a class was learned. kind "max": highest AP after any
+    earlier session − last AP; "first": AP after the class's own session − last AP. Negative values are gains.
+    Source: Chaudhry et al., ECCV 2018 (max); Lopez-Paz and Ranzato, NeurIPS 2017 (first: backward transfer, negated).
+
+    >>> forgetting_per_class(np.array([[80., np.nan], [85., 60.], [70., 50.]]), [0, 1])
+    array([15., 10.])
+    """
+    if kind not in ("max", "first"):
+        raise ValueError(f"kind must be 'max' or 'first', not {kind!r}")
+    last = len(ap) - 1
+    lost = np.full(ap.shape[1], np.nan)
+    for column, session in enumerate(first):
+        if session < last:
+            best = ap[session:last, column].max() if kind == "max" else ap[session, column]
+            lost[column] = best - ap[last, column]
+    return lost
+
+
+def task_table(ap: np.ndarray, first: Sequence[int]) -> np.ndarray:
+    """(T, C) AP of classes → (T, T) mean AP of the classes of each task (column) after each session (row)."""
+    first = np.asarray(first)
+    return np.stack([ap[:, first == task].mean(axis=1) for task in range(first.max() + 1)], axis=1)
+
+
+def forgetting(tables: dict[str, np.ndarray], first: Sequence[int]) -> dict[str, float]:
+    """Every named definition of forgetting, in points.
+
+    tables: pool name → AP table (T, C), NaN where a class was not yet learned. The pools are ``fixed`` (the whole test
+    set after every session), ``seen`` (test images with a class seen so far, a pool that grows) and ``own`` (test images
+    with a class of the scored class's own session). Keys read ``<max|first>_<class|task>_<pool>``; the headline is
+    ``max_class_fixed``. Empty for a single session.
+    """
+    out = {}
+    first = np.asarray(first)
+    tasks = np.arange(first.max() + 1)
+    for pool, ap in tables.items():
+        if len(ap) < 2:
+            continue
+        for kind in ("max", "first"):
+            out[f"{kind}_class_{pool}"] = float(np.nanmean(forgetting_per_class(ap, first, kind)))
+            out[f"{kind}_task_{pool}"] = float(np.nanmean(forgetting_per_class(task_table(ap, first), tasks, kind)))
+    return out

@@ -1,0 +1,63 @@
+"""A timm network that yields one feature map."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Model
+from ..errors import ConfigError, did_you_mean
+
+
+class Backbone(nn.Module):
+    """Images (B, 3, S, S) in [0, 1] → feature map (B, channels, h, w).
+
+    ``mean`` and ``std`` are applied inside, so that every part of the workbench sees images in [0, 1].
+    """
+
+    def __init__(self, body: nn.Module, channels: int, grid: tuple[int, int], mean: float = 0.0, std: float = 1.0):
+        super().__init__()
+        self.body, self.channels, self.grid = body, channels, grid
+        self.mean, self.std = mean, std
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.mean != 0.0 or self.std != 1.0:
+            images = (images - self.mean) / self.std
+        return _map_of(self.body, images)
+
+
+def make_backbone(config: Model, image_size: int) -> Backbone:
+    """Create the timm model named in ``config`` without weights; raises ConfigError for a name timm does not have."""
+    import timm
+
+    base = config.backbone.split(".")[0]
+    if base not in timm.list_models():
+        raise ConfigError(f"model.backbone: timm has no model {config.backbone!r}.{did_you_mean(base, timm.list_models())}")
+    sized = {"img_size": image_size} if "vit" in base else {}
+    if config.stride:
+        body = timm.create_model(config.backbone, features_only=True)
+        strides = body.feature_info.reduction()
+        if config.stride not in strides:
+            raise ConfigError(f"model.stride: {config.backbone} has maps at {strides}, not at {config.stride}.")
+        body = timm.create_model(config.backbone, features_only=True, out_indices=(strides.index(config.stride),))
+    else:
+        body = timm.create_model(config.backbone, num_classes=0, global_pool="", **sized)
+    body.eval()
+    with torch.no_grad():
+        shape = _map_of(body, torch.zeros(1, 3, image_size, image_size)).shape
+    body.train()
+    return Backbone(body, shape[1], (shape[2], shape[3]), config.mean, config.std)
+
+
+def _map_of(body: nn.Module, images: Tensor) -> Tensor:
+    """The last feature map as (B, channels, h, w), whatever layout the timm model uses."""
+    if not hasattr(body, "forward_features"):
+        return body(images)[-1]  # features_only
+    features = body.forward_features(images)
+    if features.dim() == 3:  # transformers: (B, prefix + N, channels)
+        features = features[:, getattr(body, "num_prefix_tokens", 0) :]
+        side = int(features.shape[1] ** 0.5)
+        return features.transpose(1, 2).reshape(len(features), -1, side, side)
+    if getattr(body, "output_fmt", "NCHW") == "NHWC":
+        return features.permute(0, 3, 1, 2)
+    return features

@@ -1,0 +1,88 @@
+"""The whole classifier: backbone → patch tokens → ICA → one head per session; or backbone → pooling → growing linear head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import Backbone
+from .ica import Attention, IncrementalCrossAttention, SessionHead, _truncated_normal, full_precision
+
+
+@dataclass
+class Output:
+    """What one forward pass yields; everything beyond the logits is there for losses and pictures."""
+
+    logits: Tensor  # (B, C) float32, columns in learning order
+    tokens: Tensor | None  # (B, T, D) session embeddings; None with the linear head
+    features: Tensor  # (B, channels, h, w) last feature map
+    attention: Attention | None = None
+
+    @property
+    def pooled(self) -> Tensor:
+        """(B, channels) mean over the feature map: the embedding that herding uses."""
+        return full_precision(self.features).mean(dim=(2, 3))
+
+
+class Network(nn.Module):
+    """A multi-label classifier that grows by `add_session`.
+
+    head "ica": the published model. head "linear": global average pooling and a linear layer that grows, the usual
+    baseline. Input images are (B, 3, S, S) in [0, 1].
+    """
+
+    def __init__(self, backbone: Backbone, head: str = "ica", embed_dim: int = 384, heads: int = 8, mlp_ratio: float = 4.0):
+        super().__init__()
+        self.backbone = backbone
+        self.kind = head
+        self.session_sizes: list[int] = []
+        self.heads = nn.ModuleList()
+        if head == "ica":
+            height, width = backbone.grid
+            self.projection = nn.Conv2d(backbone.channels, embed_dim, kernel_size=1)
+            self.position = nn.Parameter(_truncated_normal(1, height * width, embed_dim))
+            self.ica = IncrementalCrossAttention(embed_dim, heads, mlp_ratio)
+            self.embed_dim = embed_dim
+        elif head != "linear":
+            raise ValueError(f"head must be 'ica' or 'linear', not {head!r}")
+
+    @property
+    def sessions(self) -> int:
+        return len(self.session_sizes)
+
+    def add_session(self, classes: int) -> None:
+        """Freeze what belongs to earlier sessions, then add a retention token and a head for ``classes`` new classes."""
+        device = next(self.backbone.parameters()).device
+        if self.kind == "ica":
+            for head in self.heads:
+                head.requires_grad_(False)
+            self.ica.add_session()
+            self.heads.append(SessionHead(self.embed_dim, classes).to(device))
+        else:  # the linear head's old columns go on training, as is usual for this baseline
+            linear = nn.Linear(self.backbone.channels, classes)
+            nn.init.kaiming_normal_(linear.weight, nonlinearity="linear")
+            nn.init.zeros_(linear.bias)
+            self.heads.append(linear.to(device))
+        self.session_sizes.append(classes)
+
+    def forward(self, images: Tensor, with_attention: bool = False) -> Output:
+        features = self.backbone(images)
+        if self.kind == "linear":
+            pooled = features.mean(dim=(2, 3))
+            logits = torch.cat([head(pooled) for head in self.heads], dim=1)
+            return Output(full_precision(logits), None, features)
+        tokens, attention = self.ica(self.patch_tokens(features), with_attention)
+        logits = torch.cat([head(tokens[:, t]) for t, head in enumerate(self.heads)], dim=1)
+        return Output(full_precision(logits), tokens, features, attention)
+
+    def patch_tokens(self, features: Tensor) -> Tensor:
+        """(B, channels, h, w) → (B, N, D) with the position embedding added."""
+        patches = self.projection(features).flatten(2).transpose(1, 2)  # (B, N, D)
+        if patches.shape[1] != self.position.shape[1]:
+            raise ValueError(
+                f"The model was built for {self.position.shape[1]} patches, the images give {patches.shape[1]}: "
+                "use images of the size in data.image_size."
+            )
+        return patches + self.position

@@ -1,0 +1,97 @@
+"""Telling how far a run is: bars for a person, plain lines in a log, ``progress.json`` for everything else."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from .home import atomic_write
+
+
+class Progress:
+    """Writes ``log.txt`` and ``progress.json`` of a run folder and, if wanted, shows a tqdm bar.
+
+    show "auto": a bar in a terminal or a live notebook, one line per epoch when headless; "bar", "lines" or "none".
+    """
+
+    def __init__(self, folder: Path, show: str = "auto", interval: float = 1.0):
+        self.folder, self.interval = folder, interval
+        self.show = _choose() if show == "auto" else show
+        self.state: dict[str, Any] = {}
+        self.began = time.monotonic()
+        self.steps_total = self.steps_done = self.steps_at_start = 0
+        self._written = 0.0
+        self._bar = None
+
+    def log(self, text: str) -> None:
+        """One line, with the time, to log.txt and to the screen."""
+        with (self.folder / "log.txt").open("a") as file:
+            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
+        if self._bar is not None:
+            self._bar.write(text)
+        elif self.show != "none":
+            print(text, flush=True)
+
+    def plan(self, total: int, done: int) -> None:
+        """Tell how many steps the whole run has and how many an earlier start has already made."""
+        self.steps_total, self.steps_done, self.steps_at_start = total, done, done
+        self.began = time.monotonic()
+        if self.show == "bar":
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, leave=True, mininterval=0.5)
+
+    def step(self, **state: Any) -> None:
+        """After each training step: session, epoch, loss and what else is worth showing."""
+        self.steps_done += 1
+        self.state.update(state)
+        if self._bar is not None:
+            self._bar.update(1)
+            self._bar.set_description_str(f"session {state.get('session', 0) + 1}, epoch {state.get('epoch', 0) + 1}", refresh=False)
+        self.write()
+
+    def write(self, force: bool = False, **state: Any) -> None:
+        """Bring progress.json up to date, at most once per interval unless forced."""
+        self.state.update(state)
+        now = time.monotonic()
+        if not force and now - self._written < self.interval:
+            return
+        self._written = now
+        made = self.steps_done - self.steps_at_start
+        rate = made / max(now - self.began, 1e-9)
+        content = {
+            **self.state,
+            "step": self.steps_done,
+            "steps": self.steps_total,
+            "eta_seconds": round((self.steps_total - self.steps_done) / rate, 1) if made else None,
+            "updated_at": datetime.now().isoformat(timespec="seconds"),
+        }
+        atomic_write(self.folder / "progress.json", json.dumps(content))
+
+    def decoding(self, what: str, done: int, total: int) -> None:
+        """Callback of the image cache."""
+        self.write(task=f"{what} {done}/{total}")
+        if self.show == "lines" and (done == total or done % 8192 < 512):
+            self.log(f"{what}: {done} of {total}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _choose() -> str:
+    if "ipykernel" in sys.modules:  # headless execution sets no terminal either; papermill stores every output
+        return "lines" if _headless_kernel() else "bar"
+    return "bar" if sys.stderr.isatty() else "lines"
+
+
+def _headless_kernel() -> bool:
+    """True under papermill and nbconvert, whose kernels are started without JupyterLab's session name."""
+    import os
+
+    return "JPY_SESSION_NAME" not in os.environ

@@ -1,0 +1,224 @@
+"""The run folder: what a training writes and everything else reads.
+
+::
+
+    <folder>/experiment.yaml   environment.json   log.txt   progress.json   metrics.jsonl   resume.pt   DONE
+    <folder>/session_00/       model.safetensors  scores.npz  state.json
+
+Everything is written to a temporary name and renamed. Nothing is unpickled: ``resume.pt`` holds plain tensors and numbers
+and is loaded with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .config import Experiment, experiment_from, parse_yaml
+from .errors import RunError
+from .home import atomic_write, outputs_dir, resolve
+from .metrics import average_precision, forgetting
+from .protocol import Protocol, make_protocol
+
+
+class Run:
+    """Reads (and, during training, writes) one run folder."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = resolve(folder)
+        if not (self.folder / "experiment.yaml").is_file():
+            raise RunError(f"{self.folder} is no run folder: it has no experiment.yaml.")
+
+    @classmethod
+    def create(cls, experiment: Experiment, folder: str | Path | None = None) -> Run:
+        """The folder of an experiment, made if needed. Raises RunError if it holds another experiment."""
+        path = resolve(folder) if folder else outputs_dir() / experiment.run_name()
+        existing = path / "experiment.yaml"
+        if existing.is_file():
+            run = cls(path)
+            if (run.experiment.hash(), run.experiment.seed) != (experiment.hash(), experiment.seed):
+                raise RunError(f"{path} holds another experiment: choose another folder, or delete it to start afresh.")
+            return run
+        atomic_write(existing, experiment.to_yaml())
+        return cls(path)
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        path = self.folder / "experiment.yaml"
+        return experiment_from(parse_yaml(path.read_text(), str(path)), str(path))
+
+    @property
+    def done(self) -> bool:
+        """Is the run complete, by a DONE file of this very configuration?"""
+        return self.summary is not None
+
+    @property
+    def summary(self) -> dict | None:
+        """Content of DONE, or None while the run is unfinished."""
+        content = _read_json(self.folder / "DONE")
+        return content if content and content.get("config_hash") == self.experiment.hash() else None
+
+    @property
+    def finished_sessions(self) -> int:
+        """Sessions whose state.json (written last) is there, counted from the first without a gap."""
+        count = 0
+        while (self.session_folder(count) / "state.json").is_file():
+            count += 1
+        return count
+
+    def session_folder(self, session: int) -> Path:
+        return self.folder / f"session_{session:02d}"
+
+    def session_state(self, session: int) -> dict:
+        state = _read_json(self.session_folder(session) / "state.json")
+        if state is None:
+            raise RunError(f"{self.folder.name} has not finished session {session + 1}.")
+        return state
+
+    @property
+    def environment(self) -> dict:
+        return _read_json(self.folder / "environment.json") or {}
+
+    @property
+    def progress(self) -> dict:
+        return _read_json(self.folder / "progress.json") or {}
+
+    @property
+    def epochs(self) -> list[dict]:
+        """Lines of metrics.jsonl; a line cut short by a crash is left out."""
+        path = self.folder / "metrics.jsonl"
+        lines = []
+        for line in path.read_text().splitlines() if path.is_file() else ():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        """The protocol as this run used it, from the classes stored with its first session."""
+        state = self.session_state(0)
+        p = self.experiment.protocol
+        made = make_protocol(tuple(sorted(state["classes"])), p.base, p.increment, p.order_seed)
+        if list(made.classes) != state["classes"]:
+            raise RunError(f"{self.folder}: the stored class order does not follow from its protocol.")
+        return made
+
+    def scores(self, session: int) -> Scores:
+        """Scores of the whole test set after a session."""
+        path = self.session_folder(session) / "scores.npz"
+        if not path.is_file():
+            raise RunError(f"{path} is missing: session {session + 1} of {self.folder.name} is not finished.")
+        with np.load(path, allow_pickle=False) as stored:
+            classes = len(self.protocol.classes)
+            labels = np.unpackbits(stored["labels"], axis=1, count=classes).astype(bool)
+            return Scores(stored["ids"], stored["scores"], labels)
+
+    @cached_property
+    def ap_tables(self) -> dict[str, np.ndarray]:
+        """AP (sessions, classes) of the finished sessions on each pool of test images; NaN where not yet learned.
+
+        ``fixed``: the whole test set after every session; ``seen``: images with a class seen so far; ``own``: images with
+        a class of the scored class's own session.
+        """
+        sessions = self.protocol.sessions[: self.finished_sessions]
+        tables = {pool: np.full((len(sessions), len(self.protocol.classes)), np.nan) for pool in ("fixed", "seen", "own")}
+        for t, session in enumerate(sessions):
+            s = self.scores(t)
+            tables["fixed"][t, : session.stop] = average_precision(s.scores, s.labels[:, : session.stop])
+            seen = s.labels[:, : session.stop].any(axis=1)
+            tables["seen"][t, : session.stop] = average_precision(s.scores[seen], s.labels[seen, : session.stop])
+            for earlier in sessions[: t + 1]:
+                own = s.labels[:, earlier.columns].any(axis=1)
+                tables["own"][t, earlier.columns] = average_precision(
+                    s.scores[own, earlier.columns], s.labels[own, earlier.columns]
+                )
+        return tables
+
+    @property
+    def first_session(self) -> np.ndarray:
+        """(C,) session in which each class was learned, for the classes learned so far."""
+        sessions = self.protocol.sessions[: self.finished_sessions]
+        return np.concatenate([np.full(s.stop - s.start, s.index) for s in sessions])
+
+    def forgetting(self) -> dict[str, float]:
+        """Every definition of forgetting over the finished sessions (see `krt_core.metrics.forgetting`)."""
+        learned = len(self.first_session)
+        return forgetting({pool: table[:, :learned] for pool, table in self.ap_tables.items()}, self.first_session)
+
+    def curve(self, key: str = "mAP_seen") -> np.ndarray:
+        """One metric after each finished session."""
+        return np.array([self.session_state(t)["metrics"][key] for t in range(self.finished_sessions)])
+
+    # ---- writing ----
+
+    def append_epoch(self, record: dict) -> None:
+        with (self.folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def drop_epochs_after(self, session: int, epoch: int) -> None:
+        """Forget lines at or after a position: they will be made again."""
+        kept = [e for e in self.epochs if (e["session"], e["epoch"]) < (session, epoch)]
+        atomic_write(self.folder / "metrics.jsonl", "".join(json.dumps(e) + "\n" for e in kept))
+
+    def write_json(self, name: str, content: dict) -> None:
+        atomic_write(self.folder / name, json.dumps(content, indent=1))
+
+    def write_session(self, session: int, tensors: dict[str, Tensor], scores: Scores, state: dict) -> None:
+        """Weights, scores and state of a finished session; state.json, written last, makes it count."""
+        from safetensors.torch import save
+
+        folder = self.session_folder(session)
+        header = {"format": "pt", "krt": json.dumps({"experiment": self.experiment.to_dict(), "classes": state["classes"]})}
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        atomic_write(folder / "model.safetensors", save(plain, header))
+        columns = dict(ids=scores.ids, scores=scores.scores, labels=np.packbits(scores.labels, axis=1))
+        atomic_write(folder / "scores.npz", lambda file: np.savez_compressed(file, **columns))
+        atomic_write(folder / "state.json", json.dumps(state, indent=1))
+
+    def model_state(self, session: int) -> dict[str, Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(self.session_folder(session) / "model.safetensors")
+
+    def save_resume(self, content: dict[str, Any]) -> None:
+        atomic_write(self.folder / "resume.pt", lambda file: torch.save(content, file))
+
+    def load_resume(self) -> dict[str, Any] | None:
+        path = self.folder / "resume.pt"
+        return torch.load(path, map_location="cpu", weights_only=True) if path.is_file() else None
+
+    def clear_resume(self) -> None:
+        (self.folder / "resume.pt").unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """ids (n,) of the test images, scores (n, C seen) float32 in learning order, labels (n, all classes) bool."""
+
+    ids: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+
+def find_runs(folder: str | Path = "outputs", **wanted: Any) -> list[Run]:
+    """Every run under ``folder``, oldest name first; ``method="krt"`` and such keep those whose experiment has it."""
+    runs = [Run(path.parent) for path in sorted(resolve(folder).rglob("experiment.yaml"))]
+    return [run for run in runs if all(getattr(run.experiment, key) == value for key, value in wanted.items())]
+
+
+def _read_json(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path} is not readable JSON ({error}).") from None
