@@ -26,8 +26,8 @@ from .evaluate import predict, session_metrics
 from .memory import Memory
 from .methods import METHODS, Context
 from .model import Network
-from .model.backbone import make_backbone
 from .model.checkpoint import load_backbone
+from .model.network import build_network
 from .progress import Progress
 from .protocol import Protocol, Session, check_labels, make_protocol
 from .run import Run, Scores
@@ -93,10 +93,9 @@ class _Training:
         _seed(e.seed)
         self.method = METHODS[e.method](run.experiment.options, e)
         self.memory = Memory(e.replay)
-        backbone = make_backbone(e.model, e.data.image_size)
-        self.weights = load_backbone(backbone, e.model, self.protocol.classes, allow_leak)
-        m = e.model
-        self.model = Network(backbone, e.options.head, m.embed_dim, m.heads, m.mlp_ratio).to(runtime.device)
+        self.model = build_network(e)
+        self.weights = load_backbone(self.model.backbone, e.model, self.protocol.classes, allow_leak)
+        self.model.to(runtime.device)
         self.model.to(memory_format=torch.channels_last)
         self.old_model: Network | None = None
 

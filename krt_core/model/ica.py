@@ -72,7 +72,12 @@ class IncrementalCrossAttention(nn.Module):
         self.retention_tokens.append(nn.Parameter(_truncated_normal(1, 1, self.dim).to(device, dtype)))
 
     def forward(self, patches: Tensor, with_attention: bool = False) -> tuple[Tensor, Attention | None]:
-        """Closed form over all sessions.
+        """Session embeddings (B, T, D) and, on request, the attention that made them."""
+        tokens, attention = self.attend(patches, with_attention)
+        return tokens + self.mlp(self.norm2(tokens)), attention
+
+    def attend(self, patches: Tensor, with_attention: bool = False) -> tuple[Tensor, Attention | None]:
+        """The attention half of the block (KT + attention output), (B, T, D), in closed form over all sessions.
 
         With a fixed query the score of a key x under head h is ⟨Wk_hᵀ q_h, x⟩, so keys are never formed. KT and patches
         are pooled once; session t only mixes its own token in with weight w_t = sigmoid(score_t − logsumexp(others)).
@@ -101,7 +106,6 @@ class IncrementalCrossAttention(nn.Module):
         mix = own.to(pooled_value.dtype).unsqueeze(-1)  # (B, T, H, 1)
         mixed = (1 - mix) * pooled_value.unsqueeze(1) + mix * retention_value  # (B, T, H, hd)
         tokens = self.transfer_token + att.proj(mixed.flatten(2))  # (B, T, D)
-        tokens = tokens + self.mlp(self.norm2(tokens))
         if not with_attention:
             return tokens, None
         rest = (1 - own).unsqueeze(-1) * weights.unsqueeze(1)  # (B, T, H, 1 + N)

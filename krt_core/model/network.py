@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .backbone import Backbone
+from ..config import Experiment
+from .backbone import Backbone, make_backbone
 from .ica import Attention, IncrementalCrossAttention, SessionHead, _truncated_normal, full_precision
 
 
@@ -86,3 +87,10 @@ class Network(nn.Module):
                 "use images of the size in data.image_size."
             )
         return patches + self.position
+
+
+def build_network(experiment: Experiment) -> Network:
+    """The network of an experiment before its first session, with random weights."""
+    m = experiment.model
+    backbone = make_backbone(m, experiment.data.image_size)
+    return Network(backbone, experiment.options.head, m.embed_dim, m.heads, m.mlp_ratio)

@@ -1,0 +1,146 @@
+"""``krt train | data | inspect | report | presets``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .errors import DataError, KRTError, did_you_mean
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except KRTError as error:
+        print(f"krt: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("krt: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `krt report | head`
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="krt", description="Multi-label class-incremental learning with KRT.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    train = commands.add_parser("train", help="run (or continue) an experiment")
+    train.add_argument("preset", help="a shipped preset (see `krt presets`) or a YAML file")
+    train.add_argument("overrides", nargs="*", help="key=value, as in method=finetune train.epochs=3 seed=1")
+    train.add_argument("--folder", help="run folder; default outputs/<name>-<method>-<hash>-s<seed>")
+    train.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    train.add_argument("--allow-leak", action="store_true", help="accept weights that were trained on the labels to be learned")
+    train.add_argument("--max-steps", type=int, help="end each epoch after so many steps: a quick look, never marked done")
+    train.set_defaults(command=_train)
+
+    data = commands.add_parser("data", help="get or make a data set")
+    data.add_argument("name", help="digits, voc2007 or coco2014")
+    data.add_argument("--root", help="folder to put it in; default data/<name>")
+    data.set_defaults(command=_data)
+
+    inspect = commands.add_parser("inspect", help="explain a weights file: what it is, what it saw, whether it leaks")
+    inspect.add_argument("checkpoint")
+    inspect.set_defaults(command=_inspect)
+
+    report = commands.add_parser("report", help="one table of finished runs")
+    report.add_argument("runs", nargs="+", help="run folders, or folders that hold some")
+    report.add_argument("--csv", help="also write the table, one line per run, to this file")
+    report.set_defaults(command=_report)
+
+    presets = commands.add_parser("presets", help="list the shipped presets, or show one in full")
+    presets.add_argument("preset", nargs="?")
+    presets.add_argument("overrides", nargs="*")
+    presets.set_defaults(command=_presets)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    from .config import load_experiment
+    from .session import train
+
+    experiment = load_experiment(options.preset, options.overrides)
+    run = train(experiment, options.folder, device=options.device, allow_leak=options.allow_leak, max_steps=options.max_steps)
+    print(run.folder)
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from .data import DEFAULT_ROOTS, download
+    from .home import resolve
+
+    if options.name not in DEFAULT_ROOTS:
+        raise DataError(f"There is no data set {options.name!r} to get.{did_you_mean(options.name, DEFAULT_ROOTS)}")
+    bars: dict[str, tqdm] = {}
+
+    def report(file: str, done: int, total: int) -> None:
+        if file not in bars:
+            bars[file] = tqdm(total=total or None, unit="B", unit_scale=True, desc=file, initial=done)
+        bars[file].update(done - bars[file].n)
+
+    root = download.get(options.name, resolve(options.root or DEFAULT_ROOTS[options.name]), report)
+    for bar in bars.values():
+        bar.close()
+    print(root)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .model.checkpoint import inspect
+
+    found = inspect(options.checkpoint)
+    lines = {
+        "file": found.path,
+        "layout": found.layout,
+        "tensors": f"{len(found.tensors)} with {found.parameters / 1e6:.2f} M values",
+        "trained on": found.trained_on,
+        "classes": found.classes if found.classes is not None else "no classifier found",
+        "leaks": f"yes: {found.leak}" if found.leak else "no reason known",
+    }
+    for key, value in lines.items():
+        print(f"{key:>11}: {value}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .report import runs_table, summary_table
+    from .run import find_runs
+
+    runs = [run for folder in options.runs for run in find_runs(folder)]
+    missing = [folder for folder in options.runs if not Path(folder).exists()]
+    if missing:
+        raise DataError(f"There is no folder {missing[0]}.")
+    for run in runs:
+        if not run.done:
+            print(f"not finished, left out: {run.folder.name}", file=sys.stderr)
+    runs = [run for run in runs if run.done]
+    if not runs:
+        raise DataError("No finished run found there.")
+    table = runs_table(runs)
+    print(summary_table(table).to_string(index=False))
+    print("mAP, CF1, OF1 in percent, F1 at threshold 0.8; forgetting: max − last per class on the whole test set, points.")
+    if options.csv:
+        table.to_csv(options.csv, index=False)
+        print(options.csv)
+    return 0
+
+
+def _presets(options: argparse.Namespace) -> int:
+    from .config import load_experiment, preset_names
+
+    if options.preset:
+        print(load_experiment(options.preset, options.overrides).to_yaml(), end="")
+        return 0
+    for name in preset_names():
+        e = load_experiment(name)
+        base = e.protocol.base or e.protocol.increment
+        print(f"{name:<22} {e.data.dataset}, {base} + {e.protocol.increment} classes, {e.model.backbone}, {e.method}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Tables over finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from .run import Run
+
+METRICS = ("average_mAP", "last_mAP", "forgetting", "CF1", "OF1")
+
+
+def label_of(run: Run) -> str:
+    """How a run is called in tables and legends: its method, with its exemplars if it has any."""
+    replay = run.experiment.replay
+    if replay.per_class:
+        return f"{run.experiment.method}, {replay.per_class} exemplars per class"
+    if replay.budget:
+        return f"{run.experiment.method}, {replay.budget} exemplars"
+    return run.experiment.method
+
+
+def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """One line per finished run, with what its DONE file says."""
+    lines = []
+    for run in runs:
+        s = run.summary
+        lines.append(
+            {"run": run.folder.name, "name": label_of(run), "dataset": s["dataset"], "protocol": s["protocol"], "seed": s["seed"],
+             **{key: s[key] for key in METRICS}, "exemplars": s["exemplars"], "seconds": s["seconds"],
+             "leak": bool(s["weights"].get("leak")), "commit": s["commit"]}
+        )  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def summary_table(table: pd.DataFrame) -> pd.DataFrame:
+    """One line per method: mean ± standard deviation (n − 1) over its runs, best average mAP first."""
+    lines = []
+    for (dataset, protocol, name), group in table.groupby(["dataset", "protocol", "name"], sort=False):
+        line = {"dataset": dataset, "protocol": protocol, "method": name + (" (leak)" if group.leak.any() else "")}
+        line["runs"] = len(group)
+        for key in METRICS:
+            spread = f" ± {group[key].std():.2f}" if len(group) > 1 else ""
+            line[key] = f"{group[key].mean():.2f}{spread}"
+        line["seconds"] = f"{group.seconds.mean():.0f}"
+        lines.append((group.average_mAP.mean(), line))
+    lines.sort(key=lambda pair: (pair[1]["dataset"], pair[1]["protocol"], -pair[0]))
+    return pd.DataFrame([line for _, line in lines])
