@@ -7,15 +7,18 @@ a class's logit up or down.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import RunError
+from .data import MultiLabelDataset
+from .errors import DataError, RunError, did_you_mean
 from .model import Network
 from .model.network import build_network
+from .protocol import Protocol
 from .run import Run
 
 
@@ -81,3 +84,18 @@ def explain(model: Network, images: Tensor) -> Explanation:
     arrays = (scores, attention.transfer, attention.retention, shaped, maps)
     return Explanation(*(array.detach().float().numpy() for array in arrays))
 
+
+
+def choose_images(dataset: MultiLabelDataset, protocol: Protocol, ids: Sequence[str] = (), count: int = 3) -> list[int]:
+    """Rows of the named images or, without names, of the first ``count`` that show a base class and classes of two later
+    sessions (or as near to that as there is). Raises DataError for an unknown id."""
+    if ids:
+        known = {str(image): row for row, image in enumerate(dataset.ids)}
+        for image in ids:
+            if str(image) not in known:
+                raise DataError(f"{dataset.name} {dataset.split} has no image {image!r}.{did_you_mean(image, known)}")
+        return [known[str(image)] for image in ids]
+    labels = protocol.reorder(dataset.labels)
+    sessions = np.stack([labels[:, s.columns].any(axis=1) for s in protocol.sessions], axis=1)
+    worth = 10 * sessions[:, 0] + sessions[:, 1:].sum(axis=1).clip(max=2)
+    return np.argsort(-worth, kind="stable")[:count].tolist()

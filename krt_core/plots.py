@@ -7,12 +7,13 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
 from .data import MultiLabelDataset
 from .explain import Explanation
-from .home import atomic_write
+from .home import atomic_write, resolve
 from .metrics import forgetting_per_class
 from .protocol import Protocol
 from .report import label_of
@@ -24,8 +25,6 @@ MARKERS = "osD^vP*X"
 
 def save(figure: Figure, folder: str | Path, name: str) -> Figure:
     """Write ``<folder>/<name>.png`` and ``.pdf`` and return the figure."""
-    from .home import resolve
-
     for kind in ("png", "pdf"):
         path = resolve(folder) / f"{name}.{kind}"
         atomic_write(path, lambda file, kind=kind: figure.savefig(file, format=kind, dpi=150, bbox_inches="tight"))
@@ -35,6 +34,11 @@ def save(figure: Figure, folder: str | Path, name: str) -> Figure:
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1, **options):
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
+
+
+def save_table(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write a table as CSV."""
+    return atomic_write(resolve(path), table.to_csv())
 
 
 # ---- what the sessions see ----
@@ -96,6 +100,24 @@ def sample_images(dataset: MultiLabelDataset, protocol: Protocol, per_session: i
             names = [protocol.classes[c] if session.start <= c < session.stop else f"({protocol.classes[c]})" for c in present]
             axis.set_title("\n".join(", ".join(names[i : i + 2]) for i in range(0, len(names), 2)), fontsize=7)
         line[0].text(-0.12, 0.5, f"session {session.index + 1}", transform=line[0].transAxes, rotation=90, va="center", ha="right")
+    return figure
+
+
+# ---- training ----
+
+
+def training_loss(runs: Sequence[Run]) -> Figure:
+    """Mean loss of every epoch; vertical lines separate the sessions."""
+    figure, axis = _figure(9, 3.4)
+    for i, run in enumerate(runs):
+        epochs = run.epochs
+        axis.plot(range(1, len(epochs) + 1), [e["loss"] for e in epochs], color=PALETTE[i % len(PALETTE)],
+                  label=f"{label_of(run)}, seed {run.experiment.seed}")  # fmt: skip
+    per_session = runs[0].experiment.train.epochs
+    for t in range(1, len(runs[0].protocol.sessions)):
+        axis.axvline(t * per_session + 0.5, color="0.8", lw=1)
+    axis.set(xlabel="epoch, over all sessions", ylabel="loss (summed over a batch)", yscale="log", title="Training loss")
+    axis.legend(fontsize=9)
     return figure
 
 
@@ -209,6 +231,17 @@ def attention_over_sessions(image: np.ndarray, explanations: Sequence[Explanatio
         mass = explanation.retention[0, t].mean()
         _overlay(axes[0][t + 1], image, patches, "viridis", 0, patches.max())
         axes[0][t + 1].set_title(f"session {t + 1}\nretention token {100 * mass:.0f} %", fontsize=8)
+    return figure
+
+
+def retention_mass(explanations: Sequence[Explanation]) -> Figure:
+    """Attention mass (%) on each session's retention token per head, in one model, averaged over images."""
+    mass = 100 * np.concatenate([e.retention for e in explanations]).mean(axis=0)  # (T, H)
+    figure, axis = _figure(0.62 * mass.shape[1] + 2.6, 0.42 * len(mass) + 1.6)
+    sns.heatmap(mass, ax=axis, cmap="viridis", vmin=0, annot=True, fmt=".1f", annot_kws={"fontsize": 8},
+                xticklabels=range(1, mass.shape[1] + 1), yticklabels=range(1, len(mass) + 1),
+                cbar_kws={"label": "attention (%)"})  # fmt: skip
+    axis.set(xlabel="head", ylabel="session of the token", title="Mass on the retention tokens")
     return figure
 
 

@@ -1,0 +1,55 @@
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+# Everything runs in .venv, which `make setup` (a part of every other target) builds from pyproject.toml.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DEMO   := outputs/demo
+NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attention_maps
+export KRT_HOME := $(CURDIR)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint notebooks lab clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(VENV)/ready  ## build .venv (part of every other target)
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=/path/to/python")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev,photos]'
+	@$(BIN)/python tools/build_inplace_abn.py
+	@touch $@
+
+demo: setup  ## train and analyse on the embedded digits; results in outputs/demo
+	@mkdir -p $(DEMO)
+	@for name in $(NOTEBOOKS); do \
+	  echo "== notebooks/$$name.ipynb"; \
+	  $(BIN)/papermill notebooks/$$name.ipynb $(DEMO)/$$name.ipynb --cwd notebooks -k python3 -p folder $(DEMO) \
+	    --log-output --no-progress-bar 2>&1 | grep -vE '^(Input|Output|Working|Executing|Ending|Black)|^<Figure|^\[IPKernelApp|^$$' || exit 1; \
+	done
+	@$(BIN)/krt report $(DEMO)/runs --csv $(DEMO)/table.csv
+
+test: setup  ## run the tests (minutes)
+	$(BIN)/python -m pytest
+
+test-all: setup  ## also the slow ones
+	$(BIN)/python -m pytest -m ''
+
+lint: setup  ## check code style and that notebooks hold no output
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version" notebooks/*.ipynb
+
+notebooks: setup  ## strip outputs from the notebooks, ready to commit
+	$(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version" notebooks/*.ipynb
+
+lab: setup  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+clean:  ## delete .venv and caches; data and outputs stay
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache
+	find krt_core tests -name __pycache__ -type d -prune -exec rm -rf {} +

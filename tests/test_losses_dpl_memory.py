@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+
+from krt_core.config import Replay
+from krt_core.dpl import search_threshold
+from krt_core.losses import asymmetric_loss, token_distillation
+from krt_core.memory import Memory, herding
+
+
+def test_asymmetric_loss_is_the_formula():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(5, 3), (torch.rand(5, 3) < 0.4).float()
+    total = 0.0
+    for x, y in zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True):
+        p = 1 / (1 + np.exp(-x))
+        pm = max(p - 0.05, 0)
+        total += -np.log(p) if y else -(pm**4) * np.log(1 - pm)
+    assert float(asymmetric_loss(logits, targets)) == pytest.approx(total, rel=1e-5)
+
+
+def test_losses_stay_finite_in_half_precision_and_at_extremes():
+    logits = torch.tensor([[60.0, -60.0]], dtype=torch.float16, requires_grad=True)
+    loss = asymmetric_loss(logits, torch.tensor([[0.0, 1.0]]))
+    loss.backward()
+    assert loss.dtype == torch.float32 and torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+
+
+def test_token_distillation_compares_concatenated_old_tokens_only():
+    torch.manual_seed(0)
+    old, new = torch.randn(4, 2, 8), torch.randn(4, 3, 8)
+    a, b = old.flatten(1), new[:, :2].flatten(1)
+    expected = (1 - (a * b).sum(1) / a.norm(dim=1) / b.norm(dim=1)).mean()
+    torch.testing.assert_close(token_distillation(old, new), expected)
+    assert float(token_distillation(old, torch.cat([3 * old, new[:, 2:]], 1))) == pytest.approx(0, abs=1e-6)
+
+
+def test_threshold_meets_the_band():
+    probabilities = np.random.default_rng(0).random((400, 10))
+    record = search_threshold(probabilities, target=1.5)
+    assert record.converged and abs(record.found - 1.5) < 0.1
+    assert record.found == pytest.approx((probabilities > record.threshold).sum() / 400)
+    again = search_threshold(probabilities, target=1.5, start=record.threshold)
+    assert again.steps == 0 and again.threshold == record.threshold
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.7])
+def test_threshold_never_dies_on_saturated_scores(value):
+    record = search_threshold(np.full((3, 10), value), target=2.9)
+    assert not record.converged and record.found in (0.0, 10.0)
+    assert record.found == 0.0  # 0 is nearer to 2.9 than 10 is
+    with pytest.raises(ValueError, match="non-empty"):
+        search_threshold(np.zeros((0, 10)), 1.0)
+
+
+def test_herding_follows_the_mean_better_than_chance():
+    features = np.random.default_rng(0).normal(size=(60, 16)) + 1
+    chosen = herding(features, 10)
+    assert len(set(chosen.tolist())) == 10
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    error = np.linalg.norm(unit.mean(0) - unit[chosen].mean(0))
+    rng = np.random.default_rng(1)
+    others = [np.linalg.norm(unit.mean(0) - unit[rng.permutation(60)[:10]].mean(0)) for _ in range(50)]
+    assert error < min(others)
+    assert sorted(herding(features[:4], 10).tolist()) == [0, 1, 2, 3]
+    assert len(herding(features[:0], 10)) == 0
+    assert sorted(herding(np.ones((5, 3)), 3, max_steps=20).tolist()) != []  # identical rows end
+
+
+def _labels():
+    labels = np.zeros((12, 4), dtype=bool)
+    labels[:6, 0] = labels[4:10, 1] = labels[8:, 2] = labels[10:, 3] = True
+    return labels
+
+
+@pytest.mark.parametrize("selection", ["herding", "random"])
+def test_memory_keeps_its_quota_and_drops_images_already_stored(selection):
+    labels, features = _labels(), np.random.default_rng(0).normal(size=(12, 8))
+    memory = Memory(Replay(per_class=3, selection=selection))
+    memory.update(0, np.arange(10), labels[:10, :2], features[:10], seed=0)
+    assert [len(r) for r in memory.ranked] == [3, 3] and len(set(memory.images.tolist())) == 6
+    again = Memory(Replay(per_class=3, selection=selection))
+    again.load_state(memory.state())
+    assert again.ranked == memory.ranked and again.session_of == memory.session_of
+
+
+def test_memory_with_a_fixed_budget_shrinks_the_older_lists_from_the_end():
+    labels, features = _labels(), np.random.default_rng(0).normal(size=(12, 8))
+    memory = Memory(Replay(budget=8))
+    memory.update(0, np.arange(10), labels[:10, :2], features[:10], seed=0)
+    before = [list(r) for r in memory.ranked]
+    memory.update(1, np.arange(8, 12), labels[8:, 2:], features[8:], seed=0)
+    assert [len(r) for r in memory.ranked[:2]] == [2, 2] and [r[:2] for r in before] == memory.ranked[:2]
+    assert len(memory.images) <= 8 and set(memory.session_of) == set(memory.images.tolist())
+
+
+def test_fewer_images_than_exemplars_keeps_what_there_is():
+    memory = Memory(Replay(per_class=50))
+    memory.update(0, np.arange(12), _labels(), np.random.default_rng(0).normal(size=(12, 8)), seed=0)
+    assert 0 < len(memory.images) <= 12
+
+
+def test_stored_labels_widened_as_published_or_strict():
+    labels = np.ones((1, 6), dtype=bool)
+    for kind, expected in (("widened", [0, 0, 1, 1, 1, 1]), ("strict", [0, 0, 1, 1, 0, 0])):
+        memory = Memory(Replay(per_class=1, labels=kind), [[0]], {0: 1})
+        assert memory.visible(labels, 0, [0, 2, 4], [2, 4, 6]).astype(int).tolist() == expected

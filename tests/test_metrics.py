@@ -1,0 +1,65 @@
+import doctest
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support
+
+import krt_core.metrics as m
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(0)
+    labels = rng.random((300, 7)) < 0.3
+    return (0.5 * labels + rng.random((300, 7))) / 1.5, labels
+
+
+def test_doctests():
+    assert doctest.testmod(m).failed == 0
+
+
+def test_average_precision_equals_scikit_learn(case):
+    scores, labels = case
+    expected = [100 * average_precision_score(labels[:, c], scores[:, c]) for c in range(7)]
+    np.testing.assert_allclose(m.average_precision(scores, labels), expected, rtol=1e-10)
+    assert m.mean_average_precision(scores, labels) == pytest.approx(np.mean(expected))
+
+
+def test_f1_equals_scikit_learn(case):
+    scores, labels = case
+    ours = m.precision_recall_f1(scores, labels, 0.5)
+    p, r, f, _ = precision_recall_fscore_support(labels, scores > 0.5, average=None, zero_division=0)
+    op, orr, of, _ = precision_recall_fscore_support(labels, scores > 0.5, average="micro")
+    np.testing.assert_allclose(
+        [ours[k] for k in ("CP", "CR", "CF1", "OP", "OR", "OF1")], 100 * np.array([p.mean(), r.mean(), f.mean(), op, orr, of])
+    )
+
+
+def test_cf1_is_the_mean_of_f1_not_the_f1_of_means():
+    labels = np.array([[1, 1], [0, 1], [0, 1], [0, 0]], dtype=bool)
+    scores = np.array([[1, 1], [1, 0], [1, 0], [1, 0]], dtype=float)
+    out = m.precision_recall_f1(scores, labels)
+    assert out["CF1"] == pytest.approx((40 + 50) / 2)
+    assert out["CF1"] != pytest.approx(2 * out["CP"] * out["CR"] / (out["CP"] + out["CR"]))
+
+
+def test_nothing_predicted_and_no_positives():
+    out = m.precision_recall_f1(np.zeros((3, 2)), np.ones((3, 2), bool))
+    assert np.isnan(out["OP"]) and out["OF1"] == 0 and out["CF1"] == 0
+    assert m.average_precision(np.ones((3, 1)), np.zeros((3, 1), bool))[0] == 0
+
+
+def test_forgetting_definitions_on_a_table_worked_by_hand():
+    nan = np.nan
+    ap = np.array([[90.0, 70, nan, nan], [95, 60, 80, 60], [80, 65, 70, 50]])[:, :4]
+    ap = np.column_stack([ap, [nan, nan, 55]])
+    first = [0, 0, 1, 1, 2]
+    np.testing.assert_allclose(m.forgetting_per_class(ap, first, "max"), [15, 5, 10, 10, nan])
+    np.testing.assert_allclose(m.forgetting_per_class(ap, first, "first"), [10, 5, 10, 10, nan])
+    out = m.forgetting({"fixed": ap}, first)
+    assert out["max_class_fixed"] == pytest.approx(10)
+    # task 0: means 80, 77.5, 72.5; task 1: 70, 60
+    assert out["max_task_fixed"] == pytest.approx((7.5 + 10) / 2)
+    assert m.forgetting({"fixed": ap[:1, :2]}, [0, 0]) == {}
+    with pytest.raises(ValueError, match="'max' or 'first'"):
+        m.forgetting_per_class(ap, first, "worst")

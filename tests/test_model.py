@@ -1,0 +1,101 @@
+import pytest
+import torch
+
+from krt_core.config import Model
+from krt_core.errors import ConfigError
+from krt_core.model import Network
+from krt_core.model.backbone import make_backbone
+from krt_core.model.ica import IncrementalCrossAttention, looped
+
+
+def _ica(sessions=3, dim=32, heads=4, dtype=torch.float64):
+    torch.manual_seed(0)
+    ica = IncrementalCrossAttention(dim, heads)
+    for _ in range(sessions):
+        ica.add_session()
+    for p in ica.parameters():  # away from the small initial values, where everything looks alike
+        p.requires_grad_(True).data.normal_(std=0.5)
+    return ica.to(dtype)
+
+
+@pytest.mark.parametrize(("sessions", "patches"), [(1, 49), (3, 49), (8, 7), (2, 1)])
+def test_closed_form_equals_the_loop_in_outputs_gradients_and_attention(sessions, patches):
+    ica = _ica(sessions)
+    x = torch.randn(3, patches, 32, dtype=torch.float64, requires_grad=True)
+    fast, attention = ica(x, with_attention=True)
+    slow, weights = looped(ica, x)
+    torch.testing.assert_close(fast, slow)
+    torch.testing.assert_close(attention.full(), weights)
+    torch.testing.assert_close(attention.full().sum(-1), torch.ones(3, sessions, 4, dtype=torch.float64))
+    probe = torch.randn_like(fast)
+    names = [n for n, _ in ica.named_parameters()]
+    inputs = [x, *ica.parameters()]
+    for name, a, b in zip(
+        ["patches", *names],
+        torch.autograd.grad((fast * probe).sum(), inputs),
+        torch.autograd.grad((slow * probe).sum(), inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_closed_form_agrees_in_float32_and_under_autocast():
+    ica = _ica(4, dtype=torch.float32)
+    x = torch.randn(2, 49, 32)
+    torch.testing.assert_close(ica(x)[0], looped(ica, x)[0], rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = ica(x)[0]
+    assert (half.float() - looped(ica, x)[0]).abs().mean() < 0.05 * looped(ica, x)[0].abs().mean()
+
+
+def _network(head="ica"):
+    torch.manual_seed(0)
+    return Network(make_backbone(Model(backbone="test_resnet", stride=8), 32), head, embed_dim=32, heads=4)
+
+
+def test_growing_freezes_old_tokens_and_heads_and_leaves_old_scores_alone():
+    network = _network().eval()
+    network.add_session(3)
+    images = torch.rand(2, 3, 32, 32)
+    before = network(images)
+    network.add_session(2)
+    after = network(images, with_attention=True)
+    assert after.logits.shape == (2, 5) and after.tokens.shape == (2, 2, 32) and after.attention.patches.shape == (2, 2, 4, 16)
+    torch.testing.assert_close(after.logits[:, :3], before.logits)
+    frozen = {n for n, p in network.named_parameters() if not p.requires_grad}
+    assert frozen == {"ica.retention_tokens.0", *(f"heads.0.{n}" for n, _ in network.heads[0].named_parameters())}
+    assert after.pooled.shape == (2, network.backbone.channels)
+
+
+def test_linear_head_grows_and_keeps_training():
+    network = _network("linear")
+    network.add_session(3)
+    network.add_session(2)
+    out = network(torch.rand(2, 3, 32, 32))
+    assert out.logits.shape == (2, 5) and out.tokens is None
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_another_image_size_is_refused_in_words():
+    network = _network()
+    network.add_session(2)
+    with pytest.raises(ValueError, match=r"data\.image_size"):
+        network(torch.rand(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize(("name", "stride", "size", "shape"), [("tresnet_m", 0, 224, (2048, 7, 7)),
+                         ("tf_efficientnet_lite0", 0, 96, (1280, 3, 3)), ("resnet10t", 8, 64, (128, 8, 8)),
+                         ("test_vit", 0, 160, (64, 10, 10)), ("test_convnext", 0, 64, None)])  # fmt: skip
+def test_backbones_yield_a_map(name, stride, size, shape):
+    backbone = make_backbone(Model(backbone=name, stride=stride), size).eval()
+    with torch.no_grad():
+        features = backbone(torch.rand(1, 3, size, size))
+    assert features.shape[1:] == (backbone.channels, *backbone.grid)
+    assert shape is None or (backbone.channels, *backbone.grid) == shape
+
+
+def test_unknown_backbone_and_stride_name_what_there_is():
+    with pytest.raises(ConfigError, match="tresnet_m"):
+        make_backbone(Model(backbone="tresnetm"), 64)
+    with pytest.raises(ConfigError, match="maps at"):
+        make_backbone(Model(backbone="test_resnet", stride=3), 64)

@@ -1,0 +1,69 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from krt_core.errors import ConfigError, DataError
+from krt_core.protocol import check_labels, make_protocol
+
+LETTERS = tuple("hgfedcba")
+
+
+def test_alphabetical_order_and_cuts():
+    p = make_protocol(LETTERS, base=0, increment=2)
+    assert p.classes == tuple("abcdefgh") and p.name == "B0-C2"
+    assert [(s.start, s.stop) for s in p.sessions] == [(0, 2), (2, 4), (4, 6), (6, 8)]
+    assert [(s.start, s.stop) for s in make_protocol(LETTERS, 4, 3).sessions] == [(0, 4), (4, 7), (7, 8)]
+    assert make_protocol(LETTERS, 4, 3).name == "B4-C3"
+    assert len(make_protocol(LETTERS, 8, 2).sessions) == 1
+
+
+@pytest.mark.parametrize(("classes", "base", "increment", "sessions"), [(80, 0, 10, 8), (80, 40, 10, 5), (80, 20, 4, 16),
+                         (80, 0, 5, 16), (20, 0, 4, 5), (20, 10, 2, 6), (20, 5, 3, 6), (20, 4, 2, 9)])  # fmt: skip
+def test_published_protocols_have_their_number_of_sessions(classes, base, increment, sessions):
+    assert len(make_protocol(tuple(f"c{i:02d}" for i in range(classes)), base, increment).sessions) == sessions
+
+
+def test_seeded_order_is_a_repeatable_shuffle():
+    one, two = make_protocol(LETTERS, 0, 2, order_seed=1), make_protocol(LETTERS, 0, 2, order_seed=1)
+    assert one.classes == two.classes != make_protocol(LETTERS, 0, 2).classes
+    assert sorted(one.classes) == sorted(LETTERS)
+    labels = np.eye(8, dtype=bool)
+    assert [LETTERS[i] for i in one.order] == list(one.classes)
+    assert (one.reorder(labels).argmax(axis=1) == [one.classes.index(name) for name in LETTERS]).all()
+
+
+def test_label_absence():
+    p = make_protocol(tuple("abcd"), 0, 2)
+    labels = np.array([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]], dtype=bool)
+    assert p.train_images(labels, 0).tolist() == [0, 1]
+    assert p.train_images(labels, 1).tolist() == [0, 2]  # image 0 comes back
+    assert p.visible_labels(labels[[0, 2]], 1).tolist() == [[False, False, True, False], [False, False, False, True]]
+    assert p.visible_labels(labels[[0, 1]], 0).tolist() == [[True, False], [False, True]]  # the future does not exist yet
+    subsets = p.test_subsets(labels, 1)
+    assert [rows.tolist() for rows, _ in subsets.values()] == [[0, 1], [0, 1, 2], [0, 2]]
+    assert subsets["seen"][1] == slice(0, 4) and subsets["new"][1] == slice(2, 4)
+
+
+def test_impossible_protocols_are_refused():
+    with pytest.raises(ConfigError, match="base is 9"):
+        make_protocol(LETTERS, 9, 2)
+    with pytest.raises(DataError, match="'a'"):
+        make_protocol(("a", "a", "b"), 0, 1)
+    with pytest.raises(DataError, match="labelled with b"):
+        check_labels(make_protocol(("a", "b"), 0, 1), np.array([[True, False]]), "tiny train")
+
+
+@pytest.mark.skipif("KRT_COCO_LABELS" not in os.environ, reason="KRT_COCO_LABELS names no file of COCO train2014 labels")
+def test_coco_sessions_have_the_published_sizes():
+    with np.load(Path(os.environ["KRT_COCO_LABELS"]), allow_pickle=False) as stored:
+        classes = tuple(map(str, stored["classes"]))
+        labels = np.unpackbits(stored["labels"], axis=1, count=len(classes)).astype(bool)
+    expected = {
+        (0, 10): [18599, 28071, 27930, 17218, 51104, 18851, 16845, 21750],
+        (40, 10): [60611, 51104, 18851, 16845, 21750],
+    }
+    for (base, increment), sizes in expected.items():
+        p = make_protocol(classes, base, increment)
+        assert [len(p.train_images(p.reorder(labels), s.index)) for s in p.sessions] == sizes
