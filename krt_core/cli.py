@@ -32,8 +32,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", nargs="*", help="key=value, as in method=finetune train.epochs=3 seed=1")
     train.add_argument("--folder", help="run folder; default outputs/<name>-<method>-<hash>-s<seed>")
     train.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
-    train.add_argument("--allow-leak", action="store_true", help="accept weights that were trained on the labels to be learned")
-    train.add_argument("--max-steps", type=int, help="end each epoch after so many steps: a quick look, never marked done")
+    train.add_argument(
+        "--allow-leak", action="store_true", help="accept weights that were trained on the labels to be learned"
+    )
+    train.add_argument(
+        "--max-steps", type=int, help="end each epoch after so many steps: a quick look, never marked done"
+    )
     train.set_defaults(command=_train)
 
     data = commands.add_parser("data", help="get or make a data set")
@@ -62,7 +66,9 @@ def _train(options: argparse.Namespace) -> int:
     from .session import train
 
     experiment = load_experiment(options.preset, options.overrides)
-    run = train(experiment, options.folder, device=options.device, allow_leak=options.allow_leak, max_steps=options.max_steps)
+    run = train(
+        experiment, options.folder, device=options.device, allow_leak=options.allow_leak, max_steps=options.max_steps
+    )
     print(run.folder)
     return 0
 
@@ -122,7 +128,9 @@ def _report(options: argparse.Namespace) -> int:
         raise DataError("No finished run found there.")
     table = runs_table(runs)
     print(summary_table(table).to_string(index=False))
-    print("mAP, CF1, OF1 in percent, F1 at threshold 0.8; forgetting: max − last per class on the whole test set, points.")
+    print(
+        "mAP, CF1, OF1 in percent, F1 at threshold 0.8; forgetting: max − last per class on the whole test set, points."
+    )
     if options.csv:
         table.to_csv(options.csv, index=False)
         print(options.csv)

@@ -56,7 +56,7 @@ class Replay:
     per_class: int = 0  # exemplars kept per class; 0: none
     budget: int = 0  # or: one fixed number of images shared by all classes; 0: use per_class
     selection: Literal["herding", "random"] = "herding"
-    labels: Literal["widened", "strict"] = "widened"  # widened (as published): later classes are visible on stored images
+    labels: Literal["widened", "strict"] = "widened"  # widened (as published): stored images show later classes
     duplicates: bool = False  # may one image be stored for two classes? (published: VOC yes, COCO no)
 
 
@@ -78,7 +78,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that decides the result of a run. ``options`` belong to the chosen method (see ``krt_core.methods``)."""
+    """Everything that decides the result of a run. ``options`` belong to the method (see ``krt_core.methods``)."""
 
     name: str = "experiment"
     method: str = "krt"
@@ -131,7 +131,9 @@ def load_experiment(preset: str | Path, overrides: Mapping[str, Any] | list[str]
     elif path.suffix in (".yaml", ".yml") and path.is_file():
         text, where = path.read_text(), str(path)
     else:
-        raise ConfigError(f"There is no preset {str(preset)!r} and no such YAML file.{did_you_mean(preset, preset_names())}")
+        raise ConfigError(
+            f"There is no preset {str(preset)!r} and no such YAML file.{did_you_mean(preset, preset_names())}"
+        )
     content = parse_yaml(text, where)
     content.setdefault("name", path.stem)
     return experiment_from(_merge(content, _overrides(overrides)), where)
@@ -161,7 +163,9 @@ def experiment_from(content: Mapping[str, Any], where: str = "experiment") -> Ex
     for key in content:
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key!r}.{did_you_mean(key, known | set(METHODS))}")
-    options = {name: _convert(METHODS[name].Options, sections.get(name) or {}, name, where) for name in {*sections, method}}
+    options = {
+        name: _convert(METHODS[name].Options, sections.get(name) or {}, name, where) for name in {*sections, method}
+    }
     experiment = _convert(Experiment, content, "", where)
     experiment = dataclasses.replace(experiment, options=options[method])
     _check(experiment, where)
@@ -174,7 +178,11 @@ def _check(experiment: Experiment, where: str) -> None:
     rules = [
         (e.protocol.increment >= 1, "protocol.increment", "must be at least 1"),
         (e.protocol.base >= 0, "protocol.base", "must not be negative"),
-        (e.model.embed_dim % e.model.heads == 0, "model.embed_dim", f"must be a multiple of model.heads ({e.model.heads})"),
+        (
+            e.model.embed_dim % e.model.heads == 0,
+            "model.embed_dim",
+            f"must be a multiple of model.heads ({e.model.heads})",
+        ),
         (e.train.epochs >= 1, "train.epochs", "must be at least 1"),
         (e.train.batch_size >= 1, "train.batch_size", "must be at least 1"),
         (e.train.group >= 1, "train.group", "must be at least 1"),
@@ -232,7 +240,9 @@ def _convert(kind: Any, value: Any, key: str, where: str) -> Any:
             if name not in hints:
                 dotted = f"{key}.{name}".lstrip(".")
                 raise ConfigError(f"{where}: unknown key {dotted!r}.{did_you_mean(name, hints)}")
-        return kind(**{name: _convert(hints[name], item, f"{key}.{name}".lstrip("."), where) for name, item in value.items()})
+        return kind(
+            **{name: _convert(hints[name], item, f"{key}.{name}".lstrip("."), where) for name, item in value.items()}
+        )
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         if value not in arguments:

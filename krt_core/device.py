@@ -31,7 +31,9 @@ def choose_runtime(precision: str = "auto", device: str | None = None) -> Runtim
     """Pick the device (CUDA if there is one) and resolve ``precision`` "auto" to a type the processor is fast in."""
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if precision != "auto":
-        return Runtime(chosen, getattr(torch, precision), {"device": str(chosen), "precision": f"{precision}: asked for"})
+        return Runtime(
+            chosen, getattr(torch, precision), {"device": str(chosen), "precision": f"{precision}: asked for"}
+        )
     if chosen.type == "cuda":
         major, minor = torch.cuda.get_device_capability(chosen)
         dtype = torch.bfloat16 if major >= 8 else torch.float16
@@ -83,7 +85,9 @@ def git_commit() -> str | None:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:

@@ -35,7 +35,8 @@ def search_threshold(
     tolerance: float = TOLERANCE,
     max_steps: int = MAX_STEPS,
 ) -> ThresholdRecord:
-    """Walk from ``start`` until the mean number of probabilities above the threshold is within ``tolerance`` of ``target``.
+    """Walk from ``start`` until the mean number of probabilities above the threshold is within ``tolerance`` of
+    ``target``.
 
     probabilities (n, C_old) are the old model's scores of the session's training images. Where the walk meets no such
     threshold (few images or saturated scores can jump across the whole band), the closest one visited is returned with

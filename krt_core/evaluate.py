@@ -1,4 +1,4 @@
-"""One pass over images: probabilities and, where wanted, pooled features. Exact: no image is padded or counted twice."""
+"""One pass over images: probabilities and, where wanted, pooled features. No image is padded or counted twice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .protocol import Protocol
 def predict(
     model: Network, store: ImageStore, rows: np.ndarray, runtime: Runtime, batch_size: int, features: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scores (m, C) float32 in learning order and pooled features (m, channels) or None, for ``rows`` with test transforms."""
+    """Scores (m, C) float32 in learning order and pooled features (m, channels) or None, with test transforms."""
     was_training = model.training
     model.eval()
     scores, pooled = [], []

@@ -1,8 +1,8 @@
 """Looking into a trained model: where the retention tokens attend, and which patches speak for a class.
 
 The published query is shared by all sessions, so the patch weights of every session have the same shape and differ only
-by how much mass the session's retention token takes. What does differ is the evidence: how much each patch's value pushes
-a class's logit up or down.
+by how much mass the session's retention token takes. What does differ is the evidence: how much each patch's value
+pushes a class's logit up or down.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Explanation:
 
 
 def load_model(run: Run, session: int) -> Network:
-    """The network as it was after a session (0 is the first), in eval mode on the CPU. Raises RunError if unfinished."""
+    """The network as it was after a session (0 is the first), in eval mode on the CPU; RunError if unfinished."""
     state = run.session_state(session)
     model = build_network(run.experiment)
     tensors = run.model_state(session)
@@ -54,9 +54,9 @@ def load_model(run: Run, session: int) -> Network:
 def explain(model: Network, images: Tensor) -> Explanation:
     """Attention and evidence of an ICA model for images (B, 3, S, S) in [0, 1]. Raises RunError for a linear head.
 
-    Evidence of patch n for class c of session t: ⟨∂logit_c / ∂o_t, o_{t,n}⟩, where o_t is the attention output and o_{t,n}
-    the part of it that patch n brings in (weight × projected value). It is exact for the attention and first order through
-    MLP, norm and head.
+    Evidence of patch n for class c of session t: ⟨∂logit_c / ∂o_t, o_{t,n}⟩, where o_t is the attention output and
+    o_{t,n} the part of it that patch n brings in (weight × projected value). It is exact for the attention and first
+    order through MLP, norm and head.
     """
     if model.kind != "ica":
         raise RunError("This model has a linear head: there is no attention to look at.")
@@ -85,10 +85,9 @@ def explain(model: Network, images: Tensor) -> Explanation:
     return Explanation(*(array.detach().float().numpy() for array in arrays))
 
 
-
 def choose_images(dataset: MultiLabelDataset, protocol: Protocol, ids: Sequence[str] = (), count: int = 3) -> list[int]:
-    """Rows of the named images or, without names, of the first ``count`` that show a base class and classes of two later
-    sessions (or as near to that as there is). Raises DataError for an unknown id."""
+    """Rows of the named images or, without names, of the first ``count`` that show a base class and classes of two
+    later sessions (or as near to that as there is). Raises DataError for an unknown id."""
     if ids:
         known = {str(image): row for row, image in enumerate(dataset.ids)}
         for image in ids:

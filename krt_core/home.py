@@ -35,7 +35,7 @@ def outputs_dir() -> Path:
 
 
 def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes | str) -> Path:
-    """Write to a temporary file beside ``path``, flush it to disk, then rename: a reader sees the old file or the new."""
+    """Write to a temporary file beside ``path``, flush to disk, then rename: a reader sees the old file or the new."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")

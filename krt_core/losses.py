@@ -1,4 +1,4 @@
-"""Losses. All are computed in float32 or better, whatever the autocast: half precision makes the asymmetric loss NaN."""
+"""Losses, in float32 or better whatever the autocast: half precision makes the asymmetric loss NaN."""
 
 from __future__ import annotations
 

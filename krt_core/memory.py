@@ -31,7 +31,9 @@ class Memory:
         """Images each of ``classes`` classes may keep."""
         return self.replay.per_class or self.replay.budget // max(classes, 1)
 
-    def update(self, session: int, images: np.ndarray, labels: np.ndarray, features: np.ndarray | None, seed: int) -> None:
+    def update(
+        self, session: int, images: np.ndarray, labels: np.ndarray, features: np.ndarray | None, seed: int
+    ) -> None:
         """Choose exemplars for the classes of the session that has just ended.
 
         images (m,) rows of the training set the session trained on (without replayed ones), labels (m, classes of the

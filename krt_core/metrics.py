@@ -81,9 +81,9 @@ def forgetting(tables: dict[str, np.ndarray], first: Sequence[int]) -> dict[str,
     """Every named definition of forgetting, in points.
 
     tables: pool name → AP table (T, C), NaN where a class was not yet learned. The pools are ``fixed`` (the whole test
-    set after every session), ``seen`` (test images with a class seen so far, a pool that grows) and ``own`` (test images
-    with a class of the scored class's own session). Keys read ``<max|first>_<class|task>_<pool>``; the headline is
-    ``max_class_fixed``. Empty for a single session.
+    set after every session), ``seen`` (test images with a class seen so far, a pool that grows) and ``own`` (test
+    images with a class of the scored class's own session). Keys read ``<max|first>_<class|task>_<pool>``; the
+    headline is ``max_class_fixed``. Empty for a single session.
     """
     out = {}
     first = np.asarray(first)

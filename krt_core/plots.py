@@ -1,4 +1,4 @@
-"""Static figures. Every function takes runs or arrays and returns a matplotlib Figure; nothing is shown or saved here."""
+"""Static figures. Every function takes runs or arrays and returns a matplotlib Figure; none is shown here."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def session_sizes(protocol: Protocol, labels: np.ndarray) -> Figure:
     left.bar(names, [len(r) for r in rows], color=PALETTE[0])
     left.set(xlabel="session", ylabel="training images", title="Images per session")
     parts = {
-        "visible: the session's own classes": [labels[r][:, s.columns].sum() for r, s in zip(rows, sessions, strict=True)],
+        "visible: the session's own classes": [
+            labels[r][:, s.columns].sum() for r, s in zip(rows, sessions, strict=True)
+        ],
         "hidden: classes learned before": [labels[r][:, : s.start].sum() for r, s in zip(rows, sessions, strict=True)],
         "hidden: classes still to come": [labels[r][:, s.stop :].sum() for r, s in zip(rows, sessions, strict=True)],
     }
@@ -83,7 +85,9 @@ def co_occurrence(protocol: Protocol, labels: np.ndarray) -> Figure:
     return figure
 
 
-def sample_images(dataset: MultiLabelDataset, protocol: Protocol, per_session: int = 6, size: int = 128, seed: int = 0) -> Figure:
+def sample_images(
+    dataset: MultiLabelDataset, protocol: Protocol, per_session: int = 6, size: int = 128, seed: int = 0
+) -> Figure:
     """A few training images of each session; visible labels stand plain, hidden ones in brackets."""
     from .data.pipeline import load_image
 
@@ -97,9 +101,18 @@ def sample_images(dataset: MultiLabelDataset, protocol: Protocol, per_session: i
         for row, axis in zip(rows, line, strict=False):
             axis.imshow(load_image(dataset.path(int(row)), size))
             present = np.flatnonzero(labels[row])
-            names = [protocol.classes[c] if session.start <= c < session.stop else f"({protocol.classes[c]})" for c in present]
+            own = range(session.start, session.stop)
+            names = [protocol.classes[c] if c in own else f"({protocol.classes[c]})" for c in present]
             axis.set_title("\n".join(", ".join(names[i : i + 2]) for i in range(0, len(names), 2)), fontsize=7)
-        line[0].text(-0.12, 0.5, f"session {session.index + 1}", transform=line[0].transAxes, rotation=90, va="center", ha="right")
+        line[0].text(
+            -0.12,
+            0.5,
+            f"session {session.index + 1}",
+            transform=line[0].transAxes,
+            rotation=90,
+            va="center",
+            ha="right",
+        )
     return figure
 
 
@@ -116,7 +129,9 @@ def training_loss(runs: Sequence[Run]) -> Figure:
     per_session = runs[0].experiment.train.epochs
     for t in range(1, len(runs[0].protocol.sessions)):
         axis.axvline(t * per_session + 0.5, color="0.8", lw=1)
-    axis.set(xlabel="epoch, over all sessions", ylabel="loss (summed over a batch)", yscale="log", title="Training loss")
+    axis.set(
+        xlabel="epoch, over all sessions", ylabel="loss (summed over a batch)", yscale="log", title="Training loss"
+    )
     axis.legend(fontsize=9)
     return figure
 
@@ -124,7 +139,9 @@ def training_loss(runs: Sequence[Run]) -> Figure:
 # ---- forgetting ----
 
 
-def session_curves(runs: Sequence[Run], key: str = "mAP_seen", reference: dict[str, np.ndarray] | None = None) -> Figure:
+def session_curves(
+    runs: Sequence[Run], key: str = "mAP_seen", reference: dict[str, np.ndarray] | None = None
+) -> Figure:
     """One metric after each session, averaged over the seeds of a method, with a band of one standard deviation.
 
     reference: published curves by name, drawn dashed over their own number of sessions.
@@ -141,7 +158,11 @@ def session_curves(runs: Sequence[Run], key: str = "mAP_seen", reference: dict[s
         axis.plot(np.arange(1, len(curve) + 1), curve, "--", color="0.3", marker=MARKERS[i], ms=4, label=name)
     first = runs[0].protocol
     axis.set_xticks(range(1, len(first.sessions) + 1), [f"{s.index + 1}\n{s.stop} classes" for s in first.sessions])
-    axis.set(xlabel="after session", ylabel=f"{key.replace('_', ' ')} (%)", title=f"{key.replace('_', ' ')} after each session")
+    axis.set(
+        xlabel="after session",
+        ylabel=f"{key.replace('_', ' ')} (%)",
+        title=f"{key.replace('_', ' ')} after each session",
+    )
     axis.grid(alpha=0.3)
     axis.legend(fontsize=9)
     return figure
@@ -161,17 +182,22 @@ def class_session_heatmap(runs: Sequence[Run], pool: str = "fixed") -> Figure:
         if len(classes) * len(table) <= 150:
             for (t, c), value in np.ndenumerate(table):
                 if np.isfinite(value):
-                    axis.text(t, c, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value < 60 else "black")
+                    colour = "white" if value < 60 else "black"
+                    axis.text(t, c, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
     axes[0][0].set_yticks(range(len(classes)), classes, fontsize=8)
     figure.colorbar(image, ax=axes[0], label=f"AP (%), {POOLS[pool]}")
     return figure
 
 
-POOLS = {"fixed": "whole test set", "seen": "test images with a seen class", "own": "test images of the class's own session"}
+POOLS = {
+    "fixed": "whole test set",
+    "seen": "test images with a seen class",
+    "own": "test images of the class's own session",
+}
 
 
 def forgetting_bars(runs: Sequence[Run], kind: str = "max", pool: str = "fixed") -> Figure:
-    """Points of AP each class lost until the end, averaged over the seeds of a method. Classes of the last session are left out."""
+    """Points of AP each class lost until the end, averaged over the seeds of a method; without the last session's."""
     groups = _by_label(runs)
     protocol = runs[0].protocol
     shown = protocol.sessions[-1].start
@@ -179,7 +205,8 @@ def forgetting_bars(runs: Sequence[Run], kind: str = "max", pool: str = "fixed")
     width = 0.8 / len(groups)
     for i, (name, group) in enumerate(groups.items()):
         lost = np.mean([forgetting_per_class(r.ap_tables[pool], r.first_session, kind)[:shown] for r in group], axis=0)
-        axis.bar(np.arange(shown) + (i - (len(groups) - 1) / 2) * width, lost, width, label=f"{name}: {lost.mean():.1f} on average",
+        label = f"{name}: {lost.mean():.1f} on average"
+        axis.bar(np.arange(shown) + (i - (len(groups) - 1) / 2) * width, lost, width, label=label,
                  color=PALETTE[i % len(PALETTE)])  # fmt: skip
     axis.axhline(0, color="0.3", lw=0.8)
     axis.set_xticks(range(shown), protocol.classes[:shown], rotation=45, ha="right")
@@ -199,7 +226,9 @@ def thresholds(runs: Sequence[Run]) -> Figure | None:
         records = run.session_state(run.finished_sessions - 1)["method"]["thresholds"]
         x = [int(t) + 1 for t in records]
         style = dict(marker=MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)])
-        left.plot(x, [r["threshold"] for r in records.values()], label=f"{label_of(run)}, seed {run.experiment.seed}", **style)
+        left.plot(
+            x, [r["threshold"] for r in records.values()], label=f"{label_of(run)}, seed {run.experiment.seed}", **style
+        )
         right.plot(x, [r["found"] for r in records.values()], **style)
         right.plot(x, [r["target"] for r in records.values()], ":", color="0.3", label="expected" if not i else None)
     left.set(xlabel="session", ylabel="threshold (probability)", title="Dynamic pseudo-label threshold")
@@ -221,8 +250,11 @@ def _by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def attention_over_sessions(image: np.ndarray, explanations: Sequence[Explanation], title: str = "") -> Figure:
-    """One image, the model after each session: mean patch attention of the newest session's token, with the mass that the
-    retention token takes. image (S, S, 3) uint8; explanations of this image alone, one per session."""
+    """One image, the model after each session: mean patch attention of the newest session's token.
+
+    Above each map stands the mass that the retention token takes. image (S, S, 3) uint8; explanations of this image
+    alone, one per session.
+    """
     count = len(explanations)
     figure, axes = _figure(2.0 * (count + 1), 2.6, 1, count + 1, squeeze=False)
     _show(axes[0][0], image, title)

@@ -51,7 +51,9 @@ class Progress:
         self.state.update(state)
         if self._bar is not None:
             self._bar.update(1)
-            self._bar.set_description_str(f"session {state.get('session', 0) + 1}, epoch {state.get('epoch', 0) + 1}", refresh=False)
+            self._bar.set_description_str(
+                f"session {state.get('session', 0) + 1}, epoch {state.get('epoch', 0) + 1}", refresh=False
+            )
         self.write()
 
     def write(self, force: bool = False, **state: Any) -> None:

@@ -1,7 +1,7 @@
 """The MLCIL protocol: which classes arrive when, and what each session may see.
 
-A label matrix enters in the data set's own column order and leaves in *learning order*, so that "the classes seen so far"
-are always the first C columns. Source: Dong et al., ICCV 2023, section 4.1; splits ``B{base}-C{increment}``.
+A label matrix enters in the data set's own column order and leaves in *learning order*, so that "the classes seen so
+far" are always the first C columns. Source: Dong et al., ICCV 2023, section 4.1; splits ``B{base}-C{increment}``.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def make_protocol(classes: tuple[str, ...], base: int, increment: int, order_see
     what is left, also when that is less than ``increment``. Raises ConfigError if the numbers do not fit the list.
     """
     if len(set(classes)) != len(classes):
-        raise DataError(f"Class names must be unique, found twice: {sorted({c for c in classes if classes.count(c) > 1})}.")
+        raise DataError(
+            f"Class names must be unique, found twice: {sorted({c for c in classes if classes.count(c) > 1})}."
+        )
     base = base or increment
     if not 1 <= base <= len(classes):
         raise ConfigError(f"protocol.base is {base}, but the data set has {len(classes)} classes.")

@@ -27,7 +27,8 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         s = run.summary
         lines.append(
-            {"run": run.folder.name, "name": label_of(run), "dataset": s["dataset"], "protocol": s["protocol"], "seed": s["seed"],
+            {"run": run.folder.name, "name": label_of(run), "dataset": s["dataset"], "protocol": s["protocol"],
+             "seed": s["seed"],
              **{key: s[key] for key in METRICS}, "exemplars": s["exemplars"], "seconds": s["seconds"],
              "leak": bool(s["weights"].get("leak")), "commit": s["commit"]}
         )  # fmt: skip

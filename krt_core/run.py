@@ -5,8 +5,8 @@
     <folder>/experiment.yaml   environment.json   log.txt   progress.json   metrics.jsonl   resume.pt   DONE
     <folder>/session_00/       model.safetensors  scores.npz  state.json
 
-Everything is written to a temporary name and renamed. Nothing is unpickled: ``resume.pt`` holds plain tensors and numbers
-and is loaded with ``weights_only=True``.
+Everything is written to a temporary name and renamed. Nothing is unpickled: ``resume.pt`` holds plain tensors and
+numbers and is loaded with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -126,11 +126,13 @@ class Run:
     def ap_tables(self) -> dict[str, np.ndarray]:
         """AP (sessions, classes) of the finished sessions on each pool of test images; NaN where not yet learned.
 
-        ``fixed``: the whole test set after every session; ``seen``: images with a class seen so far; ``own``: images with
-        a class of the scored class's own session.
+        ``fixed``: the whole test set after every session; ``seen``: images with a class seen so far; ``own``: images
+        with a class of the scored class's own session.
         """
         sessions = self.protocol.sessions[: self.finished_sessions]
-        tables = {pool: np.full((len(sessions), len(self.protocol.classes)), np.nan) for pool in ("fixed", "seen", "own")}
+        tables = {
+            pool: np.full((len(sessions), len(self.protocol.classes)), np.nan) for pool in ("fixed", "seen", "own")
+        }
         for t, session in enumerate(sessions):
             s = self.scores(t)
             tables["fixed"][t, : session.stop] = average_precision(s.scores, s.labels[:, : session.stop])
@@ -177,7 +179,10 @@ class Run:
         from safetensors.torch import save
 
         folder = self.session_folder(session)
-        header = {"format": "pt", "krt": json.dumps({"experiment": self.experiment.to_dict(), "classes": state["classes"]})}
+        header = {
+            "format": "pt",
+            "krt": json.dumps({"experiment": self.experiment.to_dict(), "classes": state["classes"]}),
+        }
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         atomic_write(folder / "model.safetensors", save(plain, header))
         columns = dict(ids=scores.ids, scores=scores.scores, labels=np.packbits(scores.labels, axis=1))

@@ -30,7 +30,7 @@ from .model import Network
 from .model.checkpoint import load_backbone
 from .model.network import build_network
 from .progress import Progress
-from .protocol import Protocol, Session, check_labels, make_protocol
+from .protocol import Session, check_labels, make_protocol
 from .run import Run, Scores
 
 
@@ -79,7 +79,9 @@ class _Training:
         self.train_set, self.test_set = open_dataset(e.data, "train"), open_dataset(e.data, "test")
         if self.train_set.classes != self.test_set.classes:
             raise DataError(f"{self.train_set.root}: training and test annotations name different classes.")
-        self.protocol = make_protocol(self.train_set.classes, e.protocol.base, e.protocol.increment, e.protocol.order_seed)
+        self.protocol = make_protocol(
+            self.train_set.classes, e.protocol.base, e.protocol.increment, e.protocol.order_seed
+        )
         self.train_labels = self.protocol.reorder(self.train_set.labels)
         self.test_labels = self.protocol.reorder(self.test_set.labels)
         check_labels(self.protocol, self.train_labels, f"{self.train_set.name} train")
@@ -114,7 +116,7 @@ class _Training:
         self.finish()
 
     def session(self, index: int, resume: dict[str, Any] | None) -> None:
-        session, began, spent = self.protocol.sessions[index], time.perf_counter(), 0.0
+        began, spent = time.perf_counter(), 0.0
 
         # 1. See: the session's images, with labels of its own classes only, and the stored exemplars.
         view = self.view(index)
@@ -291,7 +293,8 @@ class _Training:
             means = {name: float(value) / made for name, value in sums.items()}
             if not math.isfinite(means["loss"]):
                 raise RunError(
-                    f"{self.run.folder.name}: the loss became {means['loss']} in session {index + 1}, epoch {epoch + 1}. "
+                    f"{self.run.folder.name}: the loss became {means['loss']} in session {index + 1}, "
+                    f"epoch {epoch + 1}. "
                     "Lower train.base_lr or train.lr, or set train.precision=float32."
                 )
             record = {
@@ -310,11 +313,15 @@ class _Training:
             if epoch + 1 < t.epochs:  # after the last one the session itself is written
                 self.run.save_resume(
                     {
-                        "session": index, "epoch": epoch + 1, "seconds": spent + time.perf_counter() - began,
-                        "model": self.model.state_dict(), "optimiser": optimiser.state_dict(),
-                        "schedule": schedule.state_dict(), "scaler": scaler.state_dict(),
+                        "session": index,
+                        "epoch": epoch + 1,
+                        "seconds": spent + time.perf_counter() - began,
+                        "model": self.model.state_dict(),
+                        "optimiser": optimiser.state_dict(),
+                        "schedule": schedule.state_dict(),
+                        "scaler": scaler.state_dict(),
                         "method": json.loads(json.dumps(self.method.state())),  # plain values, whatever the method gave
-                    }  # fmt: skip
+                    }
                 )
         if board:
             board.close()
@@ -392,9 +399,7 @@ class _Training:
             resume = None  # left over from a session that was finished after all
         self.run.drop_epochs_after(finished, resume["epoch"] if resume else 0)
         if resume or (finished and finished < len(self.protocol.sessions)):
-            self.progress.log(
-                f"continuing at session {finished + 1}, epoch {resume['epoch'] + 1 if resume else 1}"
-            )
+            self.progress.log(f"continuing at session {finished + 1}, epoch {resume['epoch'] + 1 if resume else 1}")
         return finished, resume
 
 

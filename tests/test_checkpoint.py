@@ -27,7 +27,8 @@ def body(classes=None):
 
 PUBLISHED = {
     "cls_token": torch.zeros(1, 1, 8), "task_tokens.0": torch.zeros(1, 1, 8), "task_tokens.1": torch.zeros(1, 1, 8),
-    "head.0.head.bias": torch.zeros(10), "head.1.head.bias": torch.zeros(5), "conv1.0.weight": torch.zeros(64, 48, 3, 3),
+    "head.0.head.bias": torch.zeros(10), "head.1.head.bias": torch.zeros(5), "conv1.0.weight": torch.zeros(64, 48, 3,
+    3),
 }  # fmt: skip
 
 

@@ -31,7 +31,8 @@ def test_f1_equals_scikit_learn(case):
     p, r, f, _ = precision_recall_fscore_support(labels, scores > 0.5, average=None, zero_division=0)
     op, orr, of, _ = precision_recall_fscore_support(labels, scores > 0.5, average="micro")
     np.testing.assert_allclose(
-        [ours[k] for k in ("CP", "CR", "CF1", "OP", "OR", "OF1")], 100 * np.array([p.mean(), r.mean(), f.mean(), op, orr, of])
+        [ours[k] for k in ("CP", "CR", "CF1", "OP", "OR", "OF1")],
+        100 * np.array([p.mean(), r.mean(), f.mean(), op, orr, of]),
     )
 
 

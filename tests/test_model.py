@@ -60,7 +60,11 @@ def test_growing_freezes_old_tokens_and_heads_and_leaves_old_scores_alone():
     before = network(images)
     network.add_session(2)
     after = network(images, with_attention=True)
-    assert after.logits.shape == (2, 5) and after.tokens.shape == (2, 2, 32) and after.attention.patches.shape == (2, 2, 4, 16)
+    assert (
+        after.logits.shape == (2, 5)
+        and after.tokens.shape == (2, 2, 32)
+        and after.attention.patches.shape == (2, 2, 4, 16)
+    )
     torch.testing.assert_close(after.logits[:, :3], before.logits)
     frozen = {n for n, p in network.named_parameters() if not p.requires_grad}
     assert frozen == {"ica.retention_tokens.0", *(f"heads.0.{n}" for n, _ in network.heads[0].named_parameters())}

@@ -19,8 +19,11 @@ def test_alphabetical_order_and_cuts():
     assert len(make_protocol(LETTERS, 8, 2).sessions) == 1
 
 
-@pytest.mark.parametrize(("classes", "base", "increment", "sessions"), [(80, 0, 10, 8), (80, 40, 10, 5), (80, 20, 4, 16),
-                         (80, 0, 5, 16), (20, 0, 4, 5), (20, 10, 2, 6), (20, 5, 3, 6), (20, 4, 2, 9)])  # fmt: skip
+PUBLISHED = [(80, 0, 10, 8), (80, 40, 10, 5), (80, 20, 4, 16), (80, 0, 5, 16),
+             (20, 0, 4, 5), (20, 10, 2, 6), (20, 5, 3, 6), (20, 4, 2, 9)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("classes", "base", "increment", "sessions"), PUBLISHED)
 def test_published_protocols_have_their_number_of_sessions(classes, base, increment, sessions):
     assert len(make_protocol(tuple(f"c{i:02d}" for i in range(classes)), base, increment).sessions) == sessions
 
@@ -40,7 +43,10 @@ def test_label_absence():
     assert p.train_images(labels, 0).tolist() == [0, 1]
     assert p.train_images(labels, 1).tolist() == [0, 2]  # image 0 comes back
     assert p.visible_labels(labels[[0, 2]], 1).tolist() == [[False, False, True, False], [False, False, False, True]]
-    assert p.visible_labels(labels[[0, 1]], 0).tolist() == [[True, False], [False, True]]  # the future does not exist yet
+    assert p.visible_labels(labels[[0, 1]], 0).tolist() == [
+        [True, False],
+        [False, True],
+    ]  # the future does not exist yet
     subsets = p.test_subsets(labels, 1)
     assert [rows.tolist() for rows, _ in subsets.values()] == [[0, 1], [0, 1, 2], [0, 2]]
     assert subsets["seen"][1] == slice(0, 4) and subsets["new"][1] == slice(2, 4)
@@ -55,7 +61,9 @@ def test_impossible_protocols_are_refused():
         check_labels(make_protocol(("a", "b"), 0, 1), np.array([[True, False]]), "tiny train")
 
 
-@pytest.mark.skipif("KRT_COCO_LABELS" not in os.environ, reason="KRT_COCO_LABELS names no file of COCO train2014 labels")
+@pytest.mark.skipif(
+    "KRT_COCO_LABELS" not in os.environ, reason="KRT_COCO_LABELS names no file of COCO train2014 labels"
+)
 def test_coco_sessions_have_the_published_sizes():
     with np.load(Path(os.environ["KRT_COCO_LABELS"]), allow_pickle=False) as stored:
         classes = tuple(map(str, stored["classes"]))

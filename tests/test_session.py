@@ -25,7 +25,9 @@ def test_krt_end_to_end(tiny):
     assert run.folder.name == experiment.run_name() and run.done and run.finished_sessions == 2
     assert done["average_mAP"] == pytest.approx(run.curve().mean(), abs=1e-3)
     assert [e["session"] for e in run.epochs] == [0] * 8 + [1] * 8
-    assert "mAP_seen" in run.epochs[3] and "mAP_seen" not in run.epochs[2]  # the last epoch's value is the session's own
+    assert (
+        "mAP_seen" in run.epochs[3] and "mAP_seen" not in run.epochs[2]
+    )  # the last epoch's value is the session's own
     state = run.session_state(1)
     assert state["replayed_images"] == 4 and [len(ids) for ids in state["exemplar_ids"]] == [2, 2, 2, 2]
     assert set(state["method"]["thresholds"]) == {"1"}
@@ -191,7 +193,9 @@ def test_explaining_a_finished_run(tiny, coco_root):
             return model.heads[1](token + ica.mlp(ica.norm2(token)))[:, 0]
 
         token = before[:, 1]
-        slopes = torch.stack([(logit(token + step * term[:, n]) - logit(token - step * term[:, n])) / 2 / step for n in range(16)], 1)
+        slopes = torch.stack(
+            [(logit(token + step * term[:, n]) - logit(token - step * term[:, n])) / 2 / step for n in range(16)], 1
+        )
     np.testing.assert_allclose(out.evidence[:, 2].reshape(2, 16), slopes.numpy(), atol=2e-3)
     other = train(tiny(method="finetune"), show="none")
     with pytest.raises(RunError, match="linear head"):

@@ -1,7 +1,7 @@
 """Try to build inplace_abn into this environment and say in one line how it went. Nothing depends on it.
 
-inplace_abn 1.1.0 is a source package of 2020: it needs its build tools present (no build isolation), must not come from a
-cache made for another torch and, beside a CUDA build of torch, needs nvcc and a linkable libcudart.
+inplace_abn 1.1.0 is a source package of 2020: it needs its build tools present (no build isolation), must not come
+from a cache made for another torch and, beside a CUDA build of torch, needs nvcc and a linkable libcudart.
 """
 
 import os
@@ -19,7 +19,10 @@ def main() -> None:
     for folder in ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/x86_64-linux/lib"):
         env["LIBRARY_PATH"] = f"{folder}:{env.get('LIBRARY_PATH', '')}".rstrip(":")
     with LOG.open("w") as log:
-        for command in (["setuptools<81", "setuptools_scm", "wheel", "ninja"], ["--no-build-isolation", "inplace_abn==1.1.0"]):
+        for command in (
+            ["setuptools<81", "setuptools_scm", "wheel", "ninja"],
+            ["--no-build-isolation", "inplace_abn==1.1.0"],
+        ):
             try:
                 done = subprocess.run([*pip, *command], stdout=log, stderr=log, env=env, timeout=600, check=False)
             except subprocess.TimeoutExpired:

@@ -45,7 +45,7 @@ class MultiLabelDataset:
         return self.root / str(self.paths[index])
 
     def select_classes(self, names: tuple[str, ...]) -> MultiLabelDataset:
-        """The same images with the columns of ``names`` only (images left without a label stay). Unknown name: DataError."""
+        """The same images with the columns of ``names`` only; images without a label stay. DataError if unknown."""
         for name in names:
             if name not in self.classes:
                 raise DataError(f"{self.name}: there is no class {name!r}.{did_you_mean(name, self.classes)}")
@@ -55,7 +55,15 @@ class MultiLabelDataset:
         boxes = self.boxes[position[self.boxes[:, 1].astype(int)] >= 0].copy()
         boxes[:, 1] = position[boxes[:, 1].astype(int)]
         return MultiLabelDataset(
-            self.name, self.split, self.root, self.ids, self.paths, self.labels[:, columns], tuple(names), boxes, self.notes
+            self.name,
+            self.split,
+            self.root,
+            self.ids,
+            self.paths,
+            self.labels[:, columns],
+            tuple(names),
+            boxes,
+            self.notes,
         )
 
 
@@ -74,7 +82,9 @@ def open_dataset(config: Data, split: Split) -> MultiLabelDataset:
         raise DataError(f"There is no data folder {root}. {_how_to_get(config)}")
     reader = voc if config.dataset.startswith("voc") else coco
     source = reader.locate(root, split)
-    dataset = _cached(config.dataset, split, source.root, source.files, lambda: reader.read(source, config.dataset, split))
+    dataset = _cached(
+        config.dataset, split, source.root, source.files, lambda: reader.read(source, config.dataset, split)
+    )
     return dataset.select_classes(config.classes) if config.classes else dataset
 
 

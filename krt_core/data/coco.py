@@ -16,7 +16,10 @@ from . import MultiLabelDataset
 # split → (annotation files to look for, image folders to look for), first match wins
 LAYOUT = {
     "train": (("instances_train2014.json", "train.json"), ("train2014", "images/train2014", "train", "images")),
-    "test": (("instances_val2014.json", "test.json", "val.json"), ("val2014", "images/val2014", "test", "val", "images")),
+    "test": (
+        ("instances_val2014.json", "test.json", "val.json"),
+        ("val2014", "images/val2014", "test", "val", "images"),
+    ),
 }
 
 
@@ -37,7 +40,9 @@ def locate(root: Path, split: str) -> Source:
     candidates = [root / sub / name for name in names for sub in ("annotations", "")]
     annotations = next((c for c in candidates if c.is_file()), None)
     if annotations is None:
-        raise DataError(f"{root} has no {split} annotations: looked for {' or '.join(names)} there and in annotations/.")
+        raise DataError(
+            f"{root} has no {split} annotations: looked for {' or '.join(names)} there and in annotations/."
+        )
     images = next((root / f for f in folders if (root / f).is_dir()), None)
     if images is None:
         raise DataError(f"{root} has no folder of {split} images: looked for {', '.join(folders)}.")
@@ -57,11 +62,15 @@ def read(source: Source, name: str, split: str) -> MultiLabelDataset:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
             coco = COCO(str(source.annotations))
     except (json.JSONDecodeError, UnicodeDecodeError, AssertionError, KeyError) as error:
-        raise DataError(f"{source.annotations} is not a COCO annotation file ({type(error).__name__}: {error}).") from None
+        raise DataError(
+            f"{source.annotations} is not a COCO annotation file ({type(error).__name__}: {error})."
+        ) from None
     categories = sorted(coco.cats.values(), key=lambda category: category["name"])
     classes = tuple(category["name"] for category in categories)
     if not classes or not coco.imgs:
-        raise DataError(f"{source.annotations} lists {len(classes)} categories and {len(coco.imgs)} images: nothing to learn.")
+        raise DataError(
+            f"{source.annotations} lists {len(classes)} categories and {len(coco.imgs)} images: nothing to learn."
+        )
     column = {category["id"]: i for i, category in enumerate(categories)}
     images = sorted(coco.imgs.values(), key=lambda image: image["id"])
     row = {image["id"]: i for i, image in enumerate(images)}

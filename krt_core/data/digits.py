@@ -1,8 +1,8 @@
 """The embedded data set: scenes of real handwritten digits, made in seconds without a download.
 
 The 1,797 digits come with scikit-learn (UCI "Optical Recognition of Handwritten Digits", E. Alpaydin and C. Kaynak).
-A scene holds one to four of them at varied place, size, tilt and colour on cluttered ground. Each digit image is used for
-training scenes or for test scenes, never for both. The result is a COCO-format folder, read by the COCO reader.
+A scene holds one to four of them at varied place, size, tilt and colour on cluttered ground. Each digit image is used
+for training scenes or for test scenes, never for both. The result is a COCO-format folder, read by the COCO reader.
 """
 
 from __future__ import annotations
@@ -38,7 +38,12 @@ def make(root: Path) -> Path:
         (building / "annotations").mkdir()
         for split in SCENES:
             _write_split(building, split)
-        info = {"version": VERSION, "seed": SEED, "scenes": SCENES, "source": "scikit-learn load_digits (UCI, CC BY 4.0)"}
+        info = {
+            "version": VERSION,
+            "seed": SEED,
+            "scenes": SCENES,
+            "source": "scikit-learn load_digits (UCI, CC BY 4.0)",
+        }
         atomic_write(building / "annotations" / "info.json", json.dumps(info))
         os.chmod(building, 0o755)
         if root.exists():  # an older version, or what an interrupted copy left behind
@@ -108,7 +113,9 @@ def _scene(rng: np.random.Generator, digits: list[np.ndarray]) -> tuple[Image.Im
 
 def _ground(rng: np.random.Generator) -> np.ndarray:
     """Smooth two-colour cloud with a few thin strokes that are no digits: (SIDE, SIDE, 3) in [0, 1]."""
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 5), dtype=np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(rng.integers(0, 256, (5, 5), dtype=np.uint8)).resize(
+        (SIDE, SIDE), Image.Resampling.BICUBIC
+    )
     blend = np.asarray(coarse, dtype=np.float64)[..., None] / 255
     canvas = rng.uniform(0.1, 0.4, 3) + rng.uniform(-0.15, 0.15, 3) * blend
     for _ in range(rng.integers(2, 6)):
@@ -139,4 +146,3 @@ def _free_spot(rng: np.random.Generator, shape: tuple[int, int], taken: list[lis
         if all(x >= bx + bw or bx >= x + w or y >= by + bh or by >= y + h for bx, by, bw, bh in taken):
             return y, x
     return None
-

@@ -39,7 +39,9 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
         Archive(_VOC + "VOCtest_06-Nov-2007.tar", "md5:b6e924de25625d8de591ea690078ad9f", 451_020_800),
     ),
     "coco2014": (
-        Archive(_COCO + "annotations/annotations_trainval2014.zip", "md5:0a379cfc70b0e71301e0f377548639bd", 252_872_794),
+        Archive(
+            _COCO + "annotations/annotations_trainval2014.zip", "md5:0a379cfc70b0e71301e0f377548639bd", 252_872_794
+        ),
         Archive(_COCO + "zips/val2014.zip", "md5:a3d79f5ed8d289b7a7554ce06a5782b3", 6_645_013_297),
         Archive(_COCO + "zips/train2014.zip", "md5:0da8c0bd3d6becc4dcb32757491aca88", 13_510_573_713),
     ),
@@ -49,8 +51,8 @@ ARCHIVES: dict[str, tuple[Archive, ...]] = {
 def get(name: str, root: Path, report: Report | None = None, archives: tuple[Archive, ...] | None = None) -> Path:
     """Fetch and unpack a data set into ``root``; what is already there is not fetched again.
 
-    Raises DataError naming the file for a failed transfer, a wrong checksum or an unsafe archive. An interrupted transfer
-    goes on where it stopped when the command is repeated.
+    Raises DataError naming the file for a failed transfer, a wrong checksum or an unsafe archive. An interrupted
+    transfer goes on where it stopped when the command is repeated.
     """
     if name == "digits":
         from . import digits
@@ -81,14 +83,20 @@ def fetch(archive: Archive, path: Path, report: Report | None = None, tries: int
             break
         except (urllib.error.URLError, OSError) as error:
             if isinstance(error, urllib.error.HTTPError) and error.code in (401, 403, 404, 410):
-                raise DataError(f"{archive.url} answers {error.code} {error.reason}. Get {path.name} elsewhere into {path.parent}.") from None
+                raise DataError(
+                    f"{archive.url} answers {error.code} {error.reason}. Get {path.name} elsewhere into {path.parent}."
+                ) from None
             if attempt == tries:
                 have = part.stat().st_size if part.is_file() else 0
-                raise DataError(f"{archive.url}: {error}. {have:,} bytes are kept; repeat the command to go on from there.") from None
+                raise DataError(
+                    f"{archive.url}: {error}. {have:,} bytes are kept; repeat the command to go on from there."
+                ) from None
             time.sleep(pause * attempt)
     if not _digest_is(part, archive.digest):
         part.unlink()
-        raise DataError(f"{path.name} does not have the checksum {archive.digest}: it was damaged or altered on the way. Repeat the command.")
+        raise DataError(
+            f"{path.name} does not have the checksum {archive.digest}: it was damaged on the way. Repeat the command."
+        )
     os.replace(part, path)
     return path
 
@@ -125,7 +133,9 @@ def _check_space(archive: Archive, part: Path) -> None:
     free = shutil.disk_usage(part.parent).free
     need = 2 * archive.size - have  # the archive and its contents
     if archive.size and free < need:
-        raise DataError(f"{part.parent} has {free / 1e9:.1f} GB free, {archive.url} needs {need / 1e9:.1f} GB with unpacking.")
+        raise DataError(
+            f"{part.parent} has {free / 1e9:.1f} GB free, {archive.url} needs {need / 1e9:.1f} GB with unpacking."
+        )
 
 
 def _digest_is(path: Path, digest: str) -> bool:
@@ -142,8 +152,8 @@ def _digest_is(path: Path, digest: str) -> bool:
 def unpack(path: Path, root: Path) -> None:
     """Extract a .zip or .tar[.gz] into ``root``: regular files and folders only, none outside ``root``.
 
-    Every name is checked before anything is written; files go to a temporary folder first, so that a broken archive leaves
-    nothing half unpacked. Raises DataError naming the offending member.
+    Every name is checked before anything is written; files go to a temporary folder first, so that a broken archive
+    leaves nothing half unpacked. Raises DataError naming the offending member.
     """
     root.mkdir(parents=True, exist_ok=True)
     target = Path(tempfile.mkdtemp(dir=root, prefix=".unpacking-"))

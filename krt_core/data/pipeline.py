@@ -41,18 +41,27 @@ def load_image(path: Path, size: int) -> np.ndarray:
     except FileNotFoundError:
         raise DataError(f"Image {path} is missing, though the annotations list it.") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"Image {path} cannot be read ({error}). Replace it or remove it from the annotations.") from None
+        raise DataError(
+            f"Image {path} cannot be read ({error}). Replace it or remove it from the annotations."
+        ) from None
 
 
 class ImageStore:
     """Resized images by row.
 
-    With the cache, every image is decoded once into a memory-mapped (n, S, S, 3) uint8 array under ``data/cache``, which
-    all processes and runs share (COCO train2014 at 224 px takes 12 GB). Its name holds a hash of the files' names, sizes
-    and times; an interrupted build goes on where it was.
+    With the cache, every image is decoded once into a memory-mapped (n, S, S, 3) uint8 array under ``data/cache``,
+    which all processes and runs share (COCO train2014 at 224 px takes 12 GB). Its name holds a hash of the files'
+    names, sizes and times; an interrupted build goes on where it was.
     """
 
-    def __init__(self, dataset: MultiLabelDataset, size: int, cache: bool = True, workers: int = 0, progress: Progress | None = None):
+    def __init__(
+        self,
+        dataset: MultiLabelDataset,
+        size: int,
+        cache: bool = True,
+        workers: int = 0,
+        progress: Progress | None = None,
+    ):
         self.dataset, self.size = dataset, size
         self.workers = workers or os.cpu_count() or 1
         self.array = self._open_cache(progress) if cache else None
@@ -69,7 +78,9 @@ class ImageStore:
             try:
                 stat = os.stat(self.dataset.root / str(path))
             except FileNotFoundError:
-                raise DataError(f"Image {self.dataset.root / str(path)} is missing, though the annotations list it.") from None
+                raise DataError(
+                    f"Image {self.dataset.root / str(path)} is missing, though the annotations list it."
+                ) from None
             digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         return digest.hexdigest()[:16]
 
@@ -103,7 +114,6 @@ class ImageStore:
                 done.flush()
                 if progress:
                     progress(f"decoding {self.dataset.split} images", int(done.sum()), len(done))
-        del array
         os.replace(part, path)
         done_path.unlink()
 

@@ -12,8 +12,8 @@ from ..errors import DataError, did_you_mean
 from . import MultiLabelDataset
 
 VOC_CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 SPLITS = {"train": ("trainval", "train"), "test": ("test", "val")}
 
@@ -37,7 +37,9 @@ def locate(root: Path, split: str) -> Source:
     lists = [base / "ImageSets" / "Main" / f"{name}.txt" for name in SPLITS[split]]
     id_list = next((path for path in lists if path.is_file()), None)
     if id_list is None:
-        raise DataError(f"{base} has no {split} list: looked for {' or '.join(p.name for p in lists)} in ImageSets/Main.")
+        raise DataError(
+            f"{base} has no {split} list: looked for {' or '.join(p.name for p in lists)} in ImageSets/Main."
+        )
     for folder in ("Annotations", "JPEGImages"):
         if not (base / folder).is_dir():
             raise DataError(f"{base} has no folder {folder}.")
@@ -64,7 +66,9 @@ def read(source: Source, name: str, split: str) -> MultiLabelDataset:
         for label, difficult, box in objects:
             if label not in classes:
                 path = source.root / "Annotations" / f"{image_id}.xml"
-                raise DataError(f"{path}: class {label!r} is none of the {len(classes)} of {name}.{did_you_mean(label, classes)}")
+                raise DataError(
+                    f"{path}: class {label!r} is none of the {len(classes)} of {name}.{did_you_mean(label, classes)}"
+                )
             if not difficult:
                 labels[row, classes.index(label)] = True
                 if box:

@@ -32,7 +32,9 @@ def make_backbone(config: Model, image_size: int) -> Backbone:
 
     base = config.backbone.split(".")[0]
     if base not in timm.list_models():
-        raise ConfigError(f"model.backbone: timm has no model {config.backbone!r}.{did_you_mean(base, timm.list_models())}")
+        raise ConfigError(
+            f"model.backbone: timm has no model {config.backbone!r}.{did_you_mean(base, timm.list_models())}"
+        )
     sized = {"img_size": image_size} if "vit" in base else {}
     if config.stride:
         body = timm.create_model(config.backbone, features_only=True)

@@ -1,4 +1,4 @@
-"""Weights: reading files without executing anything in them, telling what they are, and putting them into a backbone."""
+"""Weights: reading files without executing anything in them, explaining them, putting them into a backbone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Checkpoint:
 
 
 def inspect(path: str | Path) -> Checkpoint:
-    """Explain a .safetensors, .pt or .pth file. Raises CheckpointError if it is missing, cut short or not plain tensors."""
+    """Explain a .safetensors, .pt or .pth file. CheckpointError if it is missing, cut short or not plain tensors."""
     path = resolve(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name a weights file in it, such as session_00/model.safetensors.")
@@ -90,22 +90,33 @@ def _explain(path: Path, tensors: dict[str, Tensor], details: dict[str, Any]) ->
     if "krt" in details:
         about = json.loads(details["krt"])
         experiment, classes = about["experiment"], about["classes"]
-        seen = sum(len(t) for n, t in tensors.items() if n.startswith("heads.") and n.endswith(("head.bias", ".bias")) and ".norm." not in n)
-        trained = f"{experiment['data']['dataset']}, method {experiment['method']}, seed {experiment['seed']}: {', '.join(classes[:seen])}"
+        seen = sum(
+            len(t)
+            for n, t in tensors.items()
+            if n.startswith("heads.") and n.endswith(("head.bias", ".bias")) and ".norm." not in n
+        )
+        about = f"{experiment['data']['dataset']}, method {experiment['method']}, seed {experiment['seed']}"
+        trained = f"{about}: {', '.join(classes[:seen])}"
         leak = "it is the result of an incremental run and knows its classes"
-        return Checkpoint(path, "krt-workbench", tensors, trained, seen, leak, {"experiment": experiment, "classes": classes})
+        return Checkpoint(
+            path, "krt-workbench", tensors, trained, seen, leak, {"experiment": experiment, "classes": classes}
+        )
     if "cls_token" in names and any(n.startswith("task_tokens.") for n in names):
         classes = sum(len(t) for n, t in tensors.items() if n.startswith("head.") and n.endswith(".head.bias"))
         sessions = sum(n.startswith("task_tokens.") for n in names)
         trained = f"an incremental KRT run of {sessions} sessions (published code)"
-        return Checkpoint(path, "krt-published", tensors, trained, classes, "it already knows the classes of its run", details)
+        return Checkpoint(
+            path, "krt-published", tensors, trained, classes, "it already knows the classes of its run", details
+        )
     if "_conv_stem.weight" in names and "_fc.weight" in names:
         return Checkpoint(path, "lite0-pypi", tensors, "ImageNet-1k, single label", rows("_fc.weight"), None, details)
     body = any(n.startswith("body.") for n in names)
     classes = rows("head.fc.weight", "fc.weight", "head.weight", "classifier.weight")
     if body and "body.conv1.0.weight" in names:
         if classes in (80, 20) or details.get("top_level") == "model" or "coco" in path.name.lower():
-            data = {80: "all 80 COCO classes", 20: "all 20 VOC classes"}.get(classes, "multi-label data, COCO by its layout")
+            data = {80: "all 80 COCO classes", 20: "all 20 VOC classes"}.get(
+                classes, "multi-label data, COCO by its layout"
+            )
             leak = f"it was trained on {data}: every session's labels would be known before the first"
             return Checkpoint(path, "asl", tensors, f"{data} (asymmetric-loss model zoo)", classes, leak, details)
         trained = "ImageNet-21k (MIIL)" if classes and classes > 10000 else "unknown; MIIL layout"
@@ -113,12 +124,18 @@ def _explain(path: Path, tensors: dict[str, Tensor], details: dict[str, Any]) ->
     leak = None
     if classes in (80, 20):
         leak = f"its classifier has {classes} outputs, as many as {'COCO' if classes == 80 else 'VOC'} has classes"
-    known = {1000: "ImageNet-1k, by its 1,000 outputs", 11221: "ImageNet-21k (MIIL), by its 11,221 outputs", 21843: "ImageNet-21k"}
+    known = {
+        1000: "ImageNet-1k, by its 1,000 outputs",
+        11221: "ImageNet-21k (MIIL), by its 11,221 outputs",
+        21843: "ImageNet-21k",
+    }
     layout = "timm" if classes or "conv1.weight" in names or "conv_stem.weight" in names else "unknown"
     return Checkpoint(path, layout, tensors, known.get(classes, "unknown"), classes, leak, details)
 
 
-def load_backbone(backbone: Backbone, config: Model, classes: tuple[str, ...], allow_leak: bool = False) -> dict[str, Any]:
+def load_backbone(
+    backbone: Backbone, config: Model, classes: tuple[str, ...], allow_leak: bool = False
+) -> dict[str, Any]:
     """Put the configured weights into a backbone; returns what was loaded, for the run's record.
 
     Raises CheckpointError if the file is not to be had, was trained on the labels to be learned (unless ``allow_leak``)
@@ -171,7 +188,7 @@ def _load_timm(backbone: Backbone, config: Model) -> dict[str, Any]:
         source = timm.create_model(config.backbone, pretrained=True)
     except Exception as error:  # whatever the hub client raises without a network
         raise CheckpointError(
-            f"timm could not get the weights of {config.backbone} ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            f"timm could not get the weights of {config.backbone} ({type(error).__name__}: {error}). "
             "Download them on a machine with a network and set model.weights to the file."
         ) from None
     backbone.body.load_state_dict({n: t for n, t in source.state_dict().items() if n in backbone.body.state_dict()})

@@ -1,4 +1,4 @@
-"""The whole classifier: backbone → patch tokens → ICA → one head per session; or backbone → pooling → growing linear head."""
+"""The whole classifier: backbone → patch tokens → ICA → a head per session; or pooling and a growing linear head."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class Network(nn.Module):
     baseline. Input images are (B, 3, S, S) in [0, 1].
     """
 
-    def __init__(self, backbone: Backbone, head: str = "ica", embed_dim: int = 384, heads: int = 8, mlp_ratio: float = 4.0):
+    def __init__(
+        self, backbone: Backbone, head: str = "ica", embed_dim: int = 384, heads: int = 8, mlp_ratio: float = 4.0
+    ):
         super().__init__()
         self.backbone = backbone
         self.kind = head
@@ -54,7 +56,7 @@ class Network(nn.Module):
         return len(self.session_sizes)
 
     def add_session(self, classes: int) -> None:
-        """Freeze what belongs to earlier sessions, then add a retention token and a head for ``classes`` new classes."""
+        """Freeze what belongs to earlier sessions, then add a token and a head for ``classes`` new classes."""
         device = next(self.backbone.parameters()).device
         if self.kind == "ica":
             for head in self.heads:

@@ -1,0 +1,56 @@
+import pytest
+
+from krt_core.cli import main
+from krt_core.config import preset_names
+from krt_core.session import train
+
+
+def test_train_report_and_inspect(tiny, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(tiny(method="finetune", train__epochs=1).to_yaml())
+    for seed in (0, 1):
+        assert main(["train", str(tmp_path / "mine.yaml"), f"seed={seed}"]) == 0
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "outputs"), "--csv", str(tmp_path / "t.csv")]) == 0
+    out = capsys.readouterr().out
+    assert "finetune" in out and "±" in out and "max − last" in out
+    assert len((tmp_path / "t.csv").read_text().splitlines()) == 3
+    run = next((tmp_path / "outputs").iterdir())
+    assert main(["inspect", str(run / "session_01" / "model.safetensors")]) == 0
+    out = capsys.readouterr().out
+    assert "krt-workbench" in out and "ant, bee, cat, dog" in out and "4" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "digits_dmo"], "Did you mean 'digits_demo'"),
+        (["train", "digits_demo", "train.epoch=2"], "Did you mean 'epochs'"),
+        (["data", "coco2041"], "Did you mean 'coco2014'"),
+        (["report", "nowhere"], "no folder nowhere"),
+        (["inspect", "nowhere.pth"], "no weights file"),
+        (["train", "coco_b0c10"], "krt data coco2014"),
+    ],
+)
+def test_errors_are_one_line_with_a_way_out(arguments, words, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error and "Traceback" not in error and len(error.strip().splitlines()) == 1
+
+
+def test_report_leaves_out_what_is_unfinished(tiny, tmp_path, capsys):
+    train(tiny(method="finetune", train__epochs=1), show="none", max_steps=1)
+    assert main(["report", str(tmp_path / "outputs")]) == 2
+    assert "not finished" in capsys.readouterr().err
+
+
+def test_presets_are_listed_and_shown_in_full(capsys):
+    assert main(["presets"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in preset_names())
+    assert main(["presets", "digits_demo", "train.epochs=3"]) == 0
+    assert "epochs: 3" in capsys.readouterr().out
+
+
+def test_digits_are_made_by_command(tmp_path, capsys):
+    assert main(["data", "digits"]) == 0
+    assert (tmp_path / "data/digits/annotations/instances_train2014.json").is_file()

