@@ -208,3 +208,19 @@ def test_weights_of_a_run_are_refused_as_a_start(tiny):
     run = train(tiny(method="finetune"), show="none")
     with pytest.raises(CheckpointError, match=r"refused.*--allow-leak"):
         train(tiny(model__weights=str(run.folder / "session_01/model.safetensors")), show="none")
+
+
+def test_tensorboard_is_written_on_request(tiny):
+    pytest.importorskip("tensorboard")
+    run = train(tiny(method="finetune", train__epochs=1, train__tensorboard=True), show="none")
+    assert list((run.folder / "tensorboard").iterdir())
+
+
+def test_lines_and_bars_tell_the_same_story(tiny, capsys):
+    train(tiny(method="finetune", train__epochs=1), show="lines")
+    lines = capsys.readouterr().out
+    train(tiny(method="finetune", train__epochs=1, seed=1), show="bar")
+    both = capsys.readouterr()
+    for words in ("session 1 epoch 1", "session 2/2 (cat, dog)", "done: average mAP"):
+        assert words in lines and words in both.out + both.err
+    assert "step" in both.err and "step" not in lines
