@@ -89,7 +89,8 @@ class _Training:
         self.test_rows = np.flatnonzero(self.test_labels.any(axis=1))  # the fixed pool: images with any class
         progress.log(
             f"{run.folder.name}: {len(self.train_set)} training and {len(self.test_set)} test images, "
-            f"{len(self.protocol.sessions)} sessions ({self.protocol.name}), {runtime.device}, {runtime.reasons['precision']}"
+            f"{len(self.protocol.sessions)} sessions ({self.protocol.name}), "
+            f"{runtime.device}, {runtime.reasons['precision']}"
         )
         for note in (*self.train_set.notes, *self.test_set.notes):
             progress.log(f"data: {note}")
