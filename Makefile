@@ -20,7 +20,6 @@ $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=/path/to/python")'
 	@echo "setting up $(VENV): a few minutes and 6 GB, mostly PyTorch"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[dev,photos]'
 	@$(BIN)/python tools/build_inplace_abn.py
 	@touch $@

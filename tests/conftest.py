@@ -18,7 +18,7 @@ COLOURS = np.array([(220, 40, 40), (40, 220, 40), (60, 60, 230), (220, 220, 40)]
 def home(tmp_path, monkeypatch):
     """Every test has its own data/ and outputs/."""
     monkeypatch.setenv("KRT_HOME", str(tmp_path))
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # tiny networks are fastest so, and repeat to the last bit
     return tmp_path
 
 
