@@ -212,7 +212,7 @@ def forgetting_bars(runs: Sequence[Run], kind: str = "max", pool: str = "fixed")
     axis.set_xticks(range(shown), protocol.classes[:shown], rotation=45, ha="right")
     meaning = "best − last" if kind == "max" else "own session − last"
     axis.set(ylabel="AP lost (points)", title=f"Forgetting per class ({meaning}, {POOLS[pool]})")
-    axis.legend(fontsize=9)
+    figure.legend(fontsize=9, loc="outside lower center", ncols=2)
     return figure
 
 

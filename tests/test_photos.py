@@ -49,7 +49,9 @@ def test_krt_with_imagenet_weights_learns_photos(tmp_path):
     changes = {"data.root": few_images(tmp_path / "few", 40), "data.classes": CLASSES, "data.image_size": 96,
                "protocol.increment": 2, "train.epochs": 6}  # fmt: skip
     run = train(load_experiment("voc_sub", changes), show="none")
-    assert run.curve()[0] > 85  # bus against car; chance is about 50
+    seen = run.scores(0).labels[:, :2]  # of bus and car; a random ranking scores the share of positives
+    chance = 100 * seen[seen.any(axis=1)].mean()
+    assert run.curve()[0] > chance + 20
     assert run.summary["weights"]["layout"] == "lite0-pypi"
 
 
