@@ -104,7 +104,9 @@ class Experiment:
         content = self.to_dict()
         for key in ("name", "seed"):
             content.pop(key)
-        for key in ("root", "cache", "workers"):
+        if self.data.dataset not in ("coco", "voc"):  # a folder of the user's own is told apart by its place alone
+            content["data"].pop("root")
+        for key in ("cache", "workers"):
             content["data"].pop(key)
         for key in ("eval_batch_size", "tensorboard"):
             content["train"].pop(key)

@@ -12,6 +12,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from .data import MultiLabelDataset
+from .errors import RunError
 from .explain import Explanation
 from .home import atomic_write, resolve
 from .metrics import forgetting_per_class
@@ -178,7 +179,7 @@ def class_session_heatmap(runs: Sequence[Run], pool: str = "fixed") -> Figure:
         table = run.ap_tables[pool]
         image = axis.imshow(table.T, vmin=0, vmax=100, cmap=cmap, aspect="auto")
         axis.set_xticks(range(len(table)), range(1, len(table) + 1))
-        axis.set(title=f"{label_of(run)}", xlabel="after session")
+        axis.set(title=label_of(run, runs), xlabel="after session")
         if len(classes) * len(table) <= 150:
             for (t, c), value in np.ndenumerate(table):
                 if np.isfinite(value):
@@ -240,9 +241,11 @@ def thresholds(runs: Sequence[Run]) -> Figure | None:
 
 
 def _by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    if len({(run.protocol.classes, run.protocol.name) for run in runs}) > 1:
+        raise RunError("These runs have different classes, class orders or protocols: draw them apart.")
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(label_of(run), []).append(run)
+        groups.setdefault(label_of(run, runs), []).append(run)
     return groups
 
 

@@ -11,8 +11,17 @@ from .run import Run
 METRICS = ("average_mAP", "last_mAP", "forgetting", "CF1", "OF1")
 
 
-def label_of(run: Run) -> str:
-    """How a run is called in tables and legends: its method, with its exemplars if it has any."""
+def label_of(run: Run, among: Sequence[Run] = ()) -> str:
+    """How a run is called in tables and legends: its method, with its exemplars if it has any.
+
+    Runs that this would name alike though their configurations differ get their hash: they are no seeds of one another.
+    """
+    label, own = _plain_label(run), run.experiment.hash()
+    alike = any(_plain_label(other) == label and other.experiment.hash() != own for other in among)
+    return f"{label} [{own}]" if alike else label
+
+
+def _plain_label(run: Run) -> str:
     replay = run.experiment.replay
     if replay.per_class:
         return f"{run.experiment.method}, {replay.per_class} exemplars per class"
@@ -27,7 +36,7 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
     for run in runs:
         s = run.summary
         lines.append(
-            {"run": run.folder.name, "name": label_of(run), "dataset": s["dataset"], "protocol": s["protocol"],
+            {"run": run.folder.name, "name": label_of(run, runs), "dataset": s["dataset"], "protocol": s["protocol"],
              "seed": s["seed"],
              **{key: s[key] for key in METRICS}, "exemplars": s["exemplars"], "seconds": s["seconds"],
              "leak": bool(s["weights"].get("leak")), "commit": s["commit"]}

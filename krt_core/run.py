@@ -11,7 +11,10 @@ numbers and is loaded with ``weights_only=True``.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -161,6 +164,16 @@ class Run:
         return np.array([self.session_state(t)["metrics"][key] for t in range(self.finished_sessions)])
 
     # ---- writing ----
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one training; RunError if another process does. A killed process releases it."""
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"{self.folder} is being trained by another process; wait for it or stop it.") from None
+            yield
 
     def append_epoch(self, record: dict) -> None:
         with (self.folder / "metrics.jsonl").open("a") as file:

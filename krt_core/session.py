@@ -7,6 +7,7 @@ returns at once.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import time
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from .config import Experiment
-from .data import open_dataset
+from .data import MultiLabelDataset, open_dataset
 from .data.pipeline import ImageStore, batches
 from .device import Runtime, choose_runtime, environment
 from .errors import DataError, RunError
@@ -62,7 +63,8 @@ def train(
         return run
     progress = Progress(run.folder, show)
     try:
-        _Training(run, progress, choose_runtime(experiment.train.precision, device), allow_leak, max_steps).go()
+        with run.lock():
+            _Training(run, progress, choose_runtime(experiment.train.precision, device), allow_leak, max_steps).go()
     except KeyboardInterrupt:
         progress.log("interrupted: start the same experiment again to continue after the last finished epoch")
         raise
@@ -86,6 +88,8 @@ class _Training:
         self.test_labels = self.protocol.reorder(self.test_set.labels)
         check_labels(self.protocol, self.train_labels, f"{self.train_set.name} train")
         check_labels(self.protocol, self.test_labels, f"{self.test_set.name} test")
+        # What a later start must find unchanged: stored exemplars are row numbers, and a quick look is no training.
+        self.made_with = {"inputs": _digest(self.train_set, self.test_set), "max_steps": max_steps}
         self.test_rows = np.flatnonzero(self.test_labels.any(axis=1))  # the fixed pool: images with any class
         progress.log(
             f"{run.folder.name}: {len(self.train_set)} training and {len(self.test_set)} test images, "
@@ -161,6 +165,7 @@ class _Training:
             "memory": self.memory.state(),
             "exemplar_ids": [self.train_set.ids[ranking].tolist() for ranking in self.memory.ranked],
             "weights": self.weights,
+            "made_with": self.made_with,
         }
         self.run.write_session(index, self.model.state_dict(), scores, state)
         self.run.clear_resume()
@@ -320,6 +325,7 @@ class _Training:
                     {
                         "session": index,
                         "epoch": epoch + 1,
+                        "made_with": self.made_with,
                         "seconds": spent + time.perf_counter() - began,
                         "model": self.model.state_dict(),
                         "optimiser": optimiser.state_dict(),
@@ -394,18 +400,39 @@ class _Training:
                 self._grow(learning)
         if finished:
             state = self.run.session_state(finished - 1)
-            if state["classes"] != list(self.protocol.classes):
-                raise RunError(f"{self.run.folder} was trained on other classes: the data set has changed since.")
+            self._check_made_with(state["made_with"])
             self.model.load_state_dict(self.run.model_state(finished - 1))
             self.method.load_state(state["method"])
             self.memory.load_state(state["memory"])
         resume = self.run.load_resume()
         if resume and resume["session"] != finished:
             resume = None  # left over from a session that was finished after all
+        if resume:
+            self._check_made_with(resume["made_with"])
         self.run.drop_epochs_after(finished, resume["epoch"] if resume else 0)
         if resume or (finished and finished < len(self.protocol.sessions)):
             self.progress.log(f"continuing at session {finished + 1}, epoch {resume['epoch'] + 1 if resume else 1}")
         return finished, resume
+
+    def _check_made_with(self, stored: dict[str, Any]) -> None:
+        if stored["inputs"] != self.made_with["inputs"]:
+            raise RunError(
+                f"{self.run.folder}: the data set has changed since this run began. Start it in a new folder."
+            )
+        if stored["max_steps"] != self.made_with["max_steps"]:
+            raise RunError(
+                f"{self.run.folder} was begun with --max-steps {stored['max_steps']}, which is not this training. "
+                "Delete it or choose another --folder."
+            )
+
+
+def _digest(*datasets: MultiLabelDataset) -> str:
+    """Hash of images and labels, in their order."""
+    digest = hashlib.sha256()
+    for dataset in datasets:
+        for part in (dataset.ids, np.array(dataset.classes), dataset.labels):
+            digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def make_optimiser(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:

@@ -61,5 +61,7 @@ def test_hash_follows_what_decides_the_result_and_nothing_else():
     base = load_experiment("digits_demo")
     for same in (["seed=3"], ["name=other"], ["data.cache=false"], ["data.root=elsewhere"], ["finetune.head=ica"]):
         assert load_experiment("digits_demo", same).hash() == base.hash()
+    own = [load_experiment("voc_sub", [f"data.root={r}"]).hash() for r in ("a", "b")]
+    assert own[0] != own[1]  # two folders of one's own are two experiments
     for other in (["train.epochs=1"], ["method=finetune"], ["krt.token_weight=1"], ["replay.per_class=2"]):
         assert load_experiment("digits_demo", other).hash() != base.hash()

@@ -162,6 +162,32 @@ def test_weight_decay_is_for_matrices_only():
 def test_max_steps_is_a_quick_look_and_never_done(tiny):
     run = train(tiny(method="finetune"), show="none", max_steps=1)
     assert run.finished_sessions == 2 and not run.done and [e["images"] for e in run.epochs] == [16] * 4
+    with pytest.raises(RunError, match="--max-steps 1"):  # its numbers must never pass for a training's
+        train(tiny(method="finetune"), show="none")
+
+
+def test_a_second_process_and_a_changed_data_set_are_refused(tiny, coco_root, monkeypatch):
+    run = Run.create(tiny(method="finetune"))
+    with run.lock(), pytest.raises(RunError, match="another process"):
+        train(tiny(method="finetune"), show="none")
+    monkeypatch.setattr(session_module._Training, "finish", lambda self: None)
+    train(tiny(method="finetune"), show="none")
+    path = coco_root / "annotations" / "instances_train2014.json"
+    content = json.loads(path.read_text())
+    content["images"].pop()
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 139]
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match="data set has changed"):
+        train(tiny(method="finetune"), show="none")
+
+
+def test_different_settings_are_never_averaged_as_seeds(tiny):
+    from krt_core.report import runs_table, summary_table
+
+    variants = [tiny(method="finetune", train__epochs=1, seed=s) for s in (0, 1)]
+    variants.append(tiny(method="finetune", train__epochs=1, finetune__head="ica"))
+    table = summary_table(runs_table([train(e, show="none") for e in variants]))
+    assert sorted(table.runs) == [1, 2] and all("[" in name for name in table.method)
 
 
 def test_explaining_a_finished_run(tiny, coco_root):

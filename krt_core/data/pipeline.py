@@ -100,6 +100,8 @@ class ImageStore:
         shape = (len(self.dataset), self.size, self.size, 3)
         part, done_path = path.with_suffix(".part"), path.with_suffix(".done")
         resume = part.is_file() and done_path.is_file()
+        if not resume:
+            done_path.unlink(missing_ok=True)  # flags of another build must never vouch for an empty array
         array = np.lib.format.open_memmap(part, mode="r+" if resume else "w+", dtype=np.uint8, shape=shape)
         done = np.lib.format.open_memmap(done_path, mode="r+" if resume else "w+", dtype=bool, shape=shape[:1])
 
