@@ -105,3 +105,20 @@ def test_stored_labels_widened_as_published_or_strict():
     for kind, expected in (("widened", [0, 0, 1, 1, 1, 1]), ("strict", [0, 0, 1, 1, 0, 0])):
         memory = Memory(Replay(per_class=1, labels=kind), [[0]], {0: 1})
         assert memory.visible(labels, 0, [0, 2, 4], [2, 4, 6]).astype(int).tolist() == expected
+
+
+def test_pseudo_labels_set_confident_old_classes_and_nothing_else():
+    from types import SimpleNamespace
+
+    from krt_core.config import load_experiment
+    from krt_core.dpl import ThresholdRecord
+    from krt_core.methods import METHODS
+
+    experiment = load_experiment("digits_demo")
+    krt = METHODS["krt"](experiment.options, experiment)
+    krt.context = SimpleNamespace(session=SimpleNamespace(index=1))
+    krt.records = {1: ThresholdRecord(0.7, 0.5, 0.5, 0, True)}
+    labels = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])  # the second image is replayed: an old label is known
+    old_logits = torch.logit(torch.tensor([[0.71, 0.69], [0.1, 0.9]]))
+    assert krt.restore(labels, old_logits).tolist() == [[1, 0, 1], [1, 1, 0]]  # set, never unset
+    assert labels.tolist() == [[0, 0, 1], [1, 0, 0]]
