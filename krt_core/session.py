@@ -7,20 +7,17 @@ returns at once.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from .config import Experiment
-from .data import MultiLabelDataset, open_dataset
+from .data import open_dataset
 from .data.pipeline import ImageStore, batches
 from .device import Runtime, choose_runtime, environment
 from .errors import DataError, RunError
@@ -30,18 +27,11 @@ from .methods import METHODS, Context
 from .model import Network
 from .model.checkpoint import load_backbone
 from .model.network import build_network
+from .optim import make_optimiser, make_schedule, set_seed
 from .progress import Progress
 from .protocol import Session, check_labels, make_protocol
 from .run import Run, Scores
-
-
-@dataclass
-class View:
-    """What one session trains on: rows (m,) of the training set and labels (m, C) as they may be seen."""
-
-    rows: np.ndarray
-    labels: np.ndarray
-    own: int  # the first `own` rows are the session's, the rest replayed exemplars
+from .view import View, session_view
 
 
 def train(
@@ -89,7 +79,7 @@ class _Training:
         check_labels(self.protocol, self.train_labels, f"{self.train_set.name} train")
         check_labels(self.protocol, self.test_labels, f"{self.test_set.name} test")
         # What a later start must find unchanged: stored exemplars are row numbers, and a quick look is no training.
-        self.made_with = {"inputs": _digest(self.train_set, self.test_set), "max_steps": max_steps}
+        self.made_with = {"inputs": self.train_set.digest() + self.test_set.digest(), "max_steps": max_steps}
         self.test_rows = np.flatnonzero(self.test_labels.any(axis=1))  # the fixed pool: images with any class
         progress.log(
             f"{run.folder.name}: {len(self.train_set)} training and {len(self.test_set)} test images, "
@@ -102,7 +92,7 @@ class _Training:
         store = (e.data.image_size, e.data.cache, e.data.workers, progress.decoding)
         self.train_store, self.test_store = ImageStore(self.train_set, *store), ImageStore(self.test_set, *store)
 
-        _seed(e.seed)
+        set_seed(e.seed)
         self.method = METHODS[e.method](run.experiment.options, e)
         self.memory = Memory(e.replay)
         self.model = build_network(e)
@@ -128,7 +118,8 @@ class _Training:
         began, spent = time.perf_counter(), 0.0
 
         # 1. See: the session's images, with labels of its own classes only, and the stored exemplars.
-        view = self.view(index)
+        memory = self.memory if self.method.replays else None
+        view = session_view(self.protocol, self.train_labels, index, memory, self.method.sees)
 
         # 2. Grow: a token and a head for the new classes; the model so far stays as the old model.
         learning = self.learning_session(index)
@@ -212,19 +203,6 @@ class _Training:
             return self.protocol.sessions[index]
         return Session(0, 0, len(self.protocol.classes)) if index == 0 else None
 
-    def view(self, index: int) -> View:
-        if self.method.sees == "all":
-            rows = np.flatnonzero(self.train_labels.any(axis=1)) if index == 0 else np.zeros(0, np.int64)
-            return View(rows, self.train_labels[rows], len(rows))
-        rows = self.protocol.train_images(self.train_labels, index)
-        labels = self.protocol.visible_labels(self.train_labels[rows], index)
-        stored = self.memory.images if self.method.replays else np.zeros(0, np.int64)
-        if not len(stored):
-            return View(rows, labels, len(rows))
-        starts, stops = zip(*((s.start, s.stop) for s in self.protocol.sessions[: index + 1]), strict=True)
-        shown = np.stack([self.memory.visible(self.train_labels, int(i), starts, stops) for i in stored])
-        return View(np.concatenate([rows, stored]), np.concatenate([labels, shown]), len(rows))
-
     def steps_of(self, index: int) -> int:
         """Training steps of a session (replayed images of sessions to come are estimated)."""
         if self.learning_session(index) is None:
@@ -241,7 +219,7 @@ class _Training:
     # ---- grow ----
 
     def _grow(self, session: Session) -> None:
-        _seed(self.experiment.seed, session.index)
+        set_seed(self.experiment.seed, session.index)
         self.model.add_session(session.stop - session.start)
 
     def _frozen_copy(self) -> Network:
@@ -264,9 +242,7 @@ class _Training:
         t, device = self.experiment.train, self.runtime.device
         steps = math.ceil(len(view.rows) / t.batch_size)
         optimiser = make_optimiser(self.model, t.weight_decay)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, t.lr if index else t.base_lr, steps_per_epoch=steps, epochs=t.epochs, pct_start=t.warmup
-        )
+        schedule = make_schedule(optimiser, t, index == 0, steps)
         scaler = torch.amp.GradScaler(device.type, enabled=self.runtime.dtype == torch.float16)
         start, spent, began = 0, 0.0, time.perf_counter()
         if resume:
@@ -278,7 +254,7 @@ class _Training:
         board = self._tensorboard()
         for epoch in range(start, t.epochs):
             # Everything random in an epoch follows from these numbers, so a repeated epoch is the same epoch.
-            _seed(self.experiment.seed, index, epoch)
+            set_seed(self.experiment.seed, index, epoch)
             seed = (self.experiment.seed, index, epoch)
             self.model.train()
             tick, sums, images, made = time.perf_counter(), {}, 0, 0
@@ -424,25 +400,3 @@ class _Training:
                 f"{self.run.folder} was begun with --max-steps {stored['max_steps']}, which is not this training. "
                 "Delete it or choose another --folder."
             )
-
-
-def _digest(*datasets: MultiLabelDataset) -> str:
-    """Hash of images and labels, in their order."""
-    digest = hashlib.sha256()
-    for dataset in datasets:
-        for part in (dataset.ids, np.array(dataset.classes), dataset.labels):
-            digest.update(np.ascontiguousarray(part).tobytes())
-    return digest.hexdigest()[:16]
-
-
-def make_optimiser(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
-    """Adam with decay on matrices only: none on biases, norms and other 1-D parameters."""
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [p for name, p in trainable if p.dim() <= 1 or name.endswith(".bias")]
-    decayed = [p for name, p in trainable if not (p.dim() <= 1 or name.endswith(".bias"))]
-    groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
-    return torch.optim.Adam(groups, lr=1e-5)
-
-
-def _seed(*numbers: int) -> None:
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))

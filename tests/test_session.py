@@ -12,8 +12,9 @@ import torch
 import krt_core.session as session_module
 from krt_core.errors import CheckpointError, DataError, RunError
 from krt_core.explain import choose_images, explain, load_model
+from krt_core.optim import make_optimiser
 from krt_core.run import Run, find_runs
-from krt_core.session import make_optimiser, train
+from krt_core.session import train
 
 
 def test_krt_end_to_end(tiny):

@@ -44,6 +44,13 @@ class MultiLabelDataset:
     def path(self, index: int) -> Path:
         return self.root / str(self.paths[index])
 
+    def digest(self) -> str:
+        """Hash over ids, class names and labels, in their order."""
+        digest = hashlib.sha256()
+        for part in (self.ids, np.array(self.classes), self.labels):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()[:16]
+
     def select_classes(self, names: tuple[str, ...]) -> MultiLabelDataset:
         """The same images with the columns of ``names`` only; images without a label stay. DataError if unknown."""
         for name in names:
