@@ -70,7 +70,8 @@ class Train:
     weight_decay: float = 1e-4  # on matrices only
     warmup: float = 0.2  # share of the steps in which OneCycle rises (pct_start)
     augment: Literal["published", "light", "none"] = "published"  # cutout + RandAugment; crop and jitter; nothing
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # losses and scores are float32 always
+    precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"  # of the networks; losses and
+    # scores are float32 or better always
     evaluate_every: int = 1  # epochs between validations inside a session; 0: after the last epoch only
     eval_batch_size: int = 128
     tensorboard: bool = False

@@ -18,13 +18,18 @@ class Runtime:
     """Device and autocast type of a run, and why."""
 
     device: torch.device
-    dtype: torch.dtype  # autocast type of the networks; losses and scores are float32 always
+    dtype: torch.dtype  # autocast type of the networks; losses and scores are float32 or better always
     reasons: dict[str, str]
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        if self.dtype == torch.float32:
+        if self.dtype in (torch.float32, torch.float64):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """Type of weights and images: float32, or float64 where that was asked for."""
+        return torch.promote_types(self.dtype, torch.float32)
 
 
 def choose_runtime(precision: str = "auto", device: str | None = None) -> Runtime:

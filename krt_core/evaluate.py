@@ -20,7 +20,7 @@ def predict(
     was_training = model.training
     model.eval()
     scores, pooled = [], []
-    for batch in batches(store, rows, np.zeros((len(rows), 0), bool), batch_size, runtime.device):
+    for batch in batches(store, rows, np.zeros((len(rows), 0), bool), batch_size, runtime):
         with runtime.autocast():
             output = model(batch.images)
         scores.append(torch.sigmoid(output.logits).cpu().numpy())

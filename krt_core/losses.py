@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,3 +37,19 @@ def token_distillation(old: Tensor, new: Tensor) -> Tensor:
     """
     old, new = full_precision(old), full_precision(new[:, : old.shape[1]])
     return (1 - F.cosine_similarity(old.flatten(1), new.flatten(1), dim=1)).mean()
+
+
+def pod_spatial(old: Sequence[Tensor], new: Sequence[Tensor]) -> Tensor:
+    """Pooled-output distillation (POD), the spatial kind, averaged over stages and batch.
+
+    old, new: the same stages' maps (B, c, h, w) of the frozen and of the learning model. Each map is squared and summed
+    along its width and along its height; the two sums of all channels form one unit vector per image, and the loss is
+    the distance between old and new vectors. Source: Douillard et al., PODNet, ECCV 2020, eq. 5.
+    """
+
+    def pooled(stage: Tensor) -> Tensor:
+        energy = full_precision(stage).square()
+        return F.normalize(torch.cat([energy.sum(dim=3).flatten(1), energy.sum(dim=2).flatten(1)], dim=1), dim=1)
+
+    distances = [(pooled(a) - pooled(b)).norm(dim=1).mean() for a, b in zip(old, new, strict=True)]
+    return torch.stack(distances).mean()

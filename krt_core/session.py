@@ -97,7 +97,7 @@ class _Training:
         self.memory = Memory(e.replay)
         self.model = build_network(e)
         self.weights = load_backbone(self.model.backbone, e.model, self.protocol.classes, allow_leak)
-        self.model.to(runtime.device)
+        self.model.to(runtime.device, runtime.weights_dtype)
         self.model.to(memory_format=torch.channels_last)
         self.old_model: Network | None = None
 
@@ -239,11 +239,11 @@ class _Training:
 
     def epochs(self, index: int, view: View, resume: dict[str, Any] | None) -> float:
         """Train the session; returns the seconds that an earlier, interrupted start had already spent on it."""
-        t, device = self.experiment.train, self.runtime.device
+        t = self.experiment.train
         steps = math.ceil(len(view.rows) / t.batch_size)
         optimiser = make_optimiser(self.model, t.weight_decay)
         schedule = make_schedule(optimiser, t, index == 0, steps)
-        scaler = torch.amp.GradScaler(device.type, enabled=self.runtime.dtype == torch.float16)
+        scaler = torch.amp.GradScaler(self.runtime.device.type, enabled=self.runtime.dtype == torch.float16)
         start, spent, began = 0, 0.0, time.perf_counter()
         if resume:
             start, spent = resume["epoch"], resume["seconds"]
@@ -259,7 +259,7 @@ class _Training:
             self.model.train()
             tick, sums, images, made = time.perf_counter(), {}, 0, 0
             for batch in batches(
-                self.train_store, view.rows, view.labels, t.batch_size, device, t.augment, seed, shuffle=True
+                self.train_store, view.rows, view.labels, t.batch_size, self.runtime, t.augment, seed, shuffle=True
             ):
                 with self.runtime.autocast():
                     result = self.method.loss(batch)

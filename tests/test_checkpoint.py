@@ -1,12 +1,12 @@
 import io
 import json
 import pickle
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from recipe import published_weights
 from safetensors.torch import save_file
 
 from krt_core.cli import main
@@ -129,28 +129,6 @@ def test_timm_weights_without_a_network_say_what_to_do(monkeypatch):
     config = Model(backbone="test_resnet", weights="timm")
     with pytest.raises(CheckpointError, match=r"model\.weights"):
         load_backbone(make_backbone(config, 64), config, ())
-
-
-def published_weights(names, shapes, seed):
-    """The recipe by which the weights of the golden files are made, from each tensor's published name."""
-    tensors = {}
-    for name, shape in zip(names, shapes, strict=True):
-        last, shape = name.rsplit(".", 1)[-1], tuple(json.loads(shape))
-        if last == "num_batches_tracked":
-            continue
-        z = np.random.default_rng(zlib.crc32(name.encode()) + seed).standard_normal(shape).astype(np.float32)
-        if last in ("running_mean", "bias"):
-            z = 0.1 * z
-        elif last == "running_var":
-            z = 1 + 0.1 * np.abs(z)
-        elif len(shape) == 1:
-            z = 1 + 0.1 * z
-        elif len(shape) == 3:
-            z = 0.5 * z
-        else:
-            z = z / np.sqrt(np.prod(shape[1:]))
-        tensors[name] = torch.from_numpy(z.astype(np.float32))
-    return tensors
 
 
 def test_tresnet_computes_the_published_features_from_the_published_layout(tmp_path):

@@ -9,6 +9,7 @@ from krt_core.config import Data
 from krt_core.data import digits, open_dataset
 from krt_core.data.augment import OPERATIONS, apply, augment, cutout
 from krt_core.data.pipeline import ImageStore, batches, load_image
+from krt_core.device import choose_runtime
 from krt_core.errors import DataError
 
 
@@ -196,7 +197,7 @@ def test_batches_cover_everything_once_and_follow_their_seed(coco_root):
 
     def run(workers, seed, cache=True):
         store = ImageStore(data, 32, cache, workers)
-        return list(batches(store, rows, labels, 8, torch.device("cpu"), "published", seed, shuffle=True))
+        return list(batches(store, rows, labels, 8, choose_runtime("float32", "cpu"), "published", seed, shuffle=True))
 
     one, two, other = run(1, (0, 1)), run(4, (0, 1), cache=False), run(2, (0, 2))
     assert [len(b.rows) for b in one] == [8, 8, 8, 8, 1]

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..device import Runtime
 from ..errors import DataError
 from ..home import data_dir
 from . import MultiLabelDataset
@@ -26,11 +27,12 @@ Progress = Callable[[str, int, int], None]  # (what, done, total)
 @dataclass
 class Batch:
     """images (B, 3, S, S) float32 in [0, 1] on the device; labels (B, C) float32 as the session may see them; rows (B,)
-    of the training set."""
+    of the training set; share of the global batch that this process holds (1.0 when it is alone)."""
 
     images: Tensor
     labels: Tensor
     rows: np.ndarray
+    share: float = 1.0
 
 
 def load_image(path: Path, size: int) -> np.ndarray:
@@ -125,7 +127,7 @@ def batches(
     rows: np.ndarray,
     labels: np.ndarray,
     batch_size: int,
-    device: torch.device,
+    runtime: Runtime,
     augmentation: str = "none",
     seed: tuple[int, ...] = (),
     shuffle: bool = False,
@@ -155,7 +157,8 @@ def batches(
             if position + 2 < len(chunks):
                 ahead.append(submit(chunks[position + 2]))
             pixels = torch.from_numpy(done[0] if len(done) == 1 and done[0].ndim == 4 else np.stack(done))
-            if device.type == "cuda":
+            if runtime.device.type == "cuda":
                 pixels = pixels.pin_memory()
-            images = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)  # stays channels_last
-            yield Batch(images, torch.from_numpy(labels[chunk]).float().to(device), rows[chunk])
+            images = pixels.to(runtime.device, non_blocking=True).permute(0, 3, 1, 2)  # stays channels_last
+            images = images.float().div_(255).to(runtime.weights_dtype)
+            yield Batch(images, torch.from_numpy(labels[chunk]).float().to(runtime.device), rows[chunk])

@@ -4,7 +4,8 @@ from .base import Context, Method
 from .finetune import Finetune
 from .joint import Joint
 from .krt import KRT
+from .pod import POD
 
-METHODS: dict[str, type[Method]] = {"krt": KRT, "finetune": Finetune, "joint": Joint}
+METHODS: dict[str, type[Method]] = {"krt": KRT, "pod": POD, "finetune": Finetune, "joint": Joint}
 
 __all__ = ["METHODS", "Context", "Method"]

@@ -30,7 +30,7 @@ class Context:
     session: Session
     model: Network  # already grown for this session
     old_model: Network | None  # frozen copy from the end of the last session, in eval mode; None in the first
-    forward: Callable[[Tensor], Output]  # the model as training must call it
+    forward: Callable[..., Output]  # the model as training must call it
     score: Callable[[Network], np.ndarray]  # probabilities (m, C) of a model on the session's training images
     log: Callable[[str], None]
 
@@ -61,7 +61,11 @@ class Method:
         return batch.labels
 
     def loss(self, batch: Batch) -> dict[str, Any]:
-        """``loss`` (scalar to minimise), ``parts`` (name → scalar, for the log) and ``logits`` (B, C)."""
+        """``loss`` (scalar to minimise), ``parts`` (name → scalar, for the log) and ``logits`` (B, C).
+
+        Where several processes share a batch, each returns its part and the parts add up: sums over images need no care,
+        means over images are multiplied by ``batch.share``.
+        """
         output = self.context.forward(batch.images)
         classification = self.scale * asymmetric_loss(output.logits, self.targets(batch))
         return {"loss": classification, "parts": {"classification": classification}, "logits": output.logits}

@@ -67,7 +67,7 @@ class KRT(Method):
                 old = context.old_model(batch.images)
             labels = self.restore(labels, old.logits)
             if self.options.token_weight:
-                growth = math.sqrt(context.session.stop / context.experiment.protocol.increment)
+                growth = batch.share * math.sqrt(context.session.stop / context.experiment.protocol.increment)
                 distillation = self.options.token_weight * growth * token_distillation(old.tokens, output.tokens)
         classification = self.scale * asymmetric_loss(output.logits, labels)
         parts = {"classification": classification}

@@ -21,9 +21,21 @@ class Backbone(nn.Module):
         self.mean, self.std = mean, std
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.mean != 0.0 or self.std != 1.0:
-            images = (images - self.mean) / self.std
-        return _map_of(self.body, images)
+        return _map_of(self.body, self._normalise(images))
+
+    def with_stages(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The feature map and the outputs of the backbone's stages, each (B, c_i, h_i, w_i), the stem left out."""
+        images = self._normalise(images)
+        if not hasattr(self.body, "forward_features"):  # features_only: every stage up to the chosen stride
+            stages = self.body(images)
+            return stages[-1], tuple(stages[1:] if len(stages) > 1 else stages)
+        reductions = [info["reduction"] for info in self.body.feature_info]
+        keep = [index for index, reduction in enumerate(reductions) if reduction > 2]
+        features, stages = self.body.forward_intermediates(images, indices=keep)
+        return _as_map(self.body, features), tuple(stages)
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        return images if self.mean == 0.0 and self.std == 1.0 else (images - self.mean) / self.std
 
 
 def make_backbone(config: Model, image_size: int) -> Backbone:
@@ -41,7 +53,8 @@ def make_backbone(config: Model, image_size: int) -> Backbone:
         strides = body.feature_info.reduction()
         if config.stride not in strides:
             raise ConfigError(f"model.stride: {config.backbone} has maps at {strides}, not at {config.stride}.")
-        body = timm.create_model(config.backbone, features_only=True, out_indices=(strides.index(config.stride),))
+        indices = tuple(range(strides.index(config.stride) + 1))
+        body = timm.create_model(config.backbone, features_only=True, out_indices=indices)
     else:
         body = timm.create_model(config.backbone, num_classes=0, global_pool="", **sized)
     body.eval()
@@ -55,7 +68,10 @@ def _map_of(body: nn.Module, images: Tensor) -> Tensor:
     """The last feature map as (B, channels, h, w), whatever layout the timm model uses."""
     if not hasattr(body, "forward_features"):
         return body(images)[-1]  # features_only
-    features = body.forward_features(images)
+    return _as_map(body, body.forward_features(images))
+
+
+def _as_map(body: nn.Module, features: Tensor) -> Tensor:
     if features.dim() == 3:  # transformers: (B, prefix + N, channels)
         features = features[:, getattr(body, "num_prefix_tokens", 0) :]
         side = int(features.shape[1] ** 0.5)

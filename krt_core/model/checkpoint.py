@@ -16,6 +16,7 @@ from ..config import Model
 from ..errors import CheckpointError
 from ..home import resolve
 from .backbone import Backbone
+from .published import is_published, session_sizes, tresnet_to_timm
 
 
 @dataclass
@@ -101,13 +102,11 @@ def _explain(path: Path, tensors: dict[str, Tensor], details: dict[str, Any]) ->
         return Checkpoint(
             path, "krt-workbench", tensors, trained, seen, leak, {"experiment": experiment, "classes": classes}
         )
-    if "cls_token" in names and any(n.startswith("task_tokens.") for n in names):
-        classes = sum(len(t) for n, t in tensors.items() if n.startswith("head.") and n.endswith(".head.bias"))
-        sessions = sum(n.startswith("task_tokens.") for n in names)
-        trained = f"an incremental KRT run of {sessions} sessions (published code)"
-        return Checkpoint(
-            path, "krt-published", tensors, trained, classes, "it already knows the classes of its run", details
-        )
+    if is_published(names):
+        sizes = session_sizes(tensors)
+        trained = f"an incremental KRT run (published code), {len(sizes)} sessions of {' + '.join(map(str, sizes))} classes"
+        leak = "it already knows the classes of its run"
+        return Checkpoint(path, "krt-published", tensors, trained, sum(sizes), leak, details)
     if "_conv_stem.weight" in names and "_fc.weight" in names:
         return Checkpoint(path, "lite0-pypi", tensors, "ImageNet-1k, single label", rows("_fc.weight"), None, details)
     body = any(n.startswith("body.") for n in names)
@@ -173,10 +172,7 @@ def _to_timm(checkpoint: Checkpoint, backbone: Backbone) -> dict[str, Tensor]:
         names = timm.create_model("tf_efficientnet_lite0").state_dict()
         return dict(zip(names, tensors.values(), strict=True))
     if checkpoint.layout in ("asl", "miil-21k", "krt-published"):
-        from timm.models.tresnet import checkpoint_filter_fn
-
-        plain = {n if n.startswith("body.") else f"body.{n}": t for n, t in tensors.items()}
-        return checkpoint_filter_fn(plain, backbone.body)
+        return tresnet_to_timm(tensors, backbone.body)
     return tensors
 
 

@@ -20,6 +20,7 @@ class Output:
     tokens: Tensor | None  # (B, T, D) session embeddings; None with the linear head
     features: Tensor  # (B, channels, h, w) last feature map
     attention: Attention | None = None
+    stages: tuple[Tensor, ...] | None = None  # (B, c_i, h_i, w_i) outputs of the backbone's stages
 
     @property
     def pooled(self) -> Tensor:
@@ -57,28 +58,28 @@ class Network(nn.Module):
 
     def add_session(self, classes: int) -> None:
         """Freeze what belongs to earlier sessions, then add a token and a head for ``classes`` new classes."""
-        device = next(self.backbone.parameters()).device
+        like = next(self.backbone.parameters())
         if self.kind == "ica":
             for head in self.heads:
                 head.requires_grad_(False)
             self.ica.add_session()
-            self.heads.append(SessionHead(self.embed_dim, classes).to(device))
+            self.heads.append(SessionHead(self.embed_dim, classes).to(like))
         else:  # the linear head's old columns go on training, as is usual for this baseline
             linear = nn.Linear(self.backbone.channels, classes)
             nn.init.kaiming_normal_(linear.weight, nonlinearity="linear")
             nn.init.zeros_(linear.bias)
-            self.heads.append(linear.to(device))
+            self.heads.append(linear.to(like))
         self.session_sizes.append(classes)
 
-    def forward(self, images: Tensor, with_attention: bool = False) -> Output:
-        features = self.backbone(images)
+    def forward(self, images: Tensor, with_attention: bool = False, with_stages: bool = False) -> Output:
+        features, stages = self.backbone.with_stages(images) if with_stages else (self.backbone(images), None)
         if self.kind == "linear":
             pooled = features.mean(dim=(2, 3))
             logits = torch.cat([head(pooled) for head in self.heads], dim=1)
-            return Output(full_precision(logits), None, features)
+            return Output(full_precision(logits), None, features, None, stages)
         tokens, attention = self.ica(self.patch_tokens(features), with_attention)
         logits = torch.cat([head(tokens[:, t]) for t, head in enumerate(self.heads)], dim=1)
-        return Output(full_precision(logits), tokens, features, attention)
+        return Output(full_precision(logits), tokens, features, attention, stages)
 
     def patch_tokens(self, features: Tensor) -> Tensor:
         """(B, channels, h, w) → (B, N, D) with the position embedding added."""

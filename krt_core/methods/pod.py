@@ -1,0 +1,40 @@
+"""POD: the KRT authors' own baseline. Distils the stages' maps and the pooled embedding of the old model.
+
+Douillard et al., *PODNet: Pooled Outputs Distillation for Small-Tasks Incremental Learning*, ECCV 2020, here with the
+asymmetric loss and a growing linear head instead of its cosine classifier and softmax loss.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+from ..data.pipeline import Batch
+from ..losses import asymmetric_loss, pod_spatial
+from .base import Method
+
+
+class POD(Method):
+    @dataclass(frozen=True)
+    class Options:
+        head: Literal["ica", "linear"] = "linear"
+        spatial_weight: float = 5.0  # λ_c of POD-spatial, times sqrt(C / increment)
+        flat_weight: float = 180.0  # λ_f of the pooled embedding's cosine distance, times sqrt(C / increment)
+
+    def loss(self, batch: Batch) -> dict[str, Any]:
+        context = self.context
+        distil = context.old_model is not None
+        output = context.forward(batch.images, with_stages=distil)
+        parts = {"classification": self.scale * asymmetric_loss(output.logits, self.targets(batch))}
+        if distil:
+            with torch.no_grad():
+                old = context.old_model(batch.images, with_stages=True)
+            growth = batch.share * math.sqrt(context.session.stop / context.experiment.protocol.increment)
+            parts["spatial"] = self.options.spatial_weight * growth * pod_spatial(old.stages, output.stages)
+            flat = 1 - F.cosine_similarity(old.pooled, output.pooled, dim=1).mean()
+            parts["flat"] = self.options.flat_weight * growth * flat
+        return {"loss": sum(parts.values()), "parts": parts, "logits": output.logits}
