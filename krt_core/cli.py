@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--max-steps", type=int, help="end each epoch after so many steps: a quick look, never marked done"
     )
+    train.add_argument("--processes", type=int, default=1, help="share every batch among so many (one GPU each)")
     train.set_defaults(command=_train)
 
     data = commands.add_parser("data", help="get or make a data set")
@@ -63,13 +65,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> int:
     from .config import load_experiment
+    from .distributed import leave_world
+    from .launch import train_in_processes
     from .session import train
 
     experiment = load_experiment(options.preset, options.overrides)
-    run = train(
-        experiment, options.folder, device=options.device, allow_leak=options.allow_leak, max_steps=options.max_steps
-    )
-    print(run.folder)
+    how = dict(device=options.device, allow_leak=options.allow_leak, max_steps=options.max_steps)
+    if options.processes > 1:
+        run = train_in_processes(experiment, options.processes, options.folder, **how)
+    else:
+        run = train(experiment, options.folder, **how)
+        leave_world()
+    if "RANK" not in os.environ:  # not one of several processes: those leave it to the one that started them
+        print(run.folder)
     return 0
 
 
@@ -101,6 +109,7 @@ def _inspect(options: argparse.Namespace) -> int:
     found = inspect(options.checkpoint)
     lines = {
         "file": found.path,
+        "sha256": found.sha256,
         "layout": found.layout,
         "tensors": f"{len(found.tensors)} with {found.parameters / 1e6:.2f} M values",
         "trained on": found.trained_on,

@@ -49,6 +49,10 @@ class Model:
     embed_dim: int = 384  # D, width of the tokens (a multiple of heads)
     heads: int = 8  # H
     mlp_ratio: float = 4.0  # hidden width of the token MLP / D
+    norm: Literal["batch_norm", "inplace_abn"] = "batch_norm"  # inplace_abn: the same with less memory (TResNet)
+    query: Literal["transfer", "retention"] = (
+        "transfer"  # which token asks in ICA: KT (published) or KR_t (as in DyTox)
+    )
 
 
 @dataclass(frozen=True)
@@ -70,9 +74,13 @@ class Train:
     weight_decay: float = 1e-4  # on matrices only
     warmup: float = 0.2  # share of the steps in which OneCycle rises (pct_start)
     augment: Literal["published", "light", "none"] = "published"  # cutout + RandAugment; crop and jitter; nothing
+    batch_norm: Literal["batch", "frozen", "sync"] = "batch"  # statistics: of a process's images (published), as they
+    # were in the first weights, or of the images of all processes
     precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"  # of the networks; losses and
     # scores are float32 or better always
     evaluate_every: int = 1  # epochs between validations inside a session; 0: after the last epoch only
+    report: Literal["last", "best"] = "last"  # epoch whose scores stand for the session: the last (published), or the
+    # best of the validated ones, chosen on the test images as some papers do; training goes on from the last anyway
     eval_batch_size: int = 128
     tensorboard: bool = False
 
@@ -101,21 +109,38 @@ class Experiment:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     def hash(self) -> str:
-        """Eight hex digits over everything that decides the result; name, seed and pure conveniences excluded."""
-        content = self.to_dict()
-        for key in ("name", "seed"):
-            content.pop(key)
+        """Eight hex digits over everything that decides the result; name, seed and pure conveniences excluded.
+
+        Only what differs from the defaults counts: a key that is added later leaves the hashes of older runs alone.
+        """
+        same = Experiment(method=self.method, options=type(self.options)() if self.options else None).to_dict()
+        content = _difference(self.to_dict(), same)
+        content["method"] = self.method
+        data, train = content.get("data", {}), content.get("train", {})
         if self.data.dataset not in ("coco", "voc"):  # a folder of the user's own is told apart by its place alone
-            content["data"].pop("root")
-        for key in ("cache", "workers"):
-            content["data"].pop(key)
-        for key in ("eval_batch_size", "tensorboard"):
-            content["train"].pop(key)
+            data.pop("root", None)
+        for section, keys in ((content, ("name", "seed")), (data, ("cache", "workers")),
+                              (train, ("eval_batch_size", "tensorboard"))):  # fmt: skip
+            for key in keys:
+                section.pop(key, None)
+        content = {key: value for key, value in content.items() if value != {}}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     def run_name(self) -> str:
         """Name of the run folder: ``<name>-<method>-<hash8>-s<seed>``."""
         return f"{self.name}-{self.method}-{self.hash()}-s{self.seed}"
+
+
+def _difference(content: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """What of a nested dict is not as in another."""
+    out = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and isinstance(default.get(key), dict):
+            if inner := _difference(value, default[key]):
+                out[key] = inner
+        elif key not in default or value != default[key]:
+            out[key] = value
+    return out
 
 
 def preset_names() -> list[str]:
@@ -190,6 +215,11 @@ def _check(experiment: Experiment, where: str) -> None:
         (e.train.batch_size >= 1, "train.batch_size", "must be at least 1"),
         (e.train.group >= 1, "train.group", "must be at least 1"),
         (0 < e.train.warmup < 1, "train.warmup", "must lie between 0 and 1"),
+        (
+            e.train.report == "last" or e.train.evaluate_every,
+            "train.report",
+            "can be best only if train.evaluate_every is not 0",
+        ),
         (e.data.image_size >= 16, "data.image_size", "must be at least 16 pixels"),
         (e.model.std > 0, "model.std", "must be positive"),
         (not (e.replay.per_class and e.replay.budget), "replay", "takes per_class or budget, not both"),

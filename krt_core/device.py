@@ -7,10 +7,12 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from .distributed import World, join_world
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Runtime:
     device: torch.device
     dtype: torch.dtype  # autocast type of the networks; losses and scores are float32 or better always
     reasons: dict[str, str]
+    world: World = field(default_factory=World)
 
     def autocast(self) -> contextlib.AbstractContextManager:
         if self.dtype in (torch.float32, torch.float64):
@@ -34,11 +37,12 @@ class Runtime:
 
 def choose_runtime(precision: str = "auto", device: str | None = None) -> Runtime:
     """Pick the device (CUDA if there is one) and resolve ``precision`` "auto" to a type the processor is fast in."""
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    local = os.environ.get("LOCAL_RANK", "0")  # set by torchrun
+    chosen = torch.device(device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu"))
+    world = join_world(chosen)
+    about = {"device": str(chosen), "processes": str(world.size)}
     if precision != "auto":
-        return Runtime(
-            chosen, getattr(torch, precision), {"device": str(chosen), "precision": f"{precision}: asked for"}
-        )
+        return Runtime(chosen, getattr(torch, precision), {**about, "precision": f"{precision}: asked for"}, world)
     if chosen.type == "cuda":
         major, minor = torch.cuda.get_device_capability(chosen)
         dtype = torch.bfloat16 if major >= 8 else torch.float16
@@ -47,7 +51,7 @@ def choose_runtime(precision: str = "auto", device: str | None = None) -> Runtim
         dtype, reason = torch.bfloat16, "bfloat16: the CPU has avx512_bf16"
     else:
         dtype, reason = torch.float32, "float32: the CPU has no bfloat16 arithmetic"
-    return Runtime(chosen, dtype, {"device": str(chosen), "precision": reason})
+    return Runtime(chosen, dtype, {**about, "precision": reason}, world)
 
 
 def _cpu_flags() -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from .data.pipeline import ImageStore, batches
 from .device import Runtime
+from .distributed import World
 from .metrics import average_precision, precision_recall_f1
 from .model import Network
 from .protocol import Protocol
@@ -16,18 +19,27 @@ from .protocol import Protocol
 def predict(
     model: Network, store: ImageStore, rows: np.ndarray, runtime: Runtime, batch_size: int, features: bool = False
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scores (m, C) float32 in learning order and pooled features (m, channels) or None, with test transforms."""
-    was_training = model.training
+    """Scores (m, C) float32 in learning order and pooled features (m, channels) or None, with test transforms.
+
+    Several processes score a part of the rows each, and every one gets the whole.
+    """
+    was_training, world = model.training, runtime.world
     model.eval()
     scores, pooled = [], []
-    for batch in batches(store, rows, np.zeros((len(rows), 0), bool), batch_size, runtime):
+    world = world if len(rows) >= world.size else World()  # too few to share: everyone scores all of them
+    rows = world.part(rows)
+    alone = replace(runtime, world=World())  # the rows are already this process's own
+    for batch in batches(store, rows, np.zeros((len(rows), 0), bool), batch_size, alone):
         with runtime.autocast():
             output = model(batch.images)
         scores.append(torch.sigmoid(output.logits).cpu().numpy())
         if features:
             pooled.append(output.pooled.cpu().numpy())
     model.train(was_training)
-    return np.concatenate(scores).astype(np.float32), np.concatenate(pooled) if features else None
+    return (
+        world.gather(np.concatenate(scores).astype(np.float32)),
+        world.gather(np.concatenate(pooled)) if features else None,
+    )
 
 
 def session_metrics(protocol: Protocol, session: int, scores: np.ndarray, labels: np.ndarray, full: bool) -> dict:

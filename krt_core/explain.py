@@ -31,6 +31,7 @@ class Explanation:
     retention: np.ndarray  # (B, T, H) attention mass on the session's retention token
     patches: np.ndarray  # (B, T, H, h, w) attention mass on each patch
     evidence: np.ndarray  # (B, C, h, w) first-order contribution of each patch to the class's logit
+    leak: bool = False  # did the run start from weights that had seen the labels?
 
 
 def load_model(run: Run, session: int) -> Network:
@@ -48,6 +49,7 @@ def load_model(run: Run, session: int) -> Network:
     model.load_state_dict(tensors)
     if state["classes"] != list(run.protocol.classes):
         raise RunError(f"{run.folder}: classes of session {session + 1} do not follow from the protocol.")
+    model.leak = run.leak
     return model.eval()
 
 
@@ -82,7 +84,7 @@ def explain(model: Network, images: Tensor) -> Explanation:
     maps = torch.stack(evidence, dim=1).unflatten(-1, (height, width))
     shaped = attention.patches.unflatten(-1, (height, width))
     arrays = (scores, attention.transfer, attention.retention, shaped, maps)
-    return Explanation(*(array.detach().float().numpy() for array in arrays))
+    return Explanation(*(array.detach().float().numpy() for array in arrays), leak=bool(model.leak))
 
 
 def choose_images(dataset: MultiLabelDataset, protocol: Protocol, ids: Sequence[str] = (), count: int = 3) -> list[int]:

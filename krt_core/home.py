@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -53,6 +54,15 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes 
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Hexadecimal digest of a file's content."""
+    state = hashlib.new(algorithm)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            state.update(chunk)
+    return state.hexdigest()
 
 
 def _umask() -> int:

@@ -126,7 +126,7 @@ def training_loss(runs: Sequence[Run]) -> Figure:
     for i, run in enumerate(runs):
         epochs = run.epochs
         axis.plot(range(1, len(epochs) + 1), [e["loss"] for e in epochs], color=PALETTE[i % len(PALETTE)],
-                  label=f"{label_of(run)}, seed {run.experiment.seed}")  # fmt: skip
+                  label=f"{label_of(run, runs)}, seed {run.experiment.seed}")  # fmt: skip
     per_session = runs[0].experiment.train.epochs
     for t in range(1, len(runs[0].protocol.sessions)):
         axis.axvline(t * per_session + 0.5, color="0.8", lw=1)
@@ -227,9 +227,8 @@ def thresholds(runs: Sequence[Run]) -> Figure | None:
         records = run.session_state(run.finished_sessions - 1)["method"]["thresholds"]
         x = [int(t) + 1 for t in records]
         style = dict(marker=MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)])
-        left.plot(
-            x, [r["threshold"] for r in records.values()], label=f"{label_of(run)}, seed {run.experiment.seed}", **style
-        )
+        name = f"{label_of(run, runs)}, seed {run.experiment.seed}"
+        left.plot(x, [r["threshold"] for r in records.values()], label=name, **style)
         right.plot(x, [r["found"] for r in records.values()], **style)
         right.plot(x, [r["target"] for r in records.values()], ":", color="0.3", label="expected" if not i else None)
     left.set(xlabel="session", ylabel="threshold (probability)", title="Dynamic pseudo-label threshold")
@@ -261,6 +260,7 @@ def attention_over_sessions(image: np.ndarray, explanations: Sequence[Explanatio
     count = len(explanations)
     figure, axes = _figure(2.0 * (count + 1), 2.6, 1, count + 1, squeeze=False)
     _show(axes[0][0], image, title)
+    _mark_leak(figure, explanations)
     for t, explanation in enumerate(explanations):
         patches = explanation.patches[0, t].mean(axis=0)  # heads averaged: (h, w)
         mass = explanation.retention[0, t].mean()
@@ -277,6 +277,7 @@ def retention_mass(explanations: Sequence[Explanation]) -> Figure:
                 xticklabels=range(1, mass.shape[1] + 1), yticklabels=range(1, len(mass) + 1),
                 cbar_kws={"label": "attention (%)"})  # fmt: skip
     axis.set(xlabel="head", ylabel="session of the token", title="Mass on the retention tokens")
+    _mark_leak(figure, explanations)
     return figure
 
 
@@ -287,6 +288,7 @@ def evidence_over_sessions(
     class, blue ones against it, on one scale per class. The score stands above."""
     count = len(explanations)
     figure, axes = _figure(1.9 * (count + 1), 2.15 * len(present), len(present), count + 1, squeeze=False)
+    _mark_leak(figure, explanations)
     for line, column in zip(axes, present, strict=True):
         _show(line[0], image, f"{title}\nclass: {protocol.classes[column]}")
         learned = [e for e in explanations if column < e.evidence.shape[1]]
@@ -299,6 +301,11 @@ def evidence_over_sessions(
             _overlay(axis, image, explanation.evidence[0, column], "RdBu_r", -limit, limit)
             axis.set_title(f"session {t + 1}\nscore {explanation.scores[0, column]:.2f}", fontsize=8)
     return figure
+
+
+def _mark_leak(figure: Figure, explanations: Sequence[Explanation]) -> None:
+    if any(explanation.leak for explanation in explanations):
+        figure.suptitle("LEAK: the first weights had seen these labels", fontsize=9, color=PALETTE[3])
 
 
 def _show(axis, image: np.ndarray, title: str) -> None:

@@ -9,16 +9,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .errors import RunError
 from .home import atomic_write
 
 
 class Progress:
     """Writes ``log.txt`` and ``progress.json`` of a run folder and, if wanted, shows a tqdm bar.
 
-    show "auto": a bar in a terminal or a live notebook, one line per epoch when headless; "bar", "lines" or "none".
+    show "auto": a bar in a terminal or a live notebook, one line per epoch when headless; "bar", "lines" or "none";
+    "off" writes no file either. tensorboard: also write each epoch's numbers to ``tensorboard/``.
     """
 
-    def __init__(self, folder: Path, show: str = "auto", interval: float = 1.0):
+    def __init__(self, folder: Path, show: str = "auto", tensorboard: bool = False, interval: float = 1.0):
         self.folder, self.interval = folder, interval
         self.show = _choose() if show == "auto" else show
         self.state: dict[str, Any] = {}
@@ -26,9 +28,12 @@ class Progress:
         self.steps_total = self.steps_done = self.steps_at_start = 0
         self._written = 0.0
         self._bar = None
+        self._board = _open_board(folder) if tensorboard and self.show != "off" else None
 
     def log(self, text: str) -> None:
         """One line, with the time, to log.txt and to the screen."""
+        if self.show == "off":
+            return
         with (self.folder / "log.txt").open("a") as file:
             file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
         if self._bar is not None:
@@ -58,6 +63,8 @@ class Progress:
 
     def write(self, force: bool = False, **state: Any) -> None:
         """Bring progress.json up to date, at most once per interval unless forced."""
+        if self.show == "off":
+            return
         self.state.update(state)
         now = time.monotonic()
         if not force and now - self._written < self.interval:
@@ -74,6 +81,17 @@ class Progress:
         }
         atomic_write(self.folder / "progress.json", json.dumps(content))
 
+    def epoch(self, record: dict[str, Any]) -> None:
+        """After each epoch: its line of ``metrics.jsonl`` in words, and as curves for TensorBoard."""
+        self.write(force=True, loss=record["loss"], images_per_second=record["images_per_second"])
+        text = f"loss {record['loss']:.2f}, {record['images_per_second']:.0f} images/s"
+        if "mAP_seen" in record:
+            text += f", mAP seen {record['mAP_seen']:.2f}"
+        self.log(f"  session {record['session'] + 1} epoch {record['epoch'] + 1}: {text}")
+        if self._board is not None:
+            for key in record.keys() - {"session", "epoch"}:
+                self._board.add_scalar(f"session_{record['session']:02d}/{key}", record[key], record["epoch"])
+
     def decoding(self, what: str, done: int, total: int) -> None:
         """Callback of the image cache."""
         self.write(task=f"{what} {done}/{total}")
@@ -84,6 +102,16 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        if self._board is not None:
+            self._board.close()
+
+
+def _open_board(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise RunError("train.tensorboard needs its package: pip install tensorboard") from None
+    return SummaryWriter(folder / "tensorboard")
 
 
 def _choose() -> str:

@@ -12,13 +12,14 @@ METRICS = ("average_mAP", "last_mAP", "forgetting", "CF1", "OF1")
 
 
 def label_of(run: Run, among: Sequence[Run] = ()) -> str:
-    """How a run is called in tables and legends: its method, with its exemplars if it has any.
+    """How a run is called in tables and legends: its method, with its exemplars if it has any, and LEAK if its first
+    weights had seen the labels to be learned.
 
     Runs that this would name alike though their configurations differ get their hash: they are no seeds of one another.
     """
     label, own = _plain_label(run), run.experiment.hash()
     alike = any(_plain_label(other) == label and other.experiment.hash() != own for other in among)
-    return f"{label} [{own}]" if alike else label
+    return label + (f" [{own}]" if alike else "") + (" (LEAK)" if run.leak else "")
 
 
 def _plain_label(run: Run) -> str:
@@ -39,7 +40,7 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
             {"run": run.folder.name, "name": label_of(run, runs), "dataset": s["dataset"], "protocol": s["protocol"],
              "seed": s["seed"],
              **{key: s[key] for key in METRICS}, "exemplars": s["exemplars"], "seconds": s["seconds"],
-             "leak": bool(s["weights"].get("leak")), "commit": s["commit"]}
+             "leak": s["weights"].get("leak") or "", "commit": s["commit"]}
         )  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -48,7 +49,7 @@ def summary_table(table: pd.DataFrame) -> pd.DataFrame:
     """One line per method: mean ± standard deviation (n − 1) over its runs, best average mAP first."""
     lines = []
     for (dataset, protocol, name), group in table.groupby(["dataset", "protocol", "name"], sort=False):
-        line = {"dataset": dataset, "protocol": protocol, "method": name + (" (leak)" if group.leak.any() else "")}
+        line = {"dataset": dataset, "protocol": protocol, "method": name}
         line["runs"] = len(group)
         for key in METRICS:
             spread = f" ± {group[key].std():.2f}" if len(group) > 1 else ""

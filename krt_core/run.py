@@ -90,6 +90,11 @@ class Run:
         return _read_json(self.folder / "environment.json") or {}
 
     @property
+    def leak(self) -> str | None:
+        """Why its first weights had seen the labels to be learned (``--allow-leak``); None: no reason known."""
+        return (self.environment.get("weights") or {}).get("leak")
+
+    @property
     def progress(self) -> dict:
         return _read_json(self.folder / "progress.json") or {}
 

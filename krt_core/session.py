@@ -1,11 +1,12 @@
 """THE loop. Each session runs through five stanzas: see, grow, learn, test, remember.
 
 `train` writes a run folder and nothing else. Starting it again continues from the last finished epoch; a finished run
-returns at once.
+returns at once. Under torchrun every process runs this loop on its share of the images; only the main one writes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import math
@@ -18,20 +19,21 @@ import torch
 
 from .config import Experiment
 from .data import open_dataset
-from .data.pipeline import ImageStore, batches
+from .data.pipeline import ImageStore, count_batches
 from .device import Runtime, choose_runtime, environment
 from .errors import DataError, RunError
 from .evaluate import predict, session_metrics
+from .learn import Learner, set_seed
 from .memory import Memory
 from .methods import METHODS, Context
 from .model import Network
 from .model.checkpoint import load_backbone
 from .model.network import build_network
-from .optim import make_optimiser, make_schedule, set_seed
+from .model.norm import synchronise
 from .progress import Progress
 from .protocol import Session, check_labels, make_protocol
 from .run import Run, Scores
-from .view import View, session_view
+from .view import View, seen_frequency, session_view
 
 
 def train(
@@ -48,13 +50,17 @@ def train(
     max_steps: end every epoch after so many steps, for a quick look at whether a setting runs (such a run is not marked
     done). Raises ConfigError, DataError, CheckpointError or RunError; what was computed before stays in the folder.
     """
-    run = Run.create(experiment, folder)
+    runtime = choose_runtime(experiment.train.precision, device)
+    main = runtime.world.main
+    with runtime.world.main_first():
+        run = Run.create(experiment, folder)
     if run.done:
         return run
-    progress = Progress(run.folder, show)
+    progress = Progress(run.folder, show if main else "off", experiment.train.tensorboard)
     try:
-        with run.lock():
-            _Training(run, progress, choose_runtime(experiment.train.precision, device), allow_leak, max_steps).go()
+        with run.lock() if main else contextlib.nullcontext():
+            _Training(run, progress, runtime, allow_leak, max_steps).go()
+            runtime.world.wait()
     except KeyboardInterrupt:
         progress.log("interrupted: start the same experiment again to continue after the last finished epoch")
         raise
@@ -67,8 +73,9 @@ class _Training:
     def __init__(self, run: Run, progress: Progress, runtime: Runtime, allow_leak: bool, max_steps: int | None):
         e = self.experiment = run.experiment
         self.run, self.progress, self.runtime, self.max_steps = run, progress, runtime, max_steps
-        run.write_json("environment.json", environment(runtime))
-        self.train_set, self.test_set = open_dataset(e.data, "train"), open_dataset(e.data, "test")
+        self.world = runtime.world
+        with self.world.main_first():
+            self.train_set, self.test_set = open_dataset(e.data, "train"), open_dataset(e.data, "test")
         if self.train_set.classes != self.test_set.classes:
             raise DataError(f"{self.train_set.root}: training and test annotations name different classes.")
         self.protocol = make_protocol(
@@ -81,41 +88,52 @@ class _Training:
         # What a later start must find unchanged: stored exemplars are row numbers, and a quick look is no training.
         self.made_with = {"inputs": self.train_set.digest() + self.test_set.digest(), "max_steps": max_steps}
         self.test_rows = np.flatnonzero(self.test_labels.any(axis=1))  # the fixed pool: images with any class
+        several = f" in {self.world.size} processes" if self.world.size > 1 else ""
         progress.log(
             f"{run.folder.name}: {len(self.train_set)} training and {len(self.test_set)} test images, "
             f"{len(self.protocol.sessions)} sessions ({self.protocol.name}), "
-            f"{runtime.device}, {runtime.reasons['precision']}"
+            f"{runtime.device}{several}, {runtime.reasons['precision']}"
         )
         for note in (*self.train_set.notes, *self.test_set.notes):
             progress.log(f"data: {note}")
 
         store = (e.data.image_size, e.data.cache, e.data.workers, progress.decoding)
-        self.train_store, self.test_store = ImageStore(self.train_set, *store), ImageStore(self.test_set, *store)
+        with self.world.main_first():
+            self.train_store, self.test_store = ImageStore(self.train_set, *store), ImageStore(self.test_set, *store)
 
         set_seed(e.seed)
         self.method = METHODS[e.method](run.experiment.options, e)
         self.memory = Memory(e.replay)
         self.model = build_network(e)
-        self.weights = load_backbone(self.model.backbone, e.model, self.protocol.classes, allow_leak)
+        self.weights = load_backbone(self.model.backbone, e.model, allow_leak)
+        if self.world.main:
+            run.write_json("environment.json", {**environment(runtime), "weights": self.weights})
+        if self.weights.get("leak"):
+            progress.log(f"LEAK: {self.weights['file']} is used all the same, though {self.weights['leak']}")
         self.model.to(runtime.device, runtime.weights_dtype)
         self.model.to(memory_format=torch.channels_last)
+        if e.train.batch_norm == "sync" and self.world.size > 1:
+            synchronise(self.model)
         self.old_model: Network | None = None
+        self.spent_before = 0.0  # seconds that earlier, interrupted starts gave to the current session
 
     # ---- the loop ----
 
     def go(self) -> None:
         first, resume = self._restore()
-        done = [self.steps_of(t) for t in range(len(self.protocol.sessions))]
+        steps = [self.steps_of(t) for t in range(len(self.protocol.sessions))]
         start_epoch = resume["epoch"] if resume else 0
-        per_epoch = done[first] // self.experiment.train.epochs if first < len(done) else 0
-        self.progress.plan(sum(done), sum(done[:first]) + per_epoch * start_epoch)
+        per_epoch = steps[first] // self.experiment.train.epochs if first < len(steps) else 0
+        self.progress.plan(sum(steps), sum(steps[:first]) + per_epoch * start_epoch)
         for index in range(first, len(self.protocol.sessions)):
             self.session(index, resume)
             resume = None
-        self.finish()
+        if self.world.main:
+            self.finish()
 
     def session(self, index: int, resume: dict[str, Any] | None) -> None:
-        began, spent = time.perf_counter(), 0.0
+        began, best = time.perf_counter(), None
+        self.spent_before = resume["seconds"] if resume else 0.0
 
         # 1. See: the session's images, with labels of its own classes only, and the stored exemplars.
         memory = self.memory if self.method.replays else None
@@ -126,18 +144,15 @@ class _Training:
         if learning is not None:
             self.old_model = self._frozen_copy() if index else None
             self._grow(learning)
-            context = self._context(learning, view)
-            if resume:
-                self.method.load_state(resume["method"])
-            self.method.start_session(context)
+            context, learner = self._prepare(learning, view, resume)
 
             # 3. Learn: the method turns batches into a loss; validate on the way.
-            spent = self.epochs(index, view, resume)
+            best = self.epochs(index, learner, resume)
             self.method.end_session(context)
             self.old_model = None
 
         # 4. Test: one pass over the fixed pool, from which every subset is scored.
-        scores = self.test(index)
+        scores = self.test(index) if best is None else self._pool(best["scores"].numpy())
         metrics = session_metrics(self.protocol, index, scores.scores, scores.labels, full=True)
 
         # 5. Remember: choose exemplars, then write the session down.
@@ -150,7 +165,8 @@ class _Training:
             "train_images": view.own,
             "replayed_images": len(view.rows) - view.own,
             "test_images": len(scores.ids),
-            "seconds": round(spent + time.perf_counter() - began, 2),
+            "reported_epoch": self.experiment.train.epochs - 1 if best is None else best["epoch"],
+            "seconds": round(self.spent_before + time.perf_counter() - began, 2),
             "metrics": metrics,
             "method": self.method.state(),
             "memory": self.memory.state(),
@@ -158,8 +174,9 @@ class _Training:
             "weights": self.weights,
             "made_with": self.made_with,
         }
-        self.run.write_session(index, self.model.state_dict(), scores, state)
-        self.run.clear_resume()
+        if self.world.main:
+            self.run.write_session(index, self.model.state_dict(), scores, state)
+            self.run.clear_resume()
         self.progress.log(
             f"session {index + 1}/{len(self.protocol.sessions)} ({', '.join(self.protocol.class_names(index))}): "
             f"mAP seen {metrics['mAP_seen']:.2f}, base {metrics['mAP_base']:.2f}, new {metrics['mAP_new']:.2f}"
@@ -213,7 +230,7 @@ class _Training:
             replay, old = self.experiment.replay, self.protocol.sessions[index].start
             stored = (replay.budget or replay.per_class * old) if self.method.replays and index else 0
             images = len(self.protocol.train_images(self.train_labels, index)) + stored
-        steps = math.ceil(images / self.experiment.train.batch_size)
+        steps = count_batches(images, self.experiment.train.batch_size, self.world.size)
         return self.experiment.train.epochs * min(steps, self.max_steps or steps)
 
     # ---- grow ----
@@ -226,93 +243,73 @@ class _Training:
         old = copy.deepcopy(self.model).eval()
         return old.requires_grad_(False)
 
-    def _context(self, session: Session, view: View) -> Context:
+    def _prepare(self, session: Session, view: View, resume: dict[str, Any] | None) -> tuple[Context, Learner]:
+        """What the session learns with. The model is wrapped anew, so that its new parameters are synchronised too."""
+        if len(view.rows) < self.world.size:
+            raise DataError(f"Session {session.index + 1} has {len(view.rows)} images for {self.world.size} processes.")
+
         def score(model: Network) -> np.ndarray:
             size = self.experiment.train.eval_batch_size
             return predict(model, self.train_store, view.rows, self.runtime, size)[0]
 
-        return Context(
-            self.experiment, self.protocol, session, self.model, self.old_model, self.model, score, self.progress.log
-        )
+        context = Context(
+            experiment=self.experiment, protocol=self.protocol, session=session, model=self.model,
+            old_model=self.old_model, forward=self.world.wrap(self.model), score=score,
+            class_frequency=seen_frequency(self.protocol, self.train_labels, session.index), log=self.progress.log,
+        )  # fmt: skip
+        if resume:
+            self.method.load_state(resume["method"])
+        self.method.start_session(context)
+        self.method.load_state(self.world.decide(_plain(self.method.state())))  # one threshold for all processes
+        config = self.experiment.train
+        learner = Learner(self.model, self.method, config, session.index == 0, view, self.runtime)
+        if resume:
+            self.model.load_state_dict(resume["model"])
+            learner.load_state(resume["learner"])
+        return context, learner
 
     # ---- learn ----
 
-    def epochs(self, index: int, view: View, resume: dict[str, Any] | None) -> float:
-        """Train the session; returns the seconds that an earlier, interrupted start had already spent on it."""
-        t = self.experiment.train
-        steps = math.ceil(len(view.rows) / t.batch_size)
-        optimiser = make_optimiser(self.model, t.weight_decay)
-        schedule = make_schedule(optimiser, t, index == 0, steps)
-        scaler = torch.amp.GradScaler(self.runtime.device.type, enabled=self.runtime.dtype == torch.float16)
-        start, spent, began = 0, 0.0, time.perf_counter()
-        if resume:
-            start, spent = resume["epoch"], resume["seconds"]
-            self.model.load_state_dict(resume["model"])
-            optimiser.load_state_dict(resume["optimiser"])
-            schedule.load_state_dict(resume["schedule"])
-            scaler.load_state_dict(resume["scaler"])
-        board = self._tensorboard()
-        for epoch in range(start, t.epochs):
-            # Everything random in an epoch follows from these numbers, so a repeated epoch is the same epoch.
-            set_seed(self.experiment.seed, index, epoch)
+    def epochs(self, index: int, learner: Learner, resume: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Train the session; returns epoch, mAP and scores of its best epoch where that is what is to be reported."""
+        t, began = self.experiment.train, time.perf_counter()
+        first, best = (resume["epoch"], resume["best"]) if resume else (0, None)
+
+        def on_step() -> None:
+            self.progress.step(session=index, sessions=len(self.protocol.sessions), epoch=epoch, epochs=t.epochs)
+
+        for epoch in range(first, t.epochs):
             seed = (self.experiment.seed, index, epoch)
-            self.model.train()
-            tick, sums, images, made = time.perf_counter(), {}, 0, 0
-            for batch in batches(
-                self.train_store, view.rows, view.labels, t.batch_size, self.runtime, t.augment, seed, shuffle=True
-            ):
-                with self.runtime.autocast():
-                    result = self.method.loss(batch)
-                scaler.scale(result["loss"]).backward()
-                scaler.step(optimiser)
-                scaler.update()
-                optimiser.zero_grad(set_to_none=True)
-                schedule.step()
-                for name, part in {"loss": result["loss"], **result["parts"]}.items():
-                    sums[name] = sums.get(name, 0.0) + part.detach()
-                images += len(batch.rows)
-                made += 1
-                self.progress.step(session=index, sessions=len(self.protocol.sessions), epoch=epoch, epochs=t.epochs)
-                if made == self.max_steps:
-                    break
-            seconds = time.perf_counter() - tick
-            means = {name: float(value) / made for name, value in sums.items()}
-            if not math.isfinite(means["loss"]):
+            made = learner.epoch(self.train_store, seed, on_step, self.max_steps)
+            if not math.isfinite(made["loss"]):
                 raise RunError(
-                    f"{self.run.folder.name}: the loss became {means['loss']} in session {index + 1}, "
-                    f"epoch {epoch + 1}. "
-                    "Lower train.base_lr or train.lr, or set train.precision=float32."
+                    f"{self.run.folder.name}: the loss became {made['loss']} in session {index + 1}, "
+                    f"epoch {epoch + 1}. Lower train.base_lr or train.lr, or set train.precision=float32."
                 )
-            record = {
-                "session": index, "epoch": epoch, **{k: round(v, 5) for k, v in means.items()},
-                "lr": schedule.get_last_lr()[0], "images": images, "seconds": round(seconds, 3),
-                "images_per_second": round(images / seconds, 1),
-            }  # fmt: skip
-            if t.evaluate_every and (epoch + 1) % t.evaluate_every == 0 and epoch + 1 < t.epochs:
+            self.world.share_buffers(self.model)
+            record, last = {"session": index, "epoch": epoch, **made}, epoch + 1 == t.epochs
+            if t.evaluate_every and (epoch + 1) % t.evaluate_every == 0 and not last:  # the last is the session's own
                 record.update(self.validate(index))
+            if t.report == "best" and (last or "mAP_seen" in record):
+                best = self._better(best, index, epoch)
+            if not self.world.main:
+                continue
             self.run.append_epoch(record)
-            if board:
-                for key, value in record.items():
-                    if key not in ("session", "epoch"):
-                        board.add_scalar(f"session_{index:02d}/{key}", value, epoch)
-            self._report_epoch(record)
-            if epoch + 1 < t.epochs:  # after the last one the session itself is written
+            self.progress.epoch(record)
+            if not last:
                 self.run.save_resume(
                     {
                         "session": index,
                         "epoch": epoch + 1,
                         "made_with": self.made_with,
-                        "seconds": spent + time.perf_counter() - began,
+                        "seconds": self.spent_before + time.perf_counter() - began,
                         "model": self.model.state_dict(),
-                        "optimiser": optimiser.state_dict(),
-                        "schedule": schedule.state_dict(),
-                        "scaler": scaler.state_dict(),
-                        "method": json.loads(json.dumps(self.method.state())),  # plain values, whatever the method gave
+                        "learner": learner.state(),
+                        "method": _plain(self.method.state()),
+                        "best": best,
                     }
                 )
-        if board:
-            board.close()
-        return spent
+        return best
 
     def validate(self, index: int) -> dict[str, float]:
         """mAP base, seen and new inside a session, from one pass over the images with a seen class."""
@@ -322,21 +319,13 @@ class _Training:
         metrics = session_metrics(self.protocol, index, scores, self.test_labels[rows], full=False)
         return {key: round(value, 4) for key, value in metrics.items()}
 
-    def _report_epoch(self, record: dict) -> None:
-        self.progress.write(force=True, loss=record["loss"], images_per_second=record["images_per_second"])
-        parts = f"loss {record['loss']:.2f}, {record['images_per_second']:.0f} images/s"
-        if "mAP_seen" in record:
-            parts += f", mAP seen {record['mAP_seen']:.2f}"
-        self.progress.log(f"  session {record['session'] + 1} epoch {record['epoch'] + 1}: {parts}")
-
-    def _tensorboard(self):
-        if not self.experiment.train.tensorboard:
-            return None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise RunError("train.tensorboard needs its package: pip install tensorboard") from None
-        return SummaryWriter(self.run.folder / "tensorboard")
+    def _better(self, best: dict[str, Any] | None, index: int, epoch: int) -> dict[str, Any]:
+        """The better of the best epoch so far and this one, by mAP on the images with a seen class."""
+        pool = self.test(index)
+        value = session_metrics(self.protocol, index, pool.scores, pool.labels, full=False)["mAP_seen"]
+        if best is not None and best["mAP_seen"] >= value:
+            return best
+        return {"epoch": epoch, "mAP_seen": value, "scores": torch.from_numpy(np.ascontiguousarray(pool.scores))}
 
     # ---- test and remember ----
 
@@ -344,7 +333,9 @@ class _Training:
         return predict(self.model, self.test_store, rows, self.runtime, self.experiment.train.eval_batch_size)[0]
 
     def test(self, index: int) -> Scores:
-        scores = self._predict_test(self.test_rows)[:, : self.protocol.sessions[index].stop]
+        return self._pool(self._predict_test(self.test_rows)[:, : self.protocol.sessions[index].stop])
+
+    def _pool(self, scores: np.ndarray) -> Scores:
         return Scores(self.test_set.ids[self.test_rows], scores, self.test_labels[self.test_rows])
 
     def _choose_exemplars(self, index: int, view: View) -> None:
@@ -357,6 +348,7 @@ class _Training:
             size = self.experiment.train.eval_batch_size
             features = predict(self.model, self.train_store, rows, self.runtime, size, features=True)[1]
         self.memory.update(index, rows, self.train_labels[rows][:, columns], features, self.experiment.seed)
+        self.memory.load_state(self.world.decide(self.memory.state()))  # one set of exemplars for all processes
         short = [
             f"{name} ({len(ranking)})"
             for name, ranking in zip(self.protocol.classes, self.memory.ranked, strict=False)
@@ -385,7 +377,8 @@ class _Training:
             resume = None  # left over from a session that was finished after all
         if resume:
             self._check_made_with(resume["made_with"])
-        self.run.drop_epochs_after(finished, resume["epoch"] if resume else 0)
+        if self.world.main:
+            self.run.drop_epochs_after(finished, resume["epoch"] if resume else 0)
         if resume or (finished and finished < len(self.protocol.sessions)):
             self.progress.log(f"continuing at session {finished + 1}, epoch {resume['epoch'] + 1 if resume else 1}")
         return finished, resume
@@ -400,3 +393,8 @@ class _Training:
                 f"{self.run.folder} was begun with --max-steps {stored['max_steps']}, which is not this training. "
                 "Delete it or choose another --folder."
             )
+
+
+def _plain(state: dict) -> dict:
+    """A method's state as plain JSON values, whatever the method gave."""
+    return json.loads(json.dumps(state))

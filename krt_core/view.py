@@ -39,3 +39,15 @@ def session_view(
     starts, stops = zip(*((s.start, s.stop) for s in protocol.sessions[: index + 1]), strict=True)
     shown = np.stack([memory.visible(labels, int(row), starts, stops) for row in stored])
     return View(np.concatenate([rows, stored]), np.concatenate([visible, shown]), len(rows))
+
+
+def seen_frequency(protocol: Protocol, labels: np.ndarray, index: int) -> np.ndarray:
+    """(C_old,) how often each class of the sessions before ``index`` was shown, as a share of all images seen so far.
+
+    labels (n, C) of the training set in learning order; of these only what the sessions really showed is used: the
+    positives of a class in its own session, and which images came by until now. Images of a session are picked by its
+    classes, so an old class is rarer among them where classes seldom meet: this is an estimate, not the truth.
+    """
+    stop = protocol.sessions[index].stop
+    images = labels[:, :stop].any(axis=1).sum()
+    return labels[:, : protocol.sessions[index].start].sum(axis=0) / max(int(images), 1)

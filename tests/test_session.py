@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import krt_core.session as session_module
-from krt_core.errors import CheckpointError, DataError, RunError
+from krt_core.errors import CheckpointError, ConfigError, DataError, RunError
 from krt_core.explain import choose_images, explain, load_model
-from krt_core.optim import make_optimiser
+from krt_core.learn import make_optimiser
+from krt_core.progress import Progress
 from krt_core.run import Run, find_runs
 from krt_core.session import train
 
@@ -70,18 +71,22 @@ def _same(one: Run, two: Run) -> None:
     assert [[e[k] for k in keep] for e in one.epochs] == [[e[k] for k in keep] for e in two.epochs]
 
 
-@pytest.mark.parametrize("stop_at", [(0, 1), (0, 2), (1, 1)])
-def test_resume_after_any_epoch_equals_an_uninterrupted_run(tiny, tmp_path, monkeypatch, stop_at):
-    experiment = tiny(replay__per_class=2, train__epochs=3, train__augment="published")
+@pytest.mark.parametrize(
+    ("stop_at", "changes"),
+    [((0, 1), {}), ((0, 2), {"train__report": "best"}), ((1, 1), {"train__report": "best", "krt__per_class": True})],
+)
+def test_resume_after_any_epoch_equals_an_uninterrupted_run(tiny, tmp_path, monkeypatch, stop_at, changes):
+    changes = {"train__evaluate_every": 1, **changes}
+    experiment = tiny(replay__per_class=2, train__epochs=3, train__augment="published", **changes)
     whole = train(experiment, tmp_path / "whole", show="none")
-    original = session_module._Training._report_epoch
+    original = Progress.epoch
 
     def stop(self, record):
         original(self, record)
         if (record["session"], record["epoch"]) == stop_at:
             raise KeyboardInterrupt  # after the line is written, before its checkpoint: the worst moment
 
-    monkeypatch.setattr(session_module._Training, "_report_epoch", stop)
+    monkeypatch.setattr(Progress, "epoch", stop)
     with pytest.raises(KeyboardInterrupt):
         train(experiment, tmp_path / "parts", show="none")
     monkeypatch.undo()
@@ -251,3 +256,53 @@ def test_lines_and_bars_tell_the_same_story(tiny, capsys):
     for words in ("session 1 epoch 1", "session 2/2 (cat, dog)", "done: average mAP"):
         assert words in lines and words in both.out + both.err
     assert "step" in both.err and "step" not in lines
+
+
+def test_the_best_epoch_can_stand_for_the_session(tiny):
+    """As some papers report it; the weights that go on are the last epoch's all the same."""
+    longer = dict(train__epochs=5, train__evaluate_every=1)
+    last, best = train(tiny(**longer), show="none"), train(tiny(**longer, train__report="best"), show="none")
+    assert last.experiment.hash() != best.experiment.hash()
+    validated = [e.get("mAP_seen", -1) for e in best.epochs if e["session"] == 0]
+    for t in range(2):
+        epoch = best.session_state(t)["reported_epoch"]
+        assert last.session_state(t)["reported_epoch"] == 4
+        assert best.curve()[t] >= last.curve()[t]
+        if t == 0 and epoch < 4:
+            assert best.curve()[0] == pytest.approx(max(validated), abs=1e-3)
+        for name, tensor in last.model_state(t).items():
+            assert torch.equal(tensor, best.model_state(t)[name])
+    with pytest.raises(ConfigError, match="evaluate_every"):
+        tiny(train__report="best", train__evaluate_every=0)
+
+
+@pytest.mark.parametrize(
+    "switch",
+    [
+        {"model__query": "retention"},
+        {"krt__target": "estimated"},
+        {"krt__rule": "exact"},
+        {"krt__per_class": True},
+        {"krt__target": "estimated", "krt__rule": "exact", "krt__per_class": True},
+        {"replay__labels": "strict", "replay__per_class": 2},
+        {"train__batch_norm": "frozen"},
+        {"method": "pod"},
+        {"method": "pod", "pod__head": "ica"},
+    ],
+    ids=str,
+)
+def test_every_switch_trains_and_changes_the_run(tiny, switch):
+    run = train(tiny(**switch), show="none")
+    assert run.done and run.experiment.hash() != tiny().hash()
+    state = run.session_state(1)
+    if "krt__per_class" in switch:
+        assert len(state["method"]["thresholds"]["1"]["per_class"]) == 2
+    if switch.get("krt__target"):
+        labels = run.scores(0).labels  # any labels would do for the shape
+        assert labels.shape[1] == 4 and state["method"]["thresholds"]["1"]["target"] > 0
+    if switch.get("train__batch_norm"):
+        first, later = run.model_state(0), run.model_state(1)
+        assert all(torch.equal(first[n], later[n]) for n in first if "running_" in n)
+        assert any(not torch.equal(first[n], later[n]) for n in first if n.endswith("bn1.weight"))
+    if switch.get("method") == "pod":
+        assert {"classification", "spatial", "flat"} <= set(run.epochs[-1]) and "spatial" not in run.epochs[0]

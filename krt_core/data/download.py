@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tarfile
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import DataError
+from ..home import file_digest
 
 Report = Callable[[str, int, int], None]  # (file name, bytes done, bytes in all or 0)
 CHUNK = 1 << 20
@@ -139,14 +139,8 @@ def _check_space(archive: Archive, part: Path) -> None:
 
 
 def _digest_is(path: Path, digest: str) -> bool:
-    if not digest:
-        return True
     algorithm, _, wanted = digest.partition(":")
-    state = hashlib.new(algorithm)
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            state.update(chunk)
-    return state.hexdigest() == wanted
+    return not digest or file_digest(path, algorithm) == wanted
 
 
 def unpack(path: Path, root: Path) -> None:

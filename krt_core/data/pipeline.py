@@ -132,13 +132,17 @@ def batches(
     seed: tuple[int, ...] = (),
     shuffle: bool = False,
 ) -> Iterator[Batch]:
-    """Yield batches of ``rows`` (m,) with their ``labels`` (m, C), two prepared ahead by threads.
+    """Yield batches of ``rows`` (m,) with their ``labels`` (m, C), two prepared ahead by threads; of each, the share
+    of this process.
 
-    Order and augmentation follow from ``seed`` and each item's place alone, never from the number of threads or from
-    what ran before: an epoch can be repeated exactly.
+    Order and augmentation follow from ``seed`` and each item's place alone, never from the number of threads or
+    processes or from what ran before: an epoch can be repeated exactly.
     """
     order = np.random.default_rng([*seed, 0]).permutation(len(rows)) if shuffle else np.arange(len(rows))
-    chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    world, count = runtime.world, count_batches(len(rows), batch_size, runtime.world.size)
+    stops = [*range(batch_size, batch_size * count, batch_size), len(order)]
+    whole = [order[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+    chunks = [world.part(chunk) for chunk in whole]
 
     def one(item: int) -> np.ndarray:
         image = store.rows(rows[item : item + 1])[0]
@@ -161,4 +165,11 @@ def batches(
                 pixels = pixels.pin_memory()
             images = pixels.to(runtime.device, non_blocking=True).permute(0, 3, 1, 2)  # stays channels_last
             images = images.float().div_(255).to(runtime.weights_dtype)
-            yield Batch(images, torch.from_numpy(labels[chunk]).float().to(runtime.device), rows[chunk])
+            shown = torch.from_numpy(labels[chunk]).float().to(runtime.device)
+            yield Batch(images, shown, rows[chunk], len(chunk) / len(whole[position]))
+
+
+def count_batches(images: int, batch_size: int, processes: int = 1) -> int:
+    """Batches in a pass. A last one with fewer images than processes is joined to the one before."""
+    full, rest = divmod(images, batch_size)
+    return full + bool(rest >= processes or (rest and not full))

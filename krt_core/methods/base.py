@@ -32,6 +32,7 @@ class Context:
     old_model: Network | None  # frozen copy from the end of the last session, in eval mode; None in the first
     forward: Callable[..., Output]  # the model as training must call it
     score: Callable[[Network], np.ndarray]  # probabilities (m, C) of a model on the session's training images
+    class_frequency: np.ndarray  # (C seen before,) share of the images seen so far that were shown with the class
     log: Callable[[str], None]
 
 
@@ -63,8 +64,8 @@ class Method:
     def loss(self, batch: Batch) -> dict[str, Any]:
         """``loss`` (scalar to minimise), ``parts`` (name → scalar, for the log) and ``logits`` (B, C).
 
-        Where several processes share a batch, each returns its part and the parts add up: sums over images need no care,
-        means over images are multiplied by ``batch.share``.
+        Where several processes share a batch, each returns its part and the parts add up: sums over images need no
+        care, means over images are multiplied by ``batch.share``.
         """
         output = self.context.forward(batch.images)
         classification = self.scale * asymmetric_loss(output.logits, self.targets(batch))

@@ -9,11 +9,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.pipeline import Batch
-from ..dpl import START, ThresholdRecord, search_threshold
+from ..dpl import ThresholdRecord, find_thresholds
 from ..errors import ConfigError
 from ..losses import asymmetric_loss, token_distillation
 from .base import Context, Method
@@ -26,6 +27,10 @@ class KRT(Method):
         token_weight: float = 100.0  # λ of the token distillation; 0: without it
         pseudo_labels: bool = True  # false: the ablation without DPL
         mean_labels: float = 2.9  # μ, labels per training image (COCO 2.9, VOC 1.4)
+        target: Literal["published", "estimated"] = "published"  # old labels expected per image: μ·C_old/C_total, or
+        # estimated from the labels that earlier sessions showed
+        rule: Literal["published", "exact"] = "published"  # the walk in steps of 0.005, or the exact quantile
+        per_class: bool = False  # a threshold for each old class instead of one for all
 
     def __init__(self, options: Any, experiment):
         super().__init__(options, experiment)
@@ -39,10 +44,14 @@ class KRT(Method):
         index, old = context.session.index, context.session.start
         if not index or not self.options.pseudo_labels or index in self.records:
             return
-        expected = self.options.mean_labels * old / len(context.protocol.classes)
-        start = self.records[index - 1].threshold if index - 1 in self.records else START
-        record = self.records[index] = search_threshold(context.score(context.old_model), expected, start)
-        how = f"{record.found:.2f} pseudo labels per image (expected {expected:.2f}, {record.steps} steps)"
+        expected, shares = self.options.mean_labels * old / len(context.protocol.classes), np.full(old, 1 / old)
+        if self.options.target == "estimated":
+            expected = float(context.class_frequency.sum())
+            shares = context.class_frequency / expected
+        scores, last = context.score(context.old_model), self.records.get(index - 1)
+        record = find_thresholds(scores, expected, self.options.rule, shares if self.options.per_class else None, last)
+        self.records[index] = record
+        how = f"{record.found:.2f} pseudo labels per image (expected {record.target:.2f}, {record.steps} steps)"
         if record.converged:
             context.log(f"DPL threshold {record.threshold:.3f}: {how}")
         else:
@@ -53,7 +62,10 @@ class KRT(Method):
         """Labels (B, C) with the old model's confident opinions set to 1, never to 0."""
         if not self.options.pseudo_labels:
             return labels
-        confident = torch.sigmoid(old_logits) > self.records[self.context.session.index].threshold
+        thresholds = torch.from_numpy(self.records[self.context.session.index].values).to(
+            old_logits
+        )  # (1,) or (C_old,)
+        confident = torch.sigmoid(old_logits) > thresholds
         restored = labels.clone()
         restored[:, : confident.shape[1]][confident] = 1
         return restored
@@ -79,4 +91,5 @@ class KRT(Method):
         return {"thresholds": {str(index): record.as_dict() for index, record in self.records.items()}}
 
     def load_state(self, state: dict) -> None:
-        self.records = {int(index): ThresholdRecord(**record) for index, record in state.get("thresholds", {}).items()}
+        stored = state.get("thresholds", {}).items()
+        self.records = {int(i): ThresholdRecord(**{**r, "per_class": tuple(r["per_class"])}) for i, r in stored}

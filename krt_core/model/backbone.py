@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..config import Model
 from ..errors import ConfigError, did_you_mean
+from .norm import use_inplace_abn
 
 
 class Backbone(nn.Module):
@@ -61,6 +62,8 @@ def make_backbone(config: Model, image_size: int) -> Backbone:
     with torch.no_grad():
         shape = _map_of(body, torch.zeros(1, 3, image_size, image_size)).shape
     body.train()
+    if config.norm == "inplace_abn":
+        use_inplace_abn(body, config.backbone)
     return Backbone(body, shape[1], (shape[2], shape[3]), config.mean, config.std)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..config import Model
 from ..errors import CheckpointError
-from ..home import resolve
+from ..home import data_dir, file_digest, resolve
+from ..reference import known_checkpoint
 from .backbone import Backbone
 from .published import is_published, session_sizes, tresnet_to_timm
 
@@ -30,6 +31,7 @@ class Checkpoint:
     classes: int | None  # outputs of its classifier
     leak: str | None  # why it must not start an incremental run on COCO or VOC; None: no reason known
     details: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
 
     @property
     def parameters(self) -> int:
@@ -44,7 +46,15 @@ def inspect(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise CheckpointError(f"There is no weights file {path}.")
     tensors, details = _read(path)
-    return _explain(path, tensors, details)
+    found = _explain(path, tensors, details)
+    found.sha256 = file_digest(path)
+    known = known_checkpoint(path.name, found.sha256, data_dir() / "pretrained" / "checkpoints.csv")
+    if known and known["leaks"] == "yes" and not found.leak:
+        found.trained_on = known["trained_on"]
+        found.leak = f"it is known as trained on {known['trained_on']} ({known['source']})"
+    elif known and found.trained_on.startswith("unknown"):
+        found.trained_on = f"{known['trained_on']} ({known['source']})"
+    return found
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -104,7 +114,7 @@ def _explain(path: Path, tensors: dict[str, Tensor], details: dict[str, Any]) ->
         )
     if is_published(names):
         sizes = session_sizes(tensors)
-        trained = f"an incremental KRT run (published code), {len(sizes)} sessions of {' + '.join(map(str, sizes))} classes"
+        trained = f"an incremental KRT run (published code) of {' + '.join(map(str, sizes))} classes"
         leak = "it already knows the classes of its run"
         return Checkpoint(path, "krt-published", tensors, trained, sum(sizes), leak, details)
     if "_conv_stem.weight" in names and "_fc.weight" in names:
@@ -112,7 +122,7 @@ def _explain(path: Path, tensors: dict[str, Tensor], details: dict[str, Any]) ->
     body = any(n.startswith("body.") for n in names)
     classes = rows("head.fc.weight", "fc.weight", "head.weight", "classifier.weight")
     if body and "body.conv1.0.weight" in names:
-        if classes in (80, 20) or details.get("top_level") == "model" or "coco" in path.name.lower():
+        if classes in (80, 20) or details.get("top_level") == "model":
             data = {80: "all 80 COCO classes", 20: "all 20 VOC classes"}.get(
                 classes, "multi-label data, COCO by its layout"
             )
@@ -132,9 +142,7 @@ def _explain(path: Path, tensors: dict[str, Tensor], details: dict[str, Any]) ->
     return Checkpoint(path, layout, tensors, known.get(classes, "unknown"), classes, leak, details)
 
 
-def load_backbone(
-    backbone: Backbone, config: Model, classes: tuple[str, ...], allow_leak: bool = False
-) -> dict[str, Any]:
+def load_backbone(backbone: Backbone, config: Model, allow_leak: bool = False) -> dict[str, Any]:
     """Put the configured weights into a backbone; returns what was loaded, for the run's record.
 
     Raises CheckpointError if the file is not to be had, was trained on the labels to be learned (unless ``allow_leak``)
@@ -159,7 +167,7 @@ def load_backbone(
     backbone.body.load_state_dict({name: found[name] for name in wanted if name in found}, strict=False)
     return {
         "weights": str(config.weights), "file": checkpoint.path.name, "layout": checkpoint.layout,
-        "trained_on": checkpoint.trained_on, "leak": checkpoint.leak,
+        "trained_on": checkpoint.trained_on, "leak": checkpoint.leak, "sha256": checkpoint.sha256,
     }  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """Incremental cross-attention (ICA) and the heads that grow with the sessions.
 
 One knowledge-transfer (KT) token is shared by all sessions, one knowledge-retention (KR) token belongs to each. For
-session t the keys and values are [KT, KR_t, patches] while the query is KT alone, so of N + 2 keys only one differs
-between sessions. `IncrementalCrossAttention` computes everything else once for all sessions; `looped` states the same
-thing plainly, session by session, and is what the tests compare with. Source: Dong et al., ICCV 2023, section 3.3.
+session t the keys and values are [KT, KR_t, patches]. As published the query is KT alone, so of N + 2 keys only one
+differs between sessions, and `IncrementalCrossAttention` computes everything else once for all of them. With the query
+"retention", KR_t asks instead (as in DyTox), and the sessions share the keys only. `looped` states the same thing
+plainly, session by session, and is what the tests compare with. Source: Dong et al., ICCV 2023, section 3.3.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 
 class Attention(NamedTuple):
-    """Attention of the KT query, per session and head. Masses of one row sum to 1: transfer + retention + patches."""
+    """Attention of the query, per session and head. Masses of one row sum to 1: transfer + retention + patches."""
 
     transfer: Tensor  # (B, T, H) mass on the KT token itself
     retention: Tensor  # (B, T, H) mass on the session's KR token
@@ -51,11 +52,13 @@ class TokenMLP(nn.Module):
 
 
 class IncrementalCrossAttention(nn.Module):
-    """Patch tokens (B, N, D) → session embeddings (B, T, D)."""
+    """Patch tokens (B, N, D) → session embeddings (B, T, D). query: "transfer" (published) or "retention"."""
 
-    def __init__(self, dim: int, heads: int = 8, mlp_ratio: float = 4.0):
+    def __init__(self, dim: int, heads: int = 8, mlp_ratio: float = 4.0, query: str = "transfer"):
         super().__init__()
-        self.dim, self.heads = dim, heads
+        if query not in ("transfer", "retention"):
+            raise ValueError(f"query must be 'transfer' or 'retention', not {query!r}")
+        self.dim, self.heads, self.query = dim, heads, query
         self.transfer_token = nn.Parameter(_truncated_normal(1, 1, dim))
         self.retention_tokens = nn.ParameterList()
         self.norm1 = nn.LayerNorm(dim)
@@ -77,7 +80,13 @@ class IncrementalCrossAttention(nn.Module):
         return tokens + self.mlp(self.norm2(tokens)), attention
 
     def attend(self, patches: Tensor, with_attention: bool = False) -> tuple[Tensor, Attention | None]:
-        """The attention half of the block (KT + attention output), (B, T, D), in closed form over all sessions.
+        """The attention half of the block, query token + attention output, (B, T, D)."""
+        if self.query == "retention":
+            return self._attend_with_retention(patches, with_attention)
+        return self._attend_with_transfer(patches, with_attention)
+
+    def _attend_with_transfer(self, patches: Tensor, with_attention: bool) -> tuple[Tensor, Attention | None]:
+        """The published query, in closed form over all sessions.
 
         With a fixed query the score of a key x under head h is ⟨Wk_hᵀ q_h, x⟩, so keys are never formed. KT and patches
         are pooled once; session t only mixes its own token in with weight w_t = sigmoid(score_t − logsumexp(others)).
@@ -111,6 +120,29 @@ class IncrementalCrossAttention(nn.Module):
         rest = (1 - own).unsqueeze(-1) * weights.unsqueeze(1)  # (B, T, H, 1 + N)
         return tokens, Attention(rest[..., 0], own, rest[..., 1:])
 
+    def _attend_with_retention(self, patches: Tensor, with_attention: bool) -> tuple[Tensor, Attention | None]:
+        """Every session asks with its own KR token: one batched product over sessions and heads."""
+        att, heads, head_dim = self.attention, self.heads, self.dim // self.heads
+        retention = torch.cat([token[0] for token in self.retention_tokens])  # (T, D)
+        asking, transfer = self.norm1(retention), self.norm1(self.transfer_token[0])
+        keys = self.norm1(patches)  # (B, N, D)
+
+        query = att.q(asking).unflatten(-1, (heads, head_dim)) * head_dim**-0.5  # (T, H, hd)
+        folded = torch.einsum("thk,hkd->thd", query, att.k.weight.view(heads, head_dim, self.dim))  # (T, H, D)
+        patch_scores = torch.einsum("bnd,thd->bthn", keys, folded.to(keys.dtype))  # (B, T, H, N)
+        token_scores = torch.stack(
+            [torch.einsum("d,thd->th", transfer[0], folded), torch.einsum("td,thd->th", asking, folded)], dim=-1
+        )  # (T, H, 2): on KT and on the session's own KR
+        scores = torch.cat([full_precision(token_scores).expand(len(patches), -1, -1, -1),
+                            full_precision(patch_scores)], dim=-1)  # fmt: skip
+        weights = scores.softmax(dim=-1)  # (B, T, H, 2 + N)
+        mass = weights.to(keys.dtype)
+        pooled = torch.einsum("bthn,bnd->bthd", mass[..., 2:], keys)
+        pooled = pooled + mass[..., :1] * transfer.to(keys.dtype) + mass[..., 1:2] * asking.to(keys.dtype)[:, None]
+        value = torch.einsum("bthd,hkd->bthk", pooled, att.v.weight.view(heads, head_dim, self.dim))
+        tokens = retention + att.proj(value.flatten(2))  # (B, T, D)
+        return tokens, Attention(weights[..., 0], weights[..., 1], weights[..., 2:]) if with_attention else None
+
 
 def looped(ica: IncrementalCrossAttention, patches: Tensor) -> tuple[Tensor, Tensor]:
     """The definition, one session at a time: tokens (B, T, D) and attention (B, T, H, 2 + N)."""
@@ -124,9 +156,10 @@ def looped(ica: IncrementalCrossAttention, patches: Tensor) -> tuple[Tensor, Ten
         def split(y: Tensor) -> Tensor:
             return y.view(batch, -1, heads, ica.dim // heads).transpose(1, 2)  # (B, H, ., hd)
 
-        q, k, v = split(att.q(x[:, :1])), split(att.k(x)), split(att.v(x))
+        asks = 0 if ica.query == "transfer" else 1
+        q, k, v = split(att.q(x[:, asks : asks + 1])), split(att.k(x)), split(att.v(x))
         weights = (q @ k.transpose(-2, -1) / math.sqrt(ica.dim // heads)).softmax(dim=-1)  # (B, H, 1, 2 + N)
-        token = transfer + att.proj((weights @ v).transpose(1, 2).flatten(2))  # (B, 1, D)
+        token = sequence[:, asks : asks + 1] + att.proj((weights @ v).transpose(1, 2).flatten(2))  # (B, 1, D)
         tokens.append(token + ica.mlp(ica.norm2(token)))
         maps.append(weights.transpose(1, 2))
     return torch.cat(tokens, dim=1), torch.cat(maps, dim=1)

@@ -36,18 +36,26 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, backbone: Backbone, head: str = "ica", embed_dim: int = 384, heads: int = 8, mlp_ratio: float = 4.0
+        self,
+        backbone: Backbone,
+        head: str = "ica",
+        embed_dim: int = 384,
+        heads: int = 8,
+        mlp_ratio: float = 4.0,
+        query: str = "transfer",
     ):
         super().__init__()
         self.backbone = backbone
         self.kind = head
         self.session_sizes: list[int] = []
+        self.frozen_statistics = False
+        self.leak: str | None = None  # why the first weights had seen the labels to be learned
         self.heads = nn.ModuleList()
         if head == "ica":
             height, width = backbone.grid
             self.projection = nn.Conv2d(backbone.channels, embed_dim, kernel_size=1)
             self.position = nn.Parameter(_truncated_normal(1, height * width, embed_dim))
-            self.ica = IncrementalCrossAttention(embed_dim, heads, mlp_ratio)
+            self.ica = IncrementalCrossAttention(embed_dim, heads, mlp_ratio, query)
             self.embed_dim = embed_dim
         elif head != "linear":
             raise ValueError(f"head must be 'ica' or 'linear', not {head!r}")
@@ -70,6 +78,15 @@ class Network(nn.Module):
             nn.init.zeros_(linear.bias)
             self.heads.append(linear.to(like))
         self.session_sizes.append(classes)
+
+    def train(self, mode: bool = True) -> Network:
+        """Training or eval mode; with ``frozen_statistics`` batch norm stays in eval mode, its weights learn."""
+        super().train(mode)
+        if self.frozen_statistics:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, images: Tensor, with_attention: bool = False, with_stages: bool = False) -> Output:
         features, stages = self.backbone.with_stages(images) if with_stages else (self.backbone(images), None)
@@ -96,4 +113,6 @@ def build_network(experiment: Experiment) -> Network:
     """The network of an experiment before its first session, with random weights."""
     m = experiment.model
     backbone = make_backbone(m, experiment.data.image_size)
-    return Network(backbone, experiment.options.head, m.embed_dim, m.heads, m.mlp_ratio)
+    network = Network(backbone, experiment.options.head, m.embed_dim, m.heads, m.mlp_ratio, m.query)
+    network.frozen_statistics = experiment.train.batch_norm == "frozen"
+    return network

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .network import Network
+from .norm import ABN_EPS
 
-ABN_EPS = 1e-5  # what InPlaceABN adds to |w|
 PARTS = (  # (theirs, ours); whatever starts otherwise belongs to the backbone
     ("cls_token", "ica.transfer_token"),
     ("task_tokens.", "ica.retention_tokens."),

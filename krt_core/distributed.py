@@ -1,0 +1,117 @@
+"""Several processes as one: each takes its share of every batch, and whatever is decided is decided once.
+
+Started by torchrun (see `krt_core.launch`), every process runs the same loop. `World` holds the few exchanges it needs;
+alone in the world each of them does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among ``size`` ones. ``group`` exchanges arrays and decisions over the CPU (gloo)."""
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None
+
+    @property
+    def main(self) -> bool:
+        """Is this the process that writes files and talks?"""
+        return self.rank == 0
+
+    def part(self, items: np.ndarray) -> np.ndarray:
+        """This process's part of an array, split as evenly as it goes, in rank order, nothing twice."""
+        return np.array_split(items, self.size)[self.rank]
+
+    def gather(self, part: np.ndarray) -> np.ndarray:
+        """The parts of all processes one behind the other, on every process. Parts may differ in length."""
+        if self.size == 1:
+            return part
+        lengths = self._all_gather(torch.tensor([len(part)]))
+        longest = max(int(length) for length in lengths)
+        padded = np.zeros((longest, *part.shape[1:]), part.dtype)
+        padded[: len(part)] = part
+        pieces = self._all_gather(torch.from_numpy(padded))
+        return np.concatenate([p.numpy()[: int(n)] for p, n in zip(pieces, lengths, strict=True)])
+
+    def sum(self, values: dict[str, float]) -> dict[str, float]:
+        """Each value summed over all processes."""
+        if self.size == 1 or not values:
+            return values
+        total = torch.tensor(list(values.values()), dtype=torch.float64)
+        dist.all_reduce(total, group=self.group)
+        return dict(zip(values, total.tolist(), strict=True))
+
+    def decide(self, value: Any) -> Any:
+        """The main process's value (plain JSON) on every process."""
+        if self.size == 1:
+            return value
+        text = np.frombuffer(json.dumps(value).encode() if self.main else b"", np.uint8)
+        return json.loads(self.gather(text).tobytes())
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process goes through the block before the others: it builds caches, they find them."""
+        if not self.main:
+            self.wait()
+        yield
+        if self.main:
+            self.wait()
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier(group=self.group)
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with synchronised gradients. To be called anew whenever parameters were added: a wrapper knows only
+        those it was made with."""
+        if self.size == 1:
+            return model
+        device = next(model.parameters()).device
+        return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the main one's batch-norm statistics, which each updates from its own images."""
+        if self.size == 1:
+            return
+        for buffer in model.buffers():
+            moved = buffer.cpu()
+            dist.broadcast(moved, src=0, group=self.group)
+            buffer.copy_(moved)
+
+    def _all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        pieces = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(pieces, tensor, group=self.group)
+        return pieces
+
+
+def join_world(device: torch.device) -> World:
+    """The world that torchrun described in the environment; joined at the first call, alone without torchrun."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    if not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
+    return World(dist.get_rank(), size, group)
+
+
+def leave_world() -> None:
+    """Close the connections between the processes, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,71 @@
+"""One training in several processes on this machine, through torchrun."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from .config import Experiment
+from .errors import ConfigError, RunError
+from .home import outputs_dir, resolve
+from .run import Run
+
+
+def train_in_processes(
+    experiment: Experiment,
+    processes: int,
+    folder: str | Path | None = None,
+    device: str | None = None,
+    allow_leak: bool = False,
+    max_steps: int | None = None,
+) -> Run:
+    """`krt_core.session.train` in ``processes`` processes that share every batch; returns the run folder.
+
+    One GPU each where there are GPUs, else the CPU. Their lines appear as they come. Raises ConfigError if the batch
+    cannot be shared so, RunError if the training failed. Ending this process ends them too.
+    """
+    if not 1 <= processes <= experiment.train.batch_size:
+        raise ConfigError(f"processes must lie between 1 and train.batch_size, found {processes}.")
+    path = resolve(folder) if folder else outputs_dir() / experiment.run_name()
+    with tempfile.TemporaryDirectory(prefix="krt-") as scratch:
+        preset = Path(scratch) / "experiment.yaml"
+        preset.write_text(experiment.to_yaml())
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+            "-m", "krt_core.cli", "train", str(preset), "--folder", str(path),
+        ]  # fmt: skip
+        command += ["--device", device] if device else []
+        command += ["--allow-leak"] if allow_leak else []
+        command += ["--max-steps", str(max_steps)] if max_steps else []
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+        code = _follow(command, {**os.environ, "OMP_NUM_THREADS": threads})
+    if code:
+        raise RunError(
+            f"{path.name}: the training ended with exit code {code}; its messages stand above and in log.txt."
+        )
+    return Run(path)
+
+
+def _follow(command: list[str], environment: dict[str, str]) -> int:
+    """Run a command in a process group of its own, pass its output on, and end the whole group with this process."""
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()

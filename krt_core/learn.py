@@ -1,0 +1,95 @@
+"""Learning in one session: optimiser, schedule, and one pass over the images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .config import Train
+from .data.pipeline import ImageStore, batches, count_batches
+from .device import Runtime
+from .methods import Method
+from .view import View
+
+
+class Learner:
+    """Optimises a model through the epochs of one session, on this process's share of every batch."""
+
+    def __init__(self, model: nn.Module, method: Method, config: Train, first: bool, view: View, runtime: Runtime):
+        self.model, self.method, self.config, self.view, self.runtime = model, method, config, view, runtime
+        self.optimiser = make_optimiser(model, config.weight_decay)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser,
+            config.base_lr if first else config.lr,
+            steps_per_epoch=count_batches(len(view.rows), config.batch_size, runtime.world.size),
+            epochs=config.epochs,
+            pct_start=config.warmup,
+        )
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
+
+    def state(self) -> dict[str, Any]:
+        """What must survive a restart beside the model: tensors and numbers."""
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+
+    def epoch(
+        self, store: ImageStore, seed: tuple[int, ...], on_step: Callable[[], None], max_steps: int | None = None
+    ) -> dict[str, float]:
+        """One pass; returns the mean of each part of the loss over steps (summed over processes), rate, images and
+        seconds. Everything random in it follows from ``seed``, so a repeated epoch is the same epoch."""
+        began, sums, images, steps = time.perf_counter(), {}, 0, 0
+        world, config = self.runtime.world, self.config
+        set_seed(*seed, world.rank)
+        self.model.train()
+        for batch in batches(
+            store, self.view.rows, self.view.labels, config.batch_size, self.runtime, config.augment, seed, shuffle=True
+        ):
+            with self.runtime.autocast():
+                result = self.method.loss(batch)
+            # Each process has its part of the loss; the wrapper averages gradients, and the parts are to be added.
+            self.scaler.scale(result["loss"] * world.size).backward()
+            self.scaler.step(self.optimiser)
+            self.scaler.update()
+            self.optimiser.zero_grad(set_to_none=True)
+            self.schedule.step()
+            for name, part in {"loss": result["loss"], **result["parts"]}.items():
+                sums[name] = sums.get(name, 0.0) + part.detach()
+            images += len(batch.rows)
+            steps += 1
+            on_step()
+            if steps == max_steps:
+                break
+        means = world.sum({name: float(value) / steps for name, value in sums.items()})
+        images = int(world.sum({"images": images})["images"])
+        seconds = time.perf_counter() - began
+        return {
+            **means, "lr": self.schedule.get_last_lr()[0], "images": images, "seconds": round(seconds, 3),
+            "images_per_second": round(images / seconds, 1),
+        }  # fmt: skip
+
+
+def make_optimiser(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
+    """Adam with decay on matrices only: none on biases, norms and other 1-D parameters."""
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = [p for name, p in trainable if p.dim() <= 1 or name.endswith(".bias")]
+    decayed = [p for name, p in trainable if not (p.dim() <= 1 or name.endswith(".bias"))]
+    groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+    return torch.optim.Adam(groups, lr=1e-5)  # the schedule sets the rate
+
+
+def set_seed(*numbers: int) -> None:
+    """Seed torch from several numbers, such as (seed, session, epoch)."""
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))

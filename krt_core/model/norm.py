@@ -1,0 +1,132 @@
+"""Batch norm in its variants: in place (less memory), frozen, or with statistics over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+
+ABN_EPS = 1e-5  # what InPlaceABN adds to |weight|
+
+
+class InPlaceBatchNorm(nn.BatchNorm2d):
+    """Batch norm and activation by inplace_abn, which keeps one tensor for backward where two are usual.
+
+    It has the parameters of the layer it replaces, so checkpoints are the same: inplace_abn computes with |w| + 1e-5,
+    hence w = weight − 1e-5. Equal as long as weights stay positive, which trained ones do.
+    Source: Rota Bulò et al., CVPR 2018.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d, activation: str, slope: float):
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self.activation, self.slope = activation, slope
+        self.group = None  # processes whose statistics are taken together
+        self.load_state_dict(norm.state_dict())
+
+    def forward(self, x: Tensor) -> Tensor:
+        from inplace_abn import functions
+
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        arguments = (self.weight - ABN_EPS, self.bias, self.running_mean, self.running_var, self.training)
+        if self.group is not None and self.training:
+            return functions.inplace_abn_sync(
+                x, *arguments, self.momentum, self.eps, self.activation, self.slope, self.group
+            )
+        return functions.inplace_abn(x, *arguments, self.momentum, self.eps, self.activation, self.slope)
+
+
+class SyncedBatchNorm(nn.BatchNorm2d):
+    """Batch norm (and timm's activation after it) with mean and variance over the images of all processes, on the CPU,
+    where PyTorch's own SyncBatchNorm does not run."""
+
+    def __init__(self, norm: nn.BatchNorm2d):
+        super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self.load_state_dict(norm.state_dict())
+        self.drop, self.act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return self.act(self.drop(super().forward(x)))
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        images = wide.new_full((1,), wide.numel() / wide.shape[1])
+        sums = _AllReduce.apply(torch.cat([wide.sum(dim=(0, 2, 3)), images]))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = wide - mean[:, None, None]
+        variance = _AllReduce.apply(centred.square().sum(dim=(0, 2, 3))) / count
+        normed = centred * ((variance + self.eps).rsqrt() * self.weight)[:, None, None] + self.bias[:, None, None]
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+        return self.act(self.drop(normed.to(x.dtype)))
+
+
+class _AllReduce(torch.autograd.Function):
+    """Sum over processes, in both directions."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def use_inplace_abn(body: nn.Module, name: str) -> None:
+    """Replace every norm of a timm model by `InPlaceBatchNorm`.
+
+    Raises ConfigError if inplace_abn is not installed or the model has activations it does not know.
+    """
+    try:
+        import inplace_abn  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "model.norm=inplace_abn needs its package, which is built from source: `make setup` tries to, "
+            "docs/install.md has the steps. model.norm=batch_norm computes the same with more memory."
+        ) from None
+
+    def replacement(norm: nn.BatchNorm2d) -> nn.Module:
+        act = getattr(norm, "act", nn.Identity())
+        if isinstance(act, nn.LeakyReLU):
+            return InPlaceBatchNorm(norm, "leaky_relu", act.negative_slope)
+        if isinstance(act, nn.Identity):
+            return InPlaceBatchNorm(norm, "identity", 0.01)
+        raise ConfigError(
+            f"model.norm=inplace_abn knows leaky ReLU only, {name} has {type(act).__name__}: "
+            "use a TResNet or model.norm=batch_norm."
+        )
+
+    _replace_norms(body, replacement)
+
+
+def synchronise(model: nn.Module) -> None:
+    """Take batch-norm statistics over all processes from now on; parameters and their names stay."""
+    inplace = [module for module in model.modules() if isinstance(module, InPlaceBatchNorm)]
+    for module in inplace:
+        module.group = dist.group.WORLD
+    if inplace:
+        return
+    if next(model.parameters()).is_cuda:
+        from timm.layers import convert_sync_batchnorm
+
+        convert_sync_batchnorm(model)
+    else:
+        _replace_norms(model, SyncedBatchNorm)
+
+
+def _replace_norms(model: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.BatchNorm2d):
+            parent, _, last = path.rpartition(".")
+            setattr(model.get_submodule(parent), last, make(module).to(module.weight).train(module.training))
