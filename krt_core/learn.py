@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from .config import Train
-from .data.pipeline import ImageStore, batches, count_batches
+from .data.pipeline import ImageStore, batches
 from .device import Runtime
 from .methods import Method
 from .view import View
@@ -26,7 +27,7 @@ class Learner:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser,
             config.base_lr if first else config.lr,
-            steps_per_epoch=count_batches(len(view.rows), config.batch_size, runtime.world.size),
+            steps_per_epoch=math.ceil(len(view.rows) / config.batch_size),
             epochs=config.epochs,
             pct_start=config.warmup,
         )
@@ -60,20 +61,20 @@ class Learner:
             with self.runtime.autocast():
                 result = self.method.loss(batch)
             # Each process has its part of the loss; the wrapper averages gradients, and the parts are to be added.
-            self.scaler.scale(result["loss"] * world.size).backward()
+            self.scaler.scale(result["loss"] * batch.weight * world.size).backward()
             self.scaler.step(self.optimiser)
             self.scaler.update()
             self.optimiser.zero_grad(set_to_none=True)
             self.schedule.step()
             for name, part in {"loss": result["loss"], **result["parts"]}.items():
-                sums[name] = sums.get(name, 0.0) + part.detach()
-            images += len(batch.rows)
+                sums[name] = sums.get(name, 0.0) + part.detach() * batch.weight
+            images += len(batch.rows) * batch.weight
             steps += 1
             on_step()
             if steps == max_steps:
                 break
         means = world.sum({name: float(value) / steps for name, value in sums.items()})
-        images = int(world.sum({"images": images})["images"])
+        images = round(world.sum({"images": images})["images"])
         seconds = time.perf_counter() - began
         return {
             **means, "lr": self.schedule.get_last_lr()[0], "images": images, "seconds": round(seconds, 3),

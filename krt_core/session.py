@@ -19,7 +19,7 @@ import torch
 
 from .config import Experiment
 from .data import open_dataset
-from .data.pipeline import ImageStore, count_batches
+from .data.pipeline import ImageStore
 from .device import Runtime, choose_runtime, environment
 from .errors import DataError, RunError
 from .evaluate import predict, session_metrics
@@ -230,7 +230,7 @@ class _Training:
             replay, old = self.experiment.replay, self.protocol.sessions[index].start
             stored = (replay.budget or replay.per_class * old) if self.method.replays and index else 0
             images = len(self.protocol.train_images(self.train_labels, index)) + stored
-        steps = count_batches(images, self.experiment.train.batch_size, self.world.size)
+        steps = math.ceil(images / self.experiment.train.batch_size)
         return self.experiment.train.epochs * min(steps, self.max_steps or steps)
 
     # ---- grow ----
@@ -245,8 +245,6 @@ class _Training:
 
     def _prepare(self, session: Session, view: View, resume: dict[str, Any] | None) -> tuple[Context, Learner]:
         """What the session learns with. The model is wrapped anew, so that its new parameters are synchronised too."""
-        if len(view.rows) < self.world.size:
-            raise DataError(f"Session {session.index + 1} has {len(view.rows)} images for {self.world.size} processes.")
 
         def score(model: Network) -> np.ndarray:
             size = self.experiment.train.eval_batch_size

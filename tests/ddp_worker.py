@@ -1,15 +1,13 @@
-"""Run by test_distributed.py under torchrun: one training after the other, some with a part broken on purpose."""
+"""Run by test_distributed.py under torchrun: trainings, with a part broken on purpose if asked for."""
 
-import json
 import math
 import sys
-import traceback
 from contextlib import ExitStack
-from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from krt_core.config import load_experiment
 from krt_core.data import pipeline
@@ -18,12 +16,13 @@ from krt_core.memory import Memory
 from krt_core.session import train
 
 
-def wrapped_once(original):
+def wrapped_once():
     """The published fault: the model is wrapped at the start, what grows later is not synchronised."""
     made = []
 
     def wrap(self, model):
-        made.append(original(self, model)) if not made else None
+        if not made:
+            made.append(DistributedDataParallel(model, find_unused_parameters=True))
         return made[0]
 
     return wrap
@@ -54,7 +53,7 @@ def whole_share(*arguments):
 Batch = pipeline.Batch
 BREAKS = {
     "none": [],
-    "tokens": [(World, "wrap", wrapped_once(World.wrap))],
+    "tokens": [(World, "wrap", wrapped_once())],
     "threshold": [(World, "gather", lambda self, part: part), (World, "decide", lambda self, value: value)],
     "exemplars": [(Memory, "update", own_choice(Memory.update)), (World, "decide", lambda self, value: value)],
     "padding": [(World, "part", padded)],
@@ -62,13 +61,12 @@ BREAKS = {
 }
 
 if __name__ == "__main__":
+    broken, *jobs = sys.argv[1:]
     torch.set_num_threads(1)
-    for name, preset, folder, broken in json.loads(Path(sys.argv[1]).read_text()):
-        with ExitStack() as stack:
-            for target, attribute, value in BREAKS[broken]:
-                stack.enter_context(patch.object(target, attribute, value))
-            try:
-                train(load_experiment(preset), folder, show="none", device="cpu")
-            except Exception:
-                Path(folder, f"error-{torch.distributed.get_rank()}.txt").write_text(traceback.format_exc())
+    with ExitStack() as stack:
+        for target, attribute, value in BREAKS[broken]:
+            stack.enter_context(patch.object(target, attribute, value))
+        for job in jobs:
+            preset, folder = job.split("=")
+            train(load_experiment(preset), folder, show="none", device="cpu")
     leave_world()

@@ -19,6 +19,7 @@ import krt_core.methods.krt as krt_module
 import krt_core.session as session_module
 from krt_core.config import Model, load_experiment
 from krt_core.dpl import ThresholdRecord, search_threshold
+from krt_core.explain import load_model
 from krt_core.losses import asymmetric_loss, pod_spatial, token_distillation
 from krt_core.memory import herding
 from krt_core.metrics import average_precision, precision_recall_f1
@@ -200,6 +201,7 @@ def write_trace_data(root, config, classes=12):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+@pytest.mark.xfail(reason="the first loss is 0.35 % off: docs/LOG.md", strict=True)
 def test_a_whole_training(tmp_path, monkeypatch):
     """Three sessions of the published trainer with all randomness removed, in float64, step by step."""
     if not TRACE.is_file():
@@ -274,9 +276,16 @@ def test_a_whole_training(tmp_path, monkeypatch):
     states = [run.session_state(t) for t in range(len(trace["sessions_train_images"]))]
     assert [s["train_images"] for s in states] == trace["sessions_train_images"]
     kept = [[f"{int(i):06d}" for c in s["exemplar_ids"][-config["task_size"] :] for i in c] for s in states]
-    print(steps)
-    print(kept == trace["exemplars"])
     assert len(steps) == len(trace["steps"])
+    starts = [i for i, step in enumerate(trace["steps"]) if not i or step[0] != trace["steps"][i - 1][0]]
     for i, (ours, theirs) in enumerate(zip(steps, trace["steps"], strict=True)):
-        print(i, theirs, [abs(a - b) / max(abs(b), 1e-12) for a, b in zip(ours, theirs, strict=True)])
-    assert 0
+        relative = 1e-6 if i < starts[2] else 2e-3  # the optimiser amplifies the last bits
+        assert ours == pytest.approx(theirs, rel=relative), f"step {i + 1}"
+    assert kept == trace["exemplars"]
+    for state, theirs in zip(states, trace["validation"], strict=True):
+        assert state["metrics"]["mAP_seen"] == pytest.approx(theirs["seen"], rel=3e-2)
+        assert state["metrics"]["mAP_base"] == pytest.approx(theirs["base"], rel=3e-2)
+        assert state["metrics"]["mAP_new"] == pytest.approx(theirs["new"], rel=3e-2)
+    final = to_published(load_model(run, len(states) - 1))
+    for name, norm in trace["final_norms"].items():
+        assert final[name].norm().item() == pytest.approx(norm, rel=3e-2), name

@@ -27,12 +27,17 @@ Progress = Callable[[str, int, int], None]  # (what, done, total)
 @dataclass
 class Batch:
     """images (B, 3, S, S) float32 in [0, 1] on the device; labels (B, C) float32 as the session may see them; rows (B,)
-    of the training set; share of the global batch that this process holds (1.0 when it is alone)."""
+    of the training set.
+
+    share: part of the global batch that this process holds (1.0 when it is alone). weight: what its loss counts for;
+    less than 1 where every process holds the same images.
+    """
 
     images: Tensor
     labels: Tensor
     rows: np.ndarray
     share: float = 1.0
+    weight: float = 1.0
 
 
 def load_image(path: Path, size: int) -> np.ndarray:
@@ -139,10 +144,11 @@ def batches(
     processes or from what ran before: an epoch can be repeated exactly.
     """
     order = np.random.default_rng([*seed, 0]).permutation(len(rows)) if shuffle else np.arange(len(rows))
-    world, count = runtime.world, count_batches(len(rows), batch_size, runtime.world.size)
-    stops = [*range(batch_size, batch_size * count, batch_size), len(order)]
-    whole = [order[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
-    chunks = [world.part(chunk) for chunk in whole]
+    whole = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    world = runtime.world
+    # A last batch with fewer images than processes cannot be shared: all of them compute it, each for a part of it.
+    shared = [len(chunk) >= world.size for chunk in whole]
+    chunks = [world.part(chunk) if share else chunk for chunk, share in zip(whole, shared, strict=True)]
 
     def one(item: int) -> np.ndarray:
         image = store.rows(rows[item : item + 1])[0]
@@ -166,10 +172,5 @@ def batches(
             images = pixels.to(runtime.device, non_blocking=True).permute(0, 3, 1, 2)  # stays channels_last
             images = images.float().div_(255).to(runtime.weights_dtype)
             shown = torch.from_numpy(labels[chunk]).float().to(runtime.device)
-            yield Batch(images, shown, rows[chunk], len(chunk) / len(whole[position]))
-
-
-def count_batches(images: int, batch_size: int, processes: int = 1) -> int:
-    """Batches in a pass. A last one with fewer images than processes is joined to the one before."""
-    full, rest = divmod(images, batch_size)
-    return full + bool(rest >= processes or (rest and not full))
+            weight = 1.0 if shared[position] else 1 / world.size
+            yield Batch(images, shown, rows[chunk], len(chunk) / len(whole[position]), weight)
