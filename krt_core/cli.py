@@ -154,8 +154,12 @@ def _presets(options: argparse.Namespace) -> int:
         return 0
     for name in preset_names():
         e = load_experiment(name)
-        base = e.protocol.base or e.protocol.increment
-        print(f"{name:<22} {e.data.dataset}, {base} + {e.protocol.increment} classes, {e.model.backbone}, {e.method}")
+        base, replay = e.protocol.base or e.protocol.increment, e.replay
+        stored = f"{replay.per_class} exemplars per class" if replay.per_class else f"{replay.budget} exemplars"
+        print(
+            f"{name:<18} {e.data.dataset}, {base} + {e.protocol.increment} classes, {e.model.backbone}, "
+            + (stored if replay.per_class or replay.budget else "no replay")
+        )
     return 0
 
 

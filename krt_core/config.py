@@ -150,9 +150,18 @@ def preset_names() -> list[str]:
 def load_experiment(preset: str | Path, overrides: Mapping[str, Any] | list[str] | None = None) -> Experiment:
     """Read a preset (a shipped name or a path to a YAML file) and apply overrides.
 
+    A preset may say ``extends: other`` and then holds only what differs from that one.
+
     ``overrides`` is a nested or dotted mapping (``{"train.epochs": 3}``) or a list of ``key=value`` strings.
     Raises ConfigError on an unknown preset, key, type or value.
     """
+    content, where = _read_preset(preset)
+    content.setdefault("name", Path(preset).stem)
+    return experiment_from(_merge(content, _overrides(overrides)), where)
+
+
+def _read_preset(preset: str | Path, extended_by: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
+    """Content of a preset on top of the one it extends, and what to call it in messages."""
     path = Path(preset)
     if str(preset) in preset_names():
         text, where = (resources.files("krt_core.presets") / f"{preset}.yaml").read_text(), f"preset {preset}"
@@ -162,9 +171,14 @@ def load_experiment(preset: str | Path, overrides: Mapping[str, Any] | list[str]
         raise ConfigError(
             f"There is no preset {str(preset)!r} and no such YAML file.{did_you_mean(preset, preset_names())}"
         )
+    if str(preset) in extended_by:
+        raise ConfigError(f"{where} extends itself: {' -> '.join((*extended_by, str(preset)))}.")
     content = parse_yaml(text, where)
-    content.setdefault("name", path.stem)
-    return experiment_from(_merge(content, _overrides(overrides)), where)
+    if parent := content.pop("extends", None):
+        below, _ = _read_preset(parent, (*extended_by, str(preset)))
+        below.pop("name", None)
+        content = _merge(below, content)
+    return content, where
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,21 +12,25 @@ from .config import Replay
 
 @dataclass
 class Memory:
-    """Stored images, one ranked list per class (best first).
+    """Stored images, one ranked list per class (best first). Numbers are rows of the training set.
 
-    Indices are rows of the training set. ``session_of[image]`` is the session in which an image was first stored: its
-    labels of earlier sessions stay hidden.
+    Each class remembers the session in which it was learned: what is stored for it hides the labels of earlier sessions.
     """
 
     replay: Replay
     ranked: list[list[int]] = field(default_factory=list)  # per class in learning order
-    session_of: dict[int, int] = field(default_factory=dict)
+    sessions: list[int] = field(default_factory=list)  # of those classes
 
     @property
     def images(self) -> np.ndarray:
-        """Stored rows; an image stored for two classes appears twice if the replay keeps duplicates."""
-        flat = [image for ranking in self.ranked for image in ranking]
-        return np.array(flat if self.replay.duplicates else list(dict.fromkeys(flat)), dtype=np.int64)
+        """(m,) stored rows; where the replay keeps duplicates, an image stored for two classes appears twice."""
+        return np.array([image for ranking in self.ranked for image in ranking], dtype=np.int64)
+
+    @property
+    def stored_in(self) -> np.ndarray:
+        """(m,) session in which each of ``images`` was stored."""
+        pairs = zip(self.sessions, self.ranked, strict=True)
+        return np.array([session for session, ranking in pairs for _ in ranking], dtype=np.int64)
 
     def quota(self, classes: int) -> int:
         """Images each of ``classes`` classes may keep."""
@@ -58,28 +63,27 @@ class Memory:
                 chosen = rng.permutation(candidates)[:quota]
             ranking = [int(images[row]) for row in chosen]
             taken.update(ranking)
-            for image in ranking:
-                self.session_of.setdefault(image, session)
             self.ranked.append(ranking)
-        kept = {image for ranking in self.ranked for image in ranking}
-        self.session_of = {image: first for image, first in self.session_of.items() if image in kept}
+            self.sessions.append(session)
 
-    def visible(self, labels: np.ndarray, image: int, starts: list[int], stops: list[int]) -> np.ndarray:
-        """What a stored image shows: a mask (C,) over the seen columns.
+    def visible(self, labels: np.ndarray, starts: Sequence[int], stops: Sequence[int]) -> np.ndarray:
+        """What the stored images show: (m, C seen) bool.
 
-        ``widened`` (published): the classes of its own session and of all later ones; ``strict``: its own session only.
+        labels (n, all classes) of the training set in learning order; starts, stops: columns of each session so far.
+        ``widened`` (published): the classes of the session an image was stored in and of all later ones; ``strict``: of
+        that session only.
         """
-        own = self.session_of[image]
-        mask = np.zeros(stops[-1], dtype=bool)
-        mask[starts[own] : stops[-1] if self.replay.labels == "widened" else stops[own]] = True
-        return labels[image, : stops[-1]] & mask
+        mask = np.zeros((len(self.images), stops[-1]), dtype=bool)
+        for row, own in enumerate(self.stored_in):
+            mask[row, starts[own] : stops[-1] if self.replay.labels == "widened" else stops[own]] = True
+        return labels[self.images, : stops[-1]] & mask
 
     def state(self) -> dict:
-        return {"ranked": self.ranked, "session_of": {str(image): s for image, s in self.session_of.items()}}
+        return {"ranked": self.ranked, "sessions": self.sessions}
 
     def load_state(self, state: dict) -> None:
         self.ranked = [list(map(int, ranking)) for ranking in state["ranked"]]
-        self.session_of = {int(image): int(s) for image, s in state["session_of"].items()}
+        self.sessions = [int(session) for session in state["sessions"]]
 
 
 def herding(features: np.ndarray, count: int, max_steps: int = 1000) -> np.ndarray:
@@ -92,7 +96,7 @@ def herding(features: np.ndarray, count: int, max_steps: int = 1000) -> np.ndarr
     """
     if not len(features):
         return np.zeros(0, dtype=np.int64)
-    normed = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    normed = features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-8)  # as published; decides between equals
     mean = normed.mean(axis=0)
     residual = mean.copy()
     chosen: dict[int, None] = {}  # an ordered set

@@ -37,7 +37,7 @@ def session_view(
     if not len(stored):
         return View(rows, visible, len(rows))
     starts, stops = zip(*((s.start, s.stop) for s in protocol.sessions[: index + 1]), strict=True)
-    shown = np.stack([memory.visible(labels, int(row), starts, stops) for row in stored])
+    shown = memory.visible(labels, starts, stops)
     return View(np.concatenate([rows, stored]), np.concatenate([visible, shown]), len(rows))
 
 

@@ -19,7 +19,7 @@ def published_tensor(name, shape, seed):
     elif len(shape) == 3:
         z = 0.5 * z
     else:
-        z = z / np.sqrt(np.prod(shape[1:]))
+        z = z / np.float32(np.sqrt(np.prod(shape[1:])))  # float32: the last bit matters to the trace
     return torch.from_numpy(z.astype(np.float32))
 
 

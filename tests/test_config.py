@@ -57,6 +57,45 @@ def test_a_preset_file_of_the_user(tmp_path):
         load_experiment(path)
 
 
+def test_a_preset_can_extend_another(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: voc_b0c4_r2\ntrain: {epochs: 3}\n")
+    mine = load_experiment(tmp_path / "mine.yaml", ["train.batch_size=16"])
+    assert (mine.name, mine.train.epochs, mine.train.lr, mine.train.batch_size) == ("mine", 3, 4e-5, 16)
+    assert (mine.replay.per_class, mine.replay.duplicates, mine.options.token_weight) == (2, True, 80)
+    loop = tmp_path / "loop.yaml"
+    loop.write_text(f"extends: {loop}\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        load_experiment(loop)
+    loop.write_text("extends: voc_b0c44\n")
+    with pytest.raises(ConfigError, match="voc_b0c4"):
+        load_experiment(loop)
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "increment", "replay", "token_weight"),
+    [
+        ("coco_b0c10", 0, 10, (0, 0), 300), ("coco_b0c10_r20", 0, 10, (20, 0), 100),
+        ("coco_b0c10_r5", 0, 10, (5, 0), 100), ("coco_b0c10_m1000", 0, 10, (0, 1000), 100),
+        ("coco_b40c10", 40, 10, (0, 0), 300),
+        ("coco_b40c10_r20", 40, 10, (20, 0), 300), ("coco_b20c4_r20", 20, 4, (20, 0), 300),
+        ("coco_b0c5_r20", 0, 5, (20, 0), 100), ("voc_b0c4", 0, 4, (0, 0), 80), ("voc_b0c4_r2", 0, 4, (2, 0), 80),
+        ("voc_b10c2_r2", 10, 2, (2, 0), 300), ("voc_b5c3_r2", 5, 3, (2, 0), 80), ("voc_b4c2_r2", 4, 2, (2, 0), 80),
+    ],
+)  # fmt: skip
+def test_published_settings(name, base, increment, replay, token_weight):
+    e = load_experiment(name)
+    coco = name.startswith("coco")
+    assert (e.protocol.base, e.protocol.increment, e.options.token_weight) == (base, increment, token_weight)
+    assert (e.replay.per_class, e.replay.budget, e.replay.duplicates) == (*replay, not coco)
+    assert (e.model.backbone, e.model.embed_dim, e.model.heads) == ("tresnet_m", 384 if coco else 768, 8)
+    assert (e.train.epochs, e.train.batch_size, e.train.group, e.train.warmup) == (20, 128, 64, 0.2)
+    assert (e.train.base_lr, e.train.lr, e.train.weight_decay) == (4e-5, 1e-4 if coco else 4e-5, 1e-4)
+    assert (e.train.augment, e.train.evaluate_every, e.options.mean_labels) == ("published", 1, 2.9 if coco else 1.4)
+    assert e.replay.labels == "widened" and e.model.query == "transfer" and e.options.target == "published"
+    pod = load_experiment(name, ["method=pod"]).options
+    assert (pod.spatial_weight, pod.flat_weight, pod.head) == (5, 180, "linear")
+
+
 def test_hash_follows_what_decides_the_result_and_nothing_else():
     base = load_experiment("digits_demo")
     for same in (["seed=3"], ["name=other"], ["data.cache=false"], ["data.root=elsewhere"], ["finetune.head=ica"]):

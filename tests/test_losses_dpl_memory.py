@@ -83,7 +83,7 @@ def test_memory_keeps_its_quota_and_drops_images_already_stored(selection):
     assert [len(r) for r in memory.ranked] == [3, 3] and len(set(memory.images.tolist())) == 6
     again = Memory(Replay(per_class=3, selection=selection))
     again.load_state(memory.state())
-    assert again.ranked == memory.ranked and again.session_of == memory.session_of
+    assert again.ranked == memory.ranked and again.sessions == memory.sessions
 
 
 def test_memory_with_a_fixed_budget_shrinks_the_older_lists_from_the_end():
@@ -93,7 +93,7 @@ def test_memory_with_a_fixed_budget_shrinks_the_older_lists_from_the_end():
     before = [list(r) for r in memory.ranked]
     memory.update(1, np.arange(8, 12), labels[8:, 2:], features[8:], seed=0)
     assert [len(r) for r in memory.ranked[:2]] == [2, 2] and [r[:2] for r in before] == memory.ranked[:2]
-    assert len(memory.images) <= 8 and set(memory.session_of) == set(memory.images.tolist())
+    assert len(memory.images) <= 8 and len(memory.stored_in) == len(memory.images)
 
 
 def test_fewer_images_than_exemplars_keeps_what_there_is():
@@ -105,8 +105,10 @@ def test_fewer_images_than_exemplars_keeps_what_there_is():
 def test_stored_labels_widened_as_published_or_strict():
     labels = np.ones((1, 6), dtype=bool)
     for kind, expected in (("widened", [0, 0, 1, 1, 1, 1]), ("strict", [0, 0, 1, 1, 0, 0])):
-        memory = Memory(Replay(per_class=1, labels=kind), [[0]], {0: 1})
-        assert memory.visible(labels, 0, [0, 2, 4], [2, 4, 6]).astype(int).tolist() == expected
+        memory = Memory(Replay(per_class=1, labels=kind), [[], [], [0]], [0, 0, 1])
+        assert memory.visible(labels, [0, 2, 4], [2, 4, 6]).astype(int).tolist() == [expected]
+    twice = Memory(Replay(per_class=1, duplicates=True), [[0], [], [0]], [0, 0, 1])  # each copy by its own session
+    assert twice.visible(labels, [0, 2], [2, 4]).astype(int).tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
 
 
 def test_pseudo_labels_set_confident_old_classes_and_nothing_else():

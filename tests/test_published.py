@@ -201,7 +201,6 @@ def write_trace_data(root, config, classes=12):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.xfail(reason="the first loss is 0.35 % off: docs/LOG.md", strict=True)
 def test_a_whole_training(tmp_path, monkeypatch):
     """Three sessions of the published trainer with all randomness removed, in float64, step by step."""
     if not TRACE.is_file():
@@ -255,7 +254,7 @@ def test_a_whole_training(tmp_path, monkeypatch):
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eps = float(np.float32(1e-5))
             if isinstance(module, torch.nn.LeakyReLU):
-                module.negative_slope = float(np.float32(1e-3))
+                module.negative_slope = float(np.float32(module.negative_slope))  # 0.01 in the stem, 0.001 after it
         return network
 
     monkeypatch.setattr(session_module, "build_network", start)

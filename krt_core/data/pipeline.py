@@ -170,7 +170,7 @@ def batches(
             if runtime.device.type == "cuda":
                 pixels = pixels.pin_memory()
             images = pixels.to(runtime.device, non_blocking=True).permute(0, 3, 1, 2)  # stays channels_last
-            images = images.float().div_(255).to(runtime.weights_dtype)
+            images = images.to(runtime.weights_dtype).div_(255)
             shown = torch.from_numpy(labels[chunk]).float().to(runtime.device)
             weight = 1.0 if shared[position] else 1 / world.size
             yield Batch(images, shown, rows[chunk], len(chunk) / len(whole[position]), weight)
