@@ -14,7 +14,7 @@ from .config import Replay
 class Memory:
     """Stored images, one ranked list per class (best first). Numbers are rows of the training set.
 
-    Each class remembers the session in which it was learned: what is stored for it hides the labels of earlier sessions.
+    Each class remembers the session it was learned in: what is stored for it hides the labels of earlier sessions.
     """
 
     replay: Replay
