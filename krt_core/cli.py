@@ -1,4 +1,4 @@
-"""``krt train | data | inspect | report | presets``."""
+"""``krt train | data | inspect | import | export | report | presets``."""
 
 from __future__ import annotations
 
@@ -50,6 +50,19 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="explain a weights file: what it is, what it saw, whether it leaks")
     inspect.add_argument("checkpoint")
     inspect.set_defaults(command=_inspect)
+
+    take = commands.add_parser("import", help="make a run folder of models that the published code saved")
+    take.add_argument("preset", help="the setting they were trained in")
+    take.add_argument("files", nargs="+", help="one per session, in order")
+    take.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides of the preset")
+    take.add_argument("--folder", help="run folder")
+    take.set_defaults(command=_import)
+
+    give = commands.add_parser("export", help="write a session's weights so that the published code can load them")
+    give.add_argument("run", help="run folder")
+    give.add_argument("file", help="the .pth file to write")
+    give.add_argument("--session", type=int, help="1 is the first; default: the last finished one")
+    give.set_defaults(command=_export)
 
     report = commands.add_parser("report", help="one table of finished runs")
     report.add_argument("runs", nargs="+", help="run folders, or folders that hold some")
@@ -118,6 +131,23 @@ def _inspect(options: argparse.Namespace) -> int:
     }
     for key, value in lines.items():
         print(f"{key:>11}: {value}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from .config import load_experiment
+    from .convert import import_published
+
+    print(import_published(load_experiment(options.preset, options.set), options.files, options.folder).folder)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .convert import export_published
+    from .run import Run
+
+    run = Run(options.run)
+    print(export_published(run, (options.session or run.finished_sessions) - 1, options.file))
     return 0
 
 

@@ -168,6 +168,28 @@ class Run:
         """One metric after each finished session."""
         return np.array([self.session_state(t)["metrics"][key] for t in range(self.finished_sessions)])
 
+    def final_summary(self) -> dict:
+        """What DONE holds: the numbers of the whole run, from its session states and scores."""
+        states = [self.session_state(t) for t in range(len(self.protocol.sessions))]
+        curve, lost, last = self.curve(), self.forgetting(), states[-1]["metrics"]
+        return {
+            "method": self.experiment.method,
+            "dataset": self.experiment.data.dataset,
+            "protocol": self.protocol.name,
+            "seed": self.experiment.seed,
+            "average_mAP": round(float(curve.mean()), 4),
+            "last_mAP": round(float(curve[-1]), 4),
+            "forgetting": round(lost.get("max_class_fixed", 0.0), 4),
+            "forgetting_definitions": {key: round(value, 4) for key, value in lost.items()},
+            "mAP_per_session": curve.round(4).tolist(),
+            **{key: round(last[key], 4) for key in ("CP", "CR", "CF1", "OP", "OR", "OF1")},
+            "seconds": round(sum(state["seconds"] for state in states), 1),
+            "exemplars": sum(len(ids) for ids in states[-1]["exemplar_ids"]),
+            "weights": states[-1]["weights"],
+            "config_hash": self.experiment.hash(),
+            "commit": self.environment.get("commit"),
+        }
+
     # ---- writing ----
 
     @contextlib.contextmanager

@@ -183,29 +183,9 @@ class _Training:
         )
 
     def finish(self) -> None:
-        run, curve = self.run, self.run.curve()
-        states = [run.session_state(t) for t in range(len(self.protocol.sessions))]
-        lost = run.forgetting()
-        last = states[-1]["metrics"]
-        summary = {
-            "method": self.experiment.method,
-            "dataset": self.experiment.data.dataset,
-            "protocol": self.protocol.name,
-            "seed": self.experiment.seed,
-            "average_mAP": round(float(curve.mean()), 4),
-            "last_mAP": round(float(curve[-1]), 4),
-            "forgetting": round(lost.get("max_class_fixed", 0.0), 4),
-            "forgetting_definitions": {key: round(value, 4) for key, value in lost.items()},
-            "mAP_per_session": curve.round(4).tolist(),
-            **{key: round(last[key], 4) for key in ("CP", "CR", "CF1", "OP", "OR", "OF1")},
-            "seconds": round(sum(s["seconds"] for s in states), 1),
-            "exemplars": len(self.memory.images),
-            "weights": self.weights,
-            "config_hash": self.experiment.hash(),
-            "commit": run.environment.get("commit"),
-        }
+        summary = self.run.final_summary()
         if self.max_steps is None:
-            run.write_json("DONE", summary)
+            self.run.write_json("DONE", summary)
         self.progress.write(force=True, state="done")
         self.progress.log(
             f"done: average mAP {summary['average_mAP']:.2f}, last {summary['last_mAP']:.2f}, "

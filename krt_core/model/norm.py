@@ -17,7 +17,8 @@ class InPlaceBatchNorm(nn.BatchNorm2d):
     """Batch norm and activation by inplace_abn, which keeps one tensor for backward where two are usual.
 
     It has the parameters of the layer it replaces, so checkpoints are the same: inplace_abn computes with |w| + 1e-5,
-    hence w = weight − 1e-5. Equal as long as weights stay positive, which trained ones do.
+    hence w = weight − 1e-5. Equal for weights above 1e-5, as every published TResNet has them; smaller ones, which a
+    random start may bring, count as their distance above it.
     Source: Rota Bulò et al., CVPR 2018.
     """
 
@@ -97,15 +98,12 @@ def use_inplace_abn(body: nn.Module, name: str) -> None:
         ) from None
 
     def replacement(norm: nn.BatchNorm2d) -> nn.Module:
-        act = getattr(norm, "act", nn.Identity())
+        act = getattr(norm, "act", None)  # a norm without timm's activation may be followed by one that works in place
         if isinstance(act, nn.LeakyReLU):
             return InPlaceBatchNorm(norm, "leaky_relu", act.negative_slope)
         if isinstance(act, nn.Identity):
             return InPlaceBatchNorm(norm, "identity", 0.01)
-        raise ConfigError(
-            f"model.norm=inplace_abn knows leaky ReLU only, {name} has {type(act).__name__}: "
-            "use a TResNet or model.norm=batch_norm."
-        )
+        raise ConfigError(f"model.norm=inplace_abn is for TResNet; {name} has other layers: use model.norm=batch_norm.")
 
     _replace_norms(body, replacement)
 

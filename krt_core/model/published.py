@@ -1,7 +1,8 @@
 """The authors' parameter names, to and from ours.
 
 Their backbone has InPlaceABN layers, y = leaky_relu((|w| + 1e-5)·x̂ + b); ours has batch norm with the weight
-|w| + 1e-5. Converting back gives w = weight − 1e-5, which computes the same (a negative w comes back positive).
+|w| + 1e-5. Converting back gives w = weight − 1e-5, which computes the same (a negative w comes back positive). A clearly
+negative weight of ours has no counterpart there.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def from_published(tensors: Mapping[str, Tensor], body: nn.Module) -> dict[str, 
 
 
 def to_published(network: Network) -> dict[str, Tensor]:
-    """Our tensors under the published names, on the CPU. Raises CheckpointError unless it is ICA on a TResNet."""
+    """Our tensors under the published names, on the CPU.
+
+    Raises CheckpointError unless it is ICA on a TResNet, with batch-norm weights that InPlaceABN can have.
+    """
     if network.kind != "ica" or "body.conv1.conv.weight" not in network.backbone.body.state_dict():
         raise CheckpointError("Only the ICA head on a TResNet backbone can be written in the published layout.")
     state = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
@@ -61,7 +65,11 @@ def to_published(network: Network) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if name.startswith("backbone.body."):
             inner = name.removeprefix("backbone.body.")
-            theirs[_published_name(inner, blurred)] = tensor - ABN_EPS if inner.endswith("bn.weight") else tensor
+            if inner.endswith("bn.weight"):
+                if tensor.min() < -1e-3:
+                    raise CheckpointError(f"{inner} has negative values, which InPlaceABN cannot express.")
+                tensor = (tensor - ABN_EPS).clamp(min=0)
+            theirs[_published_name(inner, blurred)] = tensor
         else:
             prefix = max((pair for pair in PARTS if name.startswith(pair[1])), key=lambda pair: len(pair[1]))
             theirs[prefix[0] + name.removeprefix(prefix[1])] = tensor
