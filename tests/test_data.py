@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -246,3 +249,16 @@ def test_two_folders_do_not_share_a_cache(home):
     one, two = (open_dataset(Data(dataset="coco", root=str(r)), "train") for r in (a, b))
     rows = np.arange(3)
     assert (ImageStore(one, 32).rows(rows) != ImageStore(two, 32).rows(rows)).any()
+
+
+def test_the_order_of_images_is_the_same_in_every_process(voc_root, home):
+    """The published VOC lists come from a Python set, whose order changes from run to run."""
+    ask = (
+        "from krt_core.config import Data; from krt_core.data import open_dataset;"
+        f"print(*open_dataset(Data(dataset='voc', root={str(voc_root)!r}), 'train').ids)"
+    )
+    seen = set()
+    for seed in "12":
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "KRT_HOME": str(home / seed)}  # a label cache each
+        seen.add(subprocess.check_output([sys.executable, "-c", ask], env=environment, text=True))
+    assert len(seen) == 1 and next(iter(seen)).split() == sorted(next(iter(seen)).split())

@@ -6,6 +6,7 @@ trace. Sizes, seeds and cases are read from the files.
 
 import json
 import os
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from krt_core.dpl import ThresholdRecord, search_threshold
 from krt_core.explain import load_model
 from krt_core.losses import asymmetric_loss, pod_spatial, token_distillation
 from krt_core.memory import herding
-from krt_core.metrics import average_precision, precision_recall_f1
+from krt_core.metrics import average_precision, forgetting, precision_recall_f1
 from krt_core.model import Network
 from krt_core.model.backbone import make_backbone
 from krt_core.model.ica import looped
@@ -143,6 +144,29 @@ def test_metrics():
     close(ap.mean(), golden["mAP"], 1e-5)
     for key, value in precision_recall_f1(golden["probabilities"], labels, float(golden["threshold"])).items():
         close(value, golden[key], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "average", "per_class", "per_task"),
+    [("krt_r20_coco_b0c10_2024-04", 77.00, 7.38, 7.11), ("krt_r0_coco_b0c10_2024-03", 74.88, 9.59, 9.44),
+     ("krt_r2_voc_b0c4_2024-04", 91.60, 8.02, 8.01)],
+)  # fmt: skip
+def test_the_authors_logs_by_our_metrics(name, average, per_class, per_task):
+    """Their AP of every class after every session (the pool that grows) gives their mAP, and two sorts of forgetting."""
+    text = (resources.files("krt_core.reference") / "author_runs.json").read_text()
+    log = next(run for run in json.loads(text)["runs"] if run["run"] == name)
+    stops = [int(stop) for stop in log["mAP"]["seen"]]
+    ap = np.full((len(stops), len(log["classes"])), np.nan)
+    for column, class_name in enumerate(log["classes"]):
+        for stop, value in log["AP"][class_name].items():
+            ap[stops.index(int(stop)), column] = value
+    first = [next(t for t, stop in enumerate(stops) if column < stop) for column in range(ap.shape[1])]
+    curve = [float(value) for value in log["mAP"]["seen"].values()]
+    np.testing.assert_allclose([np.nanmean(line) for line in ap], curve, atol=0.006)  # their numbers have two digits
+    assert np.mean(curve) == pytest.approx(average, abs=0.005)
+    lost = forgetting({"seen": ap}, first)
+    assert lost["max_class_seen"] == pytest.approx(per_class, abs=0.005)
+    assert lost["max_task_seen"] == pytest.approx(per_task, abs=0.005)
 
 
 def test_pseudo_label_thresholds():
