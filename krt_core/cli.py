@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from .errors import DataError, KRTError, did_you_mean
+from .errors import ConfigError, DataError, KRTError, did_you_mean
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -15,8 +15,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options) or 0
     except KRTError as error:
-        print(f"krt: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0" or not isinstance(error, (ConfigError, DataError)):  # once is enough
+            print(f"krt: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "RANK" not in os.environ or "Connection closed by peer" not in str(error):
+            raise
+        return 3  # another process of this training has failed, and has said why
     except KeyboardInterrupt:
         print("krt: interrupted", file=sys.stderr)
         return 130
@@ -79,16 +84,11 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> int:
     from .config import load_experiment
     from .distributed import leave_world
-    from .launch import train_in_processes
-    from .session import train
+    from .launch import launch
 
     experiment = load_experiment(options.preset, options.overrides)
-    how = dict(device=options.device, allow_leak=options.allow_leak, max_steps=options.max_steps)
-    if options.processes > 1:
-        run = train_in_processes(experiment, options.processes, options.folder, **how)
-    else:
-        run = train(experiment, options.folder, **how)
-        leave_world()
+    run = launch(experiment, options.folder, options.processes, options.device, options.allow_leak, options.max_steps)
+    leave_world()
     if "RANK" not in os.environ:  # not one of several processes: those leave it to the one that started them
         print(run.folder)
     return 0

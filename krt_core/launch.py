@@ -1,4 +1,4 @@
-"""One training in several processes on this machine, through torchrun."""
+"""Start a training: in this process, or in several that share every batch, through torchrun."""
 
 from __future__ import annotations
 
@@ -14,36 +14,39 @@ from .config import Experiment
 from .errors import ConfigError, RunError
 from .home import outputs_dir, resolve
 from .run import Run
+from .session import train
 
 
-def train_in_processes(
+def launch(
     experiment: Experiment,
-    processes: int,
     folder: str | Path | None = None,
+    processes: int = 1,
     device: str | None = None,
     allow_leak: bool = False,
     max_steps: int | None = None,
 ) -> Run:
-    """`krt_core.session.train` in ``processes`` processes that share every batch; returns the run folder.
+    """`krt_core.session.train`, in ``processes`` processes that share every batch; returns the run folder.
 
     One GPU each where there are GPUs, else the CPU. Their lines appear as they come. Raises ConfigError if the batch
     cannot be shared so, RunError if the training failed. Ending this process ends them too.
     """
     if not 1 <= processes <= experiment.train.batch_size:
         raise ConfigError(f"processes must lie between 1 and train.batch_size, found {processes}.")
+    if processes == 1:
+        return train(experiment, folder, device=device, allow_leak=allow_leak, max_steps=max_steps)
     path = resolve(folder) if folder else outputs_dir() / experiment.run_name()
     with tempfile.TemporaryDirectory(prefix="krt-") as scratch:
         preset = Path(scratch) / "experiment.yaml"
         preset.write_text(experiment.to_yaml())
         command = [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+            sys.executable, "-m", "krt_core.launch", "--standalone", f"--nproc-per-node={processes}",
             "-m", "krt_core.cli", "train", str(preset), "--folder", str(path),
         ]  # fmt: skip
         command += ["--device", device] if device else []
         command += ["--allow-leak"] if allow_leak else []
         command += ["--max-steps", str(max_steps)] if max_steps else []
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
-        code = _follow(command, {**os.environ, "OMP_NUM_THREADS": threads})
+        code = _follow(command, {"LOGLEVEL": "CRITICAL", **os.environ, "OMP_NUM_THREADS": threads})
     if code:
         raise RunError(
             f"{path.name}: the training ended with exit code {code}; its messages stand above and in log.txt."
@@ -69,3 +72,19 @@ def _follow(command: list[str], environment: dict[str, str]) -> int:
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+def _torchrun() -> int:
+    """torchrun without its own traceback when a process fails: that process has already said why."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    try:
+        main()
+    except ChildFailedError as error:
+        return max(1, error.get_first_failure()[1].exitcode)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_torchrun())

@@ -12,7 +12,7 @@ from conftest import TINY, write_coco
 from krt_core.config import load_experiment
 from krt_core.distributed import World
 from krt_core.errors import ConfigError, RunError
-from krt_core.launch import train_in_processes
+from krt_core.launch import launch
 from krt_core.run import Run
 from krt_core.session import train
 
@@ -108,11 +108,11 @@ def test_every_image_falls_to_one_process():
 
 
 def test_the_launcher_trains_and_passes_errors_on(tiny, tmp_path, capfd):
-    run = train_in_processes(tiny(train__batch_norm="frozen"), 2, tmp_path / "run", device="cpu")
+    run = launch(tiny(train__batch_norm="frozen"), tmp_path / "run", 2, device="cpu")
     assert run.done and run.environment["reasons"]["processes"] == "2"
     assert "2 processes" in capfd.readouterr().out
     with pytest.raises(ConfigError, match="processes must lie between"):
-        train_in_processes(tiny(), 0)
+        launch(tiny(), processes=0)
     with pytest.raises(RunError, match="exit code"):
-        train_in_processes(tiny(data__root=str(tmp_path / "nowhere")), 2, tmp_path / "fails", device="cpu")
+        launch(tiny(data__root=str(tmp_path / "nowhere")), tmp_path / "fails", 2, device="cpu")
     assert "nowhere" in capfd.readouterr().out

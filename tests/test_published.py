@@ -152,7 +152,7 @@ def test_metrics():
      ("krt_r2_voc_b0c4_2024-04", 91.60, 8.02, 8.01)],
 )  # fmt: skip
 def test_the_authors_logs_by_our_metrics(name, average, per_class, per_task):
-    """Their AP of every class after every session (the pool that grows) gives their mAP, and two sorts of forgetting."""
+    """Their AP of every class after every session (the pool that grows) gives their mAP and forgetting."""
     text = (resources.files("krt_core.reference") / "author_runs.json").read_text()
     log = next(run for run in json.loads(text)["runs"] if run["run"] == name)
     stops = [int(stop) for stop in log["mAP"]["seen"]]

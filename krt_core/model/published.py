@@ -1,8 +1,8 @@
 """The authors' parameter names, to and from ours.
 
-Their backbone has InPlaceABN layers, y = leaky_relu((|w| + 1e-5)·x̂ + b); ours has batch norm with the weight
-|w| + 1e-5. Converting back gives w = weight − 1e-5, which computes the same (a negative w comes back positive). A weight of
-ours that is clearly negative has no counterpart there.
+Their backbone has InPlaceABN layers, y = leaky_relu((|w| + 1e-5)·x̂ + b); ours has batch norm with weight |w| + 1e-5.
+Converting back gives w = weight − 1e-5, which computes the same: a negative w comes back positive, and a clearly
+negative weight of ours has no counterpart there.
 """
 
 from __future__ import annotations
