@@ -14,6 +14,7 @@ def test_all_four_notebooks_run_headless(tmp_path, monkeypatch):
     import papermill
 
     monkeypatch.setenv("KRT_HOME", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads beside other work wait for each other
     folder = tmp_path / "outputs" / "demo"
     folder.mkdir(parents=True)
     extra = {
