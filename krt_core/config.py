@@ -108,22 +108,21 @@ class Experiment:
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
+    def changes(self) -> dict[str, Any]:
+        """Dotted keys that are not at their default and decide the result, with their values."""
+        default = Experiment(method=self.method, options=type(self.options)() if self.options else None)
+        before, now = _flat(default.to_dict()), _flat(self.to_dict())
+        beside = {"name", "seed", "data.cache", "data.workers", "train.eval_batch_size", "train.tensorboard"}
+        if self.data.dataset not in ("coco", "voc"):  # a folder of the user's own is told apart by its place alone
+            beside.add("data.root")
+        return {k: v for k, v in now.items() if k not in beside and (k not in before or v != before[k])}
+
     def hash(self) -> str:
-        """Eight hex digits over everything that decides the result; name, seed and pure conveniences excluded.
+        """Eight hex digits over everything that decides the result.
 
         Only what differs from the defaults counts: a key that is added later leaves the hashes of older runs alone.
         """
-        same = Experiment(method=self.method, options=type(self.options)() if self.options else None).to_dict()
-        content = _difference(self.to_dict(), same)
-        content["method"] = self.method
-        data, train = content.get("data", {}), content.get("train", {})
-        if self.data.dataset not in ("coco", "voc"):  # a folder of the user's own is told apart by its place alone
-            data.pop("root", None)
-        for section, keys in ((content, ("name", "seed")), (data, ("cache", "workers")),
-                              (train, ("eval_batch_size", "tensorboard"))):  # fmt: skip
-            for key in keys:
-                section.pop(key, None)
-        content = {key: value for key, value in content.items() if value != {}}
+        content = {"method": self.method, **self.changes()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     def run_name(self) -> str:
@@ -131,16 +130,12 @@ class Experiment:
         return f"{self.name}-{self.method}-{self.hash()}-s{self.seed}"
 
 
-def _difference(content: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    """What of a nested dict is not as in another."""
-    out = {}
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
+    """A dict of sections as one with dotted keys."""
+    flat: dict[str, Any] = {}
     for key, value in content.items():
-        if isinstance(value, dict) and isinstance(default.get(key), dict):
-            if inner := _difference(value, default[key]):
-                out[key] = inner
-        elif key not in default or value != default[key]:
-            out[key] = value
-    return out
+        flat.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
+    return flat
 
 
 def preset_names() -> list[str]:

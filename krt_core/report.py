@@ -15,11 +15,19 @@ def label_of(run: Run, among: Sequence[Run] = ()) -> str:
     """How a run is called in tables and legends: its method, with its exemplars if it has any, and LEAK if its first
     weights had seen the labels to be learned.
 
-    Runs that this would name alike though their configurations differ get their hash: they are no seeds of one another.
+    Runs that this would name alike though their configurations differ are told apart by the keys in which they do, as
+    far as those are not at their default: they are no seeds of one another.
     """
-    label, own = _plain_label(run), run.experiment.hash()
-    alike = any(_plain_label(other) == label and other.experiment.hash() != own for other in among)
-    return label + (f" [{own}]" if alike else "") + (" (LEAK)" if run.leak else "")
+    label = _plain_label(run)
+    alike = [other.experiment for other in among if _plain_label(other) == label]
+    changes = []
+    for key, value in run.experiment.changes().items():
+        if any(other.changes().get(key, _DEFAULT) != value for other in alike):
+            changes.append(f"{key}={value}")
+    return ", ".join([label, *changes]) + (" (LEAK)" if run.leak else "")
+
+
+_DEFAULT = object()  # stands for a key that is not changed
 
 
 def _plain_label(run: Run) -> str:
