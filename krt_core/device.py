@@ -38,7 +38,9 @@ class Runtime:
 def choose_runtime(precision: str = "auto", device: str | None = None) -> Runtime:
     """Pick the device (CUDA if there is one) and resolve ``precision`` "auto" to a type the processor is fast in."""
     local = os.environ.get("LOCAL_RANK", "0")  # set by torchrun
-    chosen = torch.device(device or (f"cuda:{local}" if torch.cuda.is_available() else "cpu"))
+    if not device or device == "cuda":  # each process of several on its own GPU
+        device = f"cuda:{local}" if torch.cuda.is_available() or device else "cpu"
+    chosen = torch.device(device)
     world = join_world(chosen)
     about = {"device": str(chosen), "processes": str(world.size)}
     if precision != "auto":

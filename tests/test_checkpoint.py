@@ -15,8 +15,10 @@ from krt_core.cli import main
 from krt_core.config import Model
 from krt_core.errors import CheckpointError
 from krt_core.explain import explain, load_model
+from krt_core.model import Network
 from krt_core.model.backbone import make_backbone
 from krt_core.model.checkpoint import inspect, load_backbone
+from krt_core.model.published import to_published
 from krt_core.report import runs_table, summary_table
 from krt_core.session import train
 
@@ -191,3 +193,39 @@ def test_an_allowed_leak_is_written_on_everything(tmp_path, tiny):
         plots.evidence_over_sessions(image, seen, run.protocol, [0]),
     ):
         assert "LEAK" in figure._suptitle.get_text()
+
+
+def test_timms_own_imagenet_21k_file(tmp_path):
+    """tresnet_m.miil_in21k as a file: timm's names, 11,221 outputs, nothing to convert."""
+    source = make_backbone(Model(backbone="tresnet_m"), 64).body
+    content = {**source.state_dict(), "head.fc.weight": torch.zeros(11221, 8), "head.fc.bias": torch.zeros(11221)}
+    save_file({k: v.contiguous() for k, v in content.items()}, tmp_path / "model.safetensors")
+    config = Model(backbone="tresnet_m", weights=str(tmp_path / "model.safetensors"))
+    backbone = make_backbone(config, 64)
+    about = load_backbone(backbone, config)
+    assert about["layout"] == "timm" and "ImageNet-21k (MIIL)" in about["trained_on"] and about["leak"] is None
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(backbone.body.state_dict()[name], tensor)
+
+
+def test_the_asl_file_loads_where_its_leak_is_allowed(tmp_path):
+    names, shapes = zip(*[(n, list(t.shape)) for n, t in _published_body().items()], strict=True)
+    tensors = published_weights(names, [json.dumps(s) for s in shapes], 3)
+    content = {f"body.{n}": t for n, t in tensors.items()} | {"head.fc.weight": torch.zeros(80, 2048)}
+    torch.save({"model": content}, tmp_path / "renamed.pth")
+    config = Model(backbone="tresnet_m", weights=str(tmp_path / "renamed.pth"))
+    backbone = make_backbone(config, 64)
+    with pytest.raises(CheckpointError, match="all 80 COCO classes"):
+        load_backbone(backbone, config)
+    assert load_backbone(backbone, config, allow_leak=True)["layout"] == "asl"
+    weight = backbone.body.state_dict()["body.conv1.bn.weight"]
+    torch.testing.assert_close(weight, tensors["conv1.1.weight"].abs() + 1e-5)
+
+
+def _published_body():
+    """Names and tensors of a TResNet-M in the layout of its authors, without head."""
+    network = Network(make_backbone(Model(backbone="tresnet_m"), 64), "ica", 8, 1)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.ones_(module.weight)
+    return {n: t for n, t in to_published(network).items() if n.startswith(("conv1", "layer")) and "num_b" not in n}
