@@ -1,5 +1,6 @@
 """Batch norm in place: the same numbers from the same weights, with less kept for backward."""
 
+import copy
 import sys
 
 import pytest
@@ -58,13 +59,24 @@ def test_outputs_and_gradients_equal_those_of_the_default_layers(training):
         torch.testing.assert_close(buffer, other_buffers[name], rtol=1e-5, atol=1e-8)
 
 
-def test_float32_outputs_agree_too():
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_float32_outputs_agree_too(memory_format):
     pytest.importorskip("inplace_abn")
-    plain, inplace = pair(torch.float32)
-    images = torch.rand(4, 3, 64, 64)
+    plain, inplace = (model.to(memory_format=memory_format) for model in pair(torch.float32))
+    images = torch.rand(4, 3, 64, 64).to(memory_format=memory_format)
     with torch.no_grad():
         out, other = plain.eval()(images), inplace.eval()(images)
     assert (out - other).abs().max() <= 1e-5 * out.abs().max()
+
+
+def test_it_trains_in_half_precision_and_can_be_copied():
+    pytest.importorskip("inplace_abn")
+    _, inplace = pair(torch.float32)
+    old = copy.deepcopy(inplace.train()).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        inplace(torch.rand(2, 3, 64, 64)).float().sum().backward()
+        old(torch.rand(2, 3, 64, 64))
+    assert all(parameter.grad is not None for parameter in inplace.parameters())
 
 
 def test_it_keeps_less_for_the_backward_pass():

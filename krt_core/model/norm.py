@@ -25,7 +25,7 @@ class InPlaceBatchNorm(nn.BatchNorm2d):
     def __init__(self, norm: nn.BatchNorm2d, activation: str, slope: float):
         super().__init__(norm.num_features, norm.eps, norm.momentum)
         self.activation, self.slope = activation, slope
-        self.group = None  # processes whose statistics are taken together
+        self.synced = False  # are statistics taken over all processes?
         self.load_state_dict(norm.state_dict())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,12 +33,13 @@ class InPlaceBatchNorm(nn.BatchNorm2d):
 
         if self.training:
             self.num_batches_tracked.add_(1)
+        if x.dtype == torch.bfloat16 or (x.dtype == torch.float16 and not x.is_cuda):
+            x = x.float()  # inplace_abn does not know these
         arguments = (self.weight - ABN_EPS, self.bias, self.running_mean, self.running_var, self.training)
-        if self.group is not None and self.training:
-            return functions.inplace_abn_sync(
-                x, *arguments, self.momentum, self.eps, self.activation, self.slope, self.group
-            )
-        return functions.inplace_abn(x, *arguments, self.momentum, self.eps, self.activation, self.slope)
+        settings = (self.momentum, self.eps, self.activation, self.slope)
+        if self.synced and self.training:
+            return functions.inplace_abn_sync(x, *arguments, *settings, dist.group.WORLD)
+        return functions.inplace_abn(x, *arguments, *settings)
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):
@@ -112,7 +113,7 @@ def synchronise(model: nn.Module) -> None:
     """Take batch-norm statistics over all processes from now on; parameters and their names stay."""
     inplace = [module for module in model.modules() if isinstance(module, InPlaceBatchNorm)]
     for module in inplace:
-        module.group = dist.group.WORLD
+        module.synced = True
     if inplace:
         return
     if next(model.parameters()).is_cuda:
