@@ -9,6 +9,7 @@ import torch
 from krt_core.config import Model
 from krt_core.errors import ConfigError
 from krt_core.model.backbone import make_backbone
+from krt_core.model.norm import synchronise
 
 
 def pair(dtype=torch.float64):
@@ -90,6 +91,12 @@ def test_what_it_cannot_do_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "inplace_abn", None)
     with pytest.raises(ConfigError, match=r"needs its package.*docs/install\.md"):
         make_backbone(Model(backbone="tresnet_m", norm="inplace_abn"), 64)
+
+
+def test_synchronised_statistics_in_place_need_a_gpu():
+    pytest.importorskip("inplace_abn")
+    with pytest.raises(ConfigError, match="needs GPUs"):
+        synchronise(make_backbone(Model(backbone="tresnet_m", norm="inplace_abn"), 64))
 
 
 def test_another_backbone_is_refused():

@@ -110,8 +110,13 @@ def use_inplace_abn(body: nn.Module, name: str) -> None:
 
 
 def synchronise(model: nn.Module) -> None:
-    """Take batch-norm statistics over all processes from now on; parameters and their names stay."""
+    """Take batch-norm statistics over all processes from now on; parameters and their names stay.
+
+    Raises ConfigError for in-place norms on the CPU, where inplace_abn cannot.
+    """
     inplace = [module for module in model.modules() if isinstance(module, InPlaceBatchNorm)]
+    if inplace and not next(model.parameters()).is_cuda:
+        raise ConfigError("train.batch_norm=sync with model.norm=inplace_abn needs GPUs: use model.norm=batch_norm.")
     for module in inplace:
         module.synced = True
     if inplace:
