@@ -12,7 +12,7 @@ from .config import Experiment
 from .data import open_dataset
 from .data.pipeline import ImageStore
 from .device import choose_runtime, environment
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, RunError
 from .evaluate import predict, session_metrics
 from .explain import load_model
 from .home import resolve
@@ -65,9 +65,22 @@ def import_published(
     rows = np.flatnonzero(labels.any(axis=1))
     e = experiment.data
     store = ImageStore(test_set, e.image_size, e.cache, e.workers, progress.decoding)
-    about = {"weights": "published model", "trained_on": "by the published code", "leak": None}
+    about = {
+        "weights": "published model",
+        # The published code's README links to weights that know all 80 COCO classes, so a leak can't be excluded.
+        "trained_on": "unknown first weights, then by the published code",
+        "leak": None,
+    }
     run.write_json("environment.json", {**environment(runtime), "weights": about})
+    progress.log("what these models' first weights had seen is unknown: their numbers may hold leaked labels")
     with run.lock():
+        for index in range(min(run.finished_sessions, len(found))):
+            before = run.session_state(index)["weights"].get("sha256")
+            if before != found[index].sha256:
+                raise RunError(
+                    f"{run.folder} already holds session {index + 1} from another file than {found[index].path}: "
+                    "choose another folder."
+                )
         for index in range(run.finished_sessions, len(found)):
             began, checkpoint = time.perf_counter(), found[index]
             network = build_network(experiment)

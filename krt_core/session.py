@@ -86,7 +86,13 @@ class _Training:
         check_labels(self.protocol, self.train_labels, f"{self.train_set.name} train")
         check_labels(self.protocol, self.test_labels, f"{self.test_set.name} test")
         # What a later start must find unchanged: stored exemplars are row numbers, and a quick look is no training.
-        self.made_with = {"inputs": self.train_set.digest() + self.test_set.digest(), "max_steps": max_steps}
+        # Batch statistics of each process's own images make the number of processes part of the result, as published.
+        processes = self.world.size if e.train.batch_norm == "batch" else None
+        self.made_with = {
+            "inputs": self.train_set.digest() + self.test_set.digest(),
+            "max_steps": max_steps,
+            "processes": processes,
+        }
         self.test_rows = np.flatnonzero(self.test_labels.any(axis=1))  # the fixed pool: images with any class
         several = f" in {self.world.size} processes" if self.world.size > 1 else ""
         progress.log(
@@ -108,6 +114,10 @@ class _Training:
         self.weights = load_backbone(self.model.backbone, e.model, allow_leak)
         if self.world.main:
             run.write_json("environment.json", {**environment(runtime), "weights": self.weights})
+        if self.weights.get("trained_on", "").startswith("unknown"):
+            progress.log(
+                f"{self.weights['file']}: what it was trained on is unknown, so it may know labels to be learned"
+            )
         if self.weights.get("leak"):
             progress.log(f"LEAK: {self.weights['file']} is used all the same, though {self.weights['leak']}")
         self.model.to(runtime.device, runtime.weights_dtype)
@@ -370,6 +380,12 @@ class _Training:
             raise RunError(
                 f"{self.run.folder} was begun with --max-steps {stored['max_steps']}, which is not this training. "
                 "Delete it or choose another --folder."
+            )
+        if stored.get("processes", 1) != self.made_with["processes"]:
+            raise RunError(
+                f"{self.run.folder} was begun in {stored.get('processes', 1)} processes, and with "
+                "train.batch_norm=batch each takes statistics of its own images: another number is another training. "
+                f"Go on with --processes {stored.get('processes', 1)}, or choose another --folder."
             )
 
 

@@ -34,6 +34,13 @@ def test_out_and_in_again_changes_nothing(tresnet, tmp_path):
     assert found.layout == "krt-published" and found.classes == 4 and "2 + 2 classes" in found.trained_on
     again = import_published(tresnet(), files, tmp_path / "theirs", device="cpu")
     assert again.done and again.summary["weights"]["file"] == "model1.pth"
+    assert "unknown" in again.summary["weights"]["trained_on"]
+    other = tmp_path / "other.pth"
+    changed = torch.load(files[0], weights_only=True)
+    changed["state_dict"]["note"] = torch.zeros(1)
+    torch.save(changed, other)
+    with pytest.raises(RunError, match=r"session 1 from another file than .*other\.pth"):
+        import_published(tresnet(), [other, files[1]], again.folder, device="cpu")
     for t in range(2):
         np.testing.assert_allclose(again.scores(t).scores, run.scores(t).scores, atol=1e-4)
         assert again.session_state(t)["metrics"]["mAP_seen"] == pytest.approx(run.curve()[t], abs=0.5)

@@ -187,6 +187,24 @@ def test_a_second_process_and_a_changed_data_set_are_refused(tiny, coco_root, mo
         train(tiny(method="finetune"), show="none")
 
 
+def test_another_number_of_processes_is_another_training(tiny, monkeypatch):
+    """Where each process takes batch statistics of its own images."""
+    monkeypatch.setattr(session_module._Training, "finish", lambda self: None)
+    for kind, refused in (("batch", True), ("frozen", False)):
+        experiment = tiny(method="finetune", train__batch_norm=kind)
+        run = train(experiment, show="none")
+        path = run.session_folder(1) / "state.json"
+        state = json.loads(path.read_text())
+        assert state["made_with"]["processes"] == (1 if refused else None)
+        if refused:
+            state["made_with"]["processes"] = 2
+            path.write_text(json.dumps(state))
+            with pytest.raises(RunError, match="begun in 2 processes.*--processes 2"):
+                train(experiment, show="none")
+        else:
+            train(experiment, show="none")
+
+
 def test_different_settings_are_never_averaged_as_seeds(tiny):
     from krt_core.report import runs_table, summary_table
 
@@ -306,3 +324,12 @@ def test_every_switch_trains_and_changes_the_run(tiny, switch):
         assert any(not torch.equal(first[n], later[n]) for n in first if n.endswith("bn1.weight"))
     if switch.get("method") == "pod":
         assert {"classification", "spatial", "flat"} <= set(run.epochs[-1]) and "spatial" not in run.epochs[0]
+
+
+def test_weights_of_unknown_origin_are_named_as_such(tiny, tmp_path):
+    from krt_core.model.network import build_network
+
+    experiment = tiny(method="finetune", train__epochs=1)
+    torch.save(build_network(experiment).backbone.body.state_dict(), tmp_path / "found.pth")
+    run = train(tiny(method="finetune", train__epochs=1, model__weights=str(tmp_path / "found.pth")), show="none")
+    assert "found.pth: what it was trained on is unknown" in (run.folder / "log.txt").read_text()
