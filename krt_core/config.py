@@ -74,6 +74,7 @@ class Train:
     weight_decay: float = 1e-4  # on matrices only
     warmup: float = 0.2  # share of the steps in which OneCycle rises (pct_start)
     augment: Literal["published", "light", "none"] = "published"  # cutout + RandAugment; crop and jitter; nothing
+    augment_by: Literal["batch", "pil"] = "batch"  # whole batches on the device, or image by image in threads
     batch_norm: Literal["batch", "frozen", "sync"] = "batch"  # statistics: of a process's images (published), as they
     # were in the first weights, or of the images of all processes
     precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"  # of the networks; losses and

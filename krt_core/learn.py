@@ -56,8 +56,9 @@ class Learner:
         set_seed(*seed, world.rank)
         self.model.train()
         for batch in batches(
-            store, self.view.rows, self.view.labels, config.batch_size, self.runtime, config.augment, seed, shuffle=True
-        ):
+            store, self.view.rows, self.view.labels, config.batch_size, self.runtime, config.augment, seed, True,
+            config.augment_by,
+        ):  # fmt: skip
             with self.runtime.autocast():
                 result = self.method.loss(batch)
             # Each process has its part of the loss; the wrapper averages gradients, and the parts are to be added.
@@ -88,7 +89,7 @@ def make_optimiser(model: nn.Module, weight_decay: float) -> torch.optim.Optimiz
     plain = [p for name, p in trainable if p.dim() <= 1 or name.endswith(".bias")]
     decayed = [p for name, p in trainable if not (p.dim() <= 1 or name.endswith(".bias"))]
     groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
-    return torch.optim.Adam(groups, lr=1e-5)  # the schedule sets the rate
+    return torch.optim.Adam(groups, lr=1e-5, fused=True)  # the schedule sets the rate
 
 
 def set_seed(*numbers: int) -> None:

@@ -3,7 +3,7 @@
 ::
 
     <folder>/experiment.yaml   environment.json   log.txt   progress.json   metrics.jsonl   resume.pt   DONE
-    <folder>/session_00/       model.safetensors  scores.npz  state.json
+    <folder>/session_00/       model.safetensors  scores.npz  ahead.npz  state.json
 
 Everything is written to a temporary name and renamed. Nothing is unpickled: ``resume.pt`` holds plain tensors and
 numbers and is loaded with ``weights_only=True``.
@@ -130,6 +130,14 @@ class Run:
             labels = np.unpackbits(stored["labels"], axis=1, count=classes).astype(bool)
             return Scores(stored["ids"], stored["scores"], labels)
 
+    def ahead(self, session: int) -> Ahead | None:
+        """What the model after a session said to the next one's training images; None if no method asked."""
+        path = self.session_folder(session) / "ahead.npz"
+        if not path.is_file():
+            return None
+        with np.load(path, allow_pickle=False) as stored:
+            return Ahead(stored["ids"], stored["scores"])
+
     @cached_property
     def ap_tables(self) -> dict[str, np.ndarray]:
         """AP (sessions, classes) of the finished sessions on each pool of test images; NaN where not yet learned.
@@ -214,7 +222,9 @@ class Run:
     def write_json(self, name: str, content: dict) -> None:
         atomic_write(self.folder / name, json.dumps(content, indent=1))
 
-    def write_session(self, session: int, tensors: dict[str, Tensor], scores: Scores, state: dict) -> None:
+    def write_session(
+        self, session: int, tensors: dict[str, Tensor], scores: Scores, state: dict, ahead: Ahead | None = None
+    ) -> None:
         """Weights, scores and state of a finished session; state.json, written last, makes it count."""
         from safetensors.torch import save
 
@@ -227,6 +237,8 @@ class Run:
         atomic_write(folder / "model.safetensors", save(plain, header))
         columns = dict(ids=scores.ids, scores=scores.scores, labels=np.packbits(scores.labels, axis=1))
         atomic_write(folder / "scores.npz", lambda file: np.savez_compressed(file, **columns))
+        if ahead is not None:
+            atomic_write(folder / "ahead.npz", lambda file: np.savez(file, ids=ahead.ids, scores=ahead.scores))
         atomic_write(folder / "state.json", json.dumps(state, indent=1))
 
     def model_state(self, session: int) -> dict[str, Tensor]:
@@ -252,6 +264,14 @@ class Scores:
     ids: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """ids (m,) of the images the next session trains on, as often as it shows them, and scores (m, C seen) float32."""
+
+    ids: np.ndarray
+    scores: np.ndarray
 
 
 def find_runs(folder: str | Path = "outputs", **wanted: Any) -> list[Run]:

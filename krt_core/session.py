@@ -32,7 +32,7 @@ from .model.network import build_network
 from .model.norm import synchronise
 from .progress import Progress
 from .protocol import Session, check_labels, make_protocol
-from .run import Run, Scores
+from .run import Ahead, Run, Scores
 from .view import View, seen_frequency, session_view
 
 
@@ -125,6 +125,7 @@ class _Training:
         if e.train.batch_norm == "sync" and self.world.size > 1:
             synchronise(self.model)
         self.old_model: Network | None = None
+        self.ahead: Ahead | None = None  # the last session's model on this session's images
         self.spent_before = 0.0  # seconds that earlier, interrupted starts gave to the current session
 
     # ---- the loop ----
@@ -165,9 +166,8 @@ class _Training:
         scores = self.test(index) if best is None else self._pool(best["scores"].numpy())
         metrics = session_metrics(self.protocol, index, scores.scores, scores.labels, full=True)
 
-        # 5. Remember: choose exemplars, then write the session down.
-        if self.method.replays and learning is not None:
-            self._choose_exemplars(index, view)
+        # 5. Remember: choose exemplars, look at the images of the session to come, write the session down.
+        self.ahead = self._remember(index, view) if learning is not None else None
         state = {
             "session": index,
             "classes": list(self.protocol.classes),
@@ -185,7 +185,7 @@ class _Training:
             "made_with": self.made_with,
         }
         if self.world.main:
-            self.run.write_session(index, self.model.state_dict(), scores, state)
+            self.run.write_session(index, self.model.state_dict(), scores, state, self.ahead)
             self.run.clear_resume()
         self.progress.log(
             f"session {index + 1}/{len(self.protocol.sessions)} ({', '.join(self.protocol.class_names(index))}): "
@@ -236,13 +236,17 @@ class _Training:
     def _prepare(self, session: Session, view: View, resume: dict[str, Any] | None) -> tuple[Context, Learner]:
         """What the session learns with. The model is wrapped anew, so that its new parameters are synchronised too."""
 
-        def score(model: Network) -> np.ndarray:
-            size = self.experiment.train.eval_batch_size
-            return predict(model, self.train_store, view.rows, self.runtime, size)[0]
+        def old_scores() -> np.ndarray:
+            if self.ahead is None or self.ahead.ids.tolist() != self.train_set.ids[view.rows].tolist():
+                raise RunError(
+                    f"{self.run.folder}: no scores of the images of session {session.index + 1}. "
+                    f"Delete {self.run.session_folder(session.index - 1)} to make that session again."
+                )
+            return self.ahead.scores
 
         context = Context(
             experiment=self.experiment, protocol=self.protocol, session=session, model=self.model,
-            old_model=self.old_model, forward=self.world.wrap(self.model), score=score,
+            old_model=self.old_model, forward=self.world.wrap(self.model), old_scores=old_scores,
             class_frequency=seen_frequency(self.protocol, self.train_labels, session.index), log=self.progress.log,
         )  # fmt: skip
         if resume:
@@ -326,21 +330,42 @@ class _Training:
     def _pool(self, scores: np.ndarray) -> Scores:
         return Scores(self.test_set.ids[self.test_rows], scores, self.test_labels[self.test_rows])
 
-    def _choose_exemplars(self, index: int, view: View) -> None:
-        replay, columns = self.experiment.replay, self.protocol.sessions[index].columns
-        if not self.memory.quota(self.protocol.sessions[index].stop):
-            return
-        rows = view.rows[: view.own]
-        features = None
-        if replay.selection == "herding":
-            size = self.experiment.train.eval_batch_size
-            features = predict(self.model, self.train_store, rows, self.runtime, size, features=True)[1]
-        self.memory.update(index, rows, self.train_labels[rows][:, columns], features, self.experiment.seed)
+    def _remember(self, index: int, view: View) -> Ahead | None:
+        """Choose exemplars for the classes just learned; score the next session's images if the method asks for it.
+
+        Both want the model as it is now, so they share one pass over their images.
+        """
+        replay, own = self.experiment.replay, view.rows[: view.own]
+        stores = self.method.replays and self.memory.quota(self.protocol.sessions[index].stop) > 0
+        herds = stores and replay.selection == "herding"
+        looks_ahead = self.method.asks_old_scores and index + 1 < len(self.protocol.sessions)
+        if stores and not herds:
+            self._choose_exemplars(index, own, None)
+        wanted = [own] if herds else []
+        if looks_ahead:
+            wanted += [self.protocol.train_images(self.train_labels, index + 1), self.memory.images]
+        if not wanted:
+            return None
+        rows = np.unique(np.concatenate(wanted))
+        size = self.experiment.train.eval_batch_size
+        scores, features = predict(self.model, self.train_store, rows, self.runtime, size, features=herds)
+        if herds:
+            self._choose_exemplars(index, own, features[np.searchsorted(rows, own)])
+        if not looks_ahead:
+            return None
+        memory = self.memory if self.method.replays else None
+        coming = session_view(self.protocol, self.train_labels, index + 1, memory, self.method.sees).rows
+        return Ahead(self.train_set.ids[coming], scores[np.searchsorted(rows, coming)])
+
+    def _choose_exemplars(self, index: int, own: np.ndarray, features: np.ndarray | None) -> None:
+        session = self.protocol.sessions[index]
+        self.memory.update(index, own, self.train_labels[own][:, session.columns], features, self.experiment.seed)
         self.memory.load_state(self.world.decide(self.memory.state()))  # one set of exemplars for all processes
+        quota = self.memory.quota(session.stop)
         short = [
             f"{name} ({len(ranking)})"
             for name, ranking in zip(self.protocol.classes, self.memory.ranked, strict=False)
-            if len(ranking) < self.memory.quota(self.protocol.sessions[index].stop)
+            if len(ranking) < quota
         ]
         if short:
             self.progress.log(f"fewer images than exemplars asked for: {', '.join(short)}")
@@ -360,6 +385,7 @@ class _Training:
             self.model.load_state_dict(self.run.model_state(finished - 1))
             self.method.load_state(state["method"])
             self.memory.load_state(state["memory"])
+            self.ahead = self.run.ahead(finished - 1)
         resume = self.run.load_resume()
         if resume and resume["session"] != finished:
             resume = None  # left over from a session that was finished after all

@@ -19,7 +19,8 @@ from ..device import Runtime
 from ..errors import DataError
 from ..home import data_dir
 from . import MultiLabelDataset
-from .augment import augment
+from .augment import Draws, augment, draw
+from .augment_batch import augment_batch
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
@@ -136,9 +137,10 @@ def batches(
     augmentation: str = "none",
     seed: tuple[int, ...] = (),
     shuffle: bool = False,
+    augment_by: str = "batch",
 ) -> Iterator[Batch]:
     """Yield batches of ``rows`` (m,) with their ``labels`` (m, C), two prepared ahead by threads; of each, the share
-    of this process.
+    of this process. augment_by: "batch" on the device, or "pil" image by image in the threads.
 
     Order and augmentation follow from ``seed`` and each item's place alone, never from the number of threads or
     processes or from what ran before: an epoch can be repeated exactly.
@@ -148,29 +150,48 @@ def batches(
     world = runtime.world
     # A last batch with fewer images than processes cannot be shared: all of them compute it, each for a part of it.
     shared = [len(chunk) >= world.size for chunk in whole]
-    chunks = [world.part(chunk) if share else chunk for chunk, share in zip(whole, shared, strict=True)]
+    places = [np.arange(len(c)) for c in whole]
+    places = [world.part(place) if share else place for place, share in zip(places, shared, strict=True)]
 
-    def one(item: int) -> np.ndarray:
-        image = store.rows(rows[item : item + 1])[0]
-        return augment(image, augmentation, np.random.default_rng([*seed, 1, item]))
+    def draws_of(position: int) -> Draws:
+        rng = np.random.default_rng([*seed, 1, position])
+        made = draw(augmentation, len(whole[position]), rng)
+        return {name: values[places[position]] for name, values in made.items()}
+
+    def one(item: int, draws: Draws) -> np.ndarray:
+        return augment(store.rows(rows[item : item + 1])[0], augmentation, draws)
 
     with ThreadPoolExecutor(store.workers) as pool:
 
-        def submit(chunk: np.ndarray):
-            if augmentation == "none" and store.array is not None:
-                return [pool.submit(store.rows, rows[chunk])]
-            return [pool.submit(one, int(item)) for item in chunk]
+        def submit(position: int) -> Callable[[], tuple[np.ndarray, Draws]]:
+            """Start reading a batch; the result waits for its pixels (B, S, S, 3) and what is still to be drawn."""
+            draws, items = draws_of(position), whole[position][places[position]]
+            if augment_by == "pil" and draws:
+                parts = [{name: values[i] for name, values in draws.items()} for i in range(len(items))]
+                jobs = [pool.submit(one, item, part) for item, part in zip(items, parts, strict=True)]
+                return lambda: (np.stack([job.result() for job in jobs]), {})
+            if store.array is None:
+                jobs = [pool.submit(store.rows, rows[item : item + 1]) for item in items]
+                return lambda: (np.concatenate([job.result() for job in jobs]), draws)
+            job = pool.submit(store.rows, rows[items])
+            return lambda: (job.result(), draws)
 
-        ahead = [submit(chunk) for chunk in chunks[:2]]
-        for position, chunk in enumerate(chunks):
-            done = [future.result() for future in ahead.pop(0)]
-            if position + 2 < len(chunks):
-                ahead.append(submit(chunks[position + 2]))
-            pixels = torch.from_numpy(done[0] if len(done) == 1 and done[0].ndim == 4 else np.stack(done))
-            if runtime.device.type == "cuda":
-                pixels = pixels.pin_memory()
-            images = pixels.to(runtime.device, non_blocking=True).permute(0, 3, 1, 2)  # stays channels_last
-            images = images.to(runtime.weights_dtype).div_(255)
-            shown = torch.from_numpy(labels[chunk]).float().to(runtime.device)
+        ahead = [submit(position) for position in range(min(2, len(whole)))]
+        for position, chunk in enumerate(whole):
+            pixels, draws = ahead.pop(0)()
+            if position + 2 < len(whole):
+                ahead.append(submit(position + 2))
+            images = to_device(pixels, runtime, augmentation if draws else "none", draws)
+            mine = chunk[places[position]]
+            shown = torch.from_numpy(labels[mine]).float().to(runtime.device)
             weight = 1.0 if shared[position] else 1 / world.size
-            yield Batch(images, shown, rows[chunk], len(chunk) / len(whole[position]), weight)
+            yield Batch(images, shown, rows[mine], len(mine) / len(chunk), weight)
+
+
+def to_device(pixels: np.ndarray, runtime: Runtime, augmentation: str = "none", draws: Draws | None = None) -> Tensor:
+    """(B, S, S, 3) uint8 → (B, 3, S, S) in [0, 1] on the device, augmented there, in channels_last memory."""
+    raw = torch.from_numpy(pixels)
+    if runtime.device.type == "cuda":
+        raw = raw.pin_memory().to(runtime.device, non_blocking=True)
+    images = augment_batch(raw, augmentation, draws or {}).permute(0, 3, 1, 2)
+    return images.to(runtime.weights_dtype).div_(255)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..config import Experiment
@@ -31,9 +32,15 @@ class Context:
     model: Network  # already grown for this session
     old_model: Network | None  # frozen copy from the end of the last session, in eval mode; None in the first
     forward: Callable[..., Output]  # the model as training must call it
-    score: Callable[[Network], np.ndarray]  # probabilities (m, C) of a model on the session's training images
+    old_scores: Callable[[], np.ndarray]  # probabilities (m, C_old) of the old model on the session's training images
     class_frequency: np.ndarray  # (C seen before,) share of the images seen so far that were shown with the class
     log: Callable[[str], None]
+
+    def ask_old(self, images: Tensor, with_stages: bool = False) -> Output:
+        """What the old model says to images (B, 3, S, S): plain numbers without gradient."""
+        with torch.inference_mode():
+            output = self.old_model(images, with_stages=with_stages)
+        return output.clone()  # out of inference mode, so that losses may keep it for their gradient
 
 
 class Method:
@@ -45,6 +52,7 @@ class Method:
 
     sees: ClassVar[Literal["session", "all"]] = "session"  # "all": every label of every class, in one training
     replays: ClassVar[bool] = True  # are exemplars mixed into later sessions, when replay is configured?
+    asks_old_scores: bool = False  # does start_session use context.old_scores?
 
     def __init__(self, options: Any, experiment: Experiment):
         self.options = options

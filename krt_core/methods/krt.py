@@ -37,6 +37,7 @@ class KRT(Method):
         if options.head == "linear" and options.token_weight:
             raise ConfigError("krt.head=linear has no tokens to distil: set krt.token_weight=0 as well.")
         self.records: dict[int, ThresholdRecord] = {}
+        self.asks_old_scores = options.pseudo_labels
 
     def start_session(self, context: Context) -> None:
         """Find this session's pseudo-label threshold; kept from before when the session is resumed."""
@@ -48,7 +49,7 @@ class KRT(Method):
         if self.options.target == "estimated":
             expected = float(context.class_frequency.sum())
             shares = context.class_frequency / expected
-        scores, last = context.score(context.old_model), self.records.get(index - 1)
+        scores, last = context.old_scores(), self.records.get(index - 1)
         record = find_thresholds(scores, expected, self.options.rule, shares if self.options.per_class else None, last)
         self.records[index] = record
         how = f"{record.found:.2f} pseudo labels per image (expected {record.target:.2f}, {record.steps} steps)"
@@ -75,8 +76,7 @@ class KRT(Method):
         output = context.forward(batch.images)
         labels, distillation = self.targets(batch), None
         if context.old_model is not None:
-            with torch.no_grad():
-                old = context.old_model(batch.images)
+            old = context.ask_old(batch.images)
             labels = self.restore(labels, old.logits)
             if self.options.token_weight:
                 growth = batch.share * math.sqrt(context.session.stop / context.experiment.protocol.increment)

@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 
 from ..data.pipeline import Batch
@@ -31,8 +30,7 @@ class POD(Method):
         output = context.forward(batch.images, with_stages=distil)
         parts = {"classification": self.scale * asymmetric_loss(output.logits, self.targets(batch))}
         if distil:
-            with torch.no_grad():
-                old = context.old_model(batch.images, with_stages=True)
+            old = context.ask_old(batch.images, with_stages=True)
             growth = batch.share * math.sqrt(context.session.stop / context.experiment.protocol.increment)
             parts["spatial"] = self.options.spatial_weight * growth * pod_spatial(old.stages, output.stages)
             flat = 1 - F.cosine_similarity(old.pooled, output.pooled, dim=1).mean()

@@ -27,6 +27,15 @@ class Output:
         """(B, channels) mean over the feature map: the embedding that herding uses."""
         return full_precision(self.features).mean(dim=(2, 3))
 
+    def clone(self) -> Output:
+        """Copies of all tensors but the attention."""
+
+        def copy(tensor: Tensor | None) -> Tensor | None:
+            return tensor if tensor is None else tensor.clone()
+
+        stages = self.stages and tuple(map(copy, self.stages))
+        return Output(self.logits.clone(), copy(self.tokens), self.features.clone(), None, stages)
+
 
 class Network(nn.Module):
     """A multi-label classifier that grows by `add_session`.
