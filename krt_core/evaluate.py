@@ -12,6 +12,7 @@ from .device import Runtime
 from .distributed import World
 from .metrics import average_precision, precision_recall_f1
 from .model import Network
+from .model.inference import for_inference
 from .protocol import Protocol
 
 
@@ -21,10 +22,9 @@ def predict(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Scores (m, C) float32 in learning order and pooled features (m, channels) or None, with test transforms.
 
-    Several processes score a part of the rows each, and every one gets the whole.
+    The model itself is left alone. Several processes score a part of the rows each, and every one gets the whole.
     """
-    was_training, world = model.training, runtime.world
-    model.eval()
+    model, world = for_inference(model, runtime.dtype), runtime.world
     scores, pooled = [], []
     world = world if len(rows) >= world.size else World()  # too few to share: everyone scores all of them
     rows = world.part(rows)
@@ -35,7 +35,6 @@ def predict(
         scores.append(torch.sigmoid(output.logits).cpu().numpy())
         if features:
             pooled.append(output.pooled.cpu().numpy())
-    model.train(was_training)
     return (
         world.gather(np.concatenate(scores).astype(np.float32)),
         world.gather(np.concatenate(pooled)) if features else None,

@@ -7,7 +7,6 @@ returns at once. Under torchrun every process runs this loop on its share of the
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 import time
@@ -28,6 +27,7 @@ from .memory import Memory
 from .methods import METHODS, Context
 from .model import Network
 from .model.checkpoint import load_backbone
+from .model.inference import for_inference
 from .model.network import build_network
 from .model.norm import synchronise
 from .progress import Progress
@@ -153,7 +153,7 @@ class _Training:
         # 2. Grow: a token and a head for the new classes; the model so far stays as the old model.
         learning = self.learning_session(index)
         if learning is not None:
-            self.old_model = self._frozen_copy() if index else None
+            self.old_model = for_inference(self.model, self.runtime.dtype) if index else None
             self._grow(learning)
             context, learner = self._prepare(learning, view, resume)
 
@@ -228,10 +228,6 @@ class _Training:
     def _grow(self, session: Session) -> None:
         set_seed(self.experiment.seed, session.index)
         self.model.add_session(session.stop - session.start)
-
-    def _frozen_copy(self) -> Network:
-        old = copy.deepcopy(self.model).eval()
-        return old.requires_grad_(False)
 
     def _prepare(self, session: Session, view: View, resume: dict[str, Any] | None) -> tuple[Context, Learner]:
         """What the session learns with. The model is wrapped anew, so that its new parameters are synchronised too."""

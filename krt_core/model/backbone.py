@@ -20,6 +20,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.body, self.channels, self.grid = body, channels, grid
         self.mean, self.std = mean, std
+        self.foldable: bool | None = None  # can batch norm be folded away? found out when first asked (inference.py)
 
     def forward(self, images: Tensor) -> Tensor:
         return _map_of(self.body, self._normalise(images))

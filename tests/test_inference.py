@@ -1,0 +1,59 @@
+import pytest
+import torch
+from torch import nn
+
+from krt_core.model.backbone import Backbone
+from krt_core.model.inference import for_inference
+from krt_core.model.network import Network, build_network
+
+
+def settled(network, size=64):
+    """The network with batch-norm statistics of its own, as after a training."""
+    for _ in range(2):
+        network.add_session(2)
+    torch.manual_seed(0)
+    network.train()
+    for _ in range(3):
+        network(torch.rand(8, 3, size, size))
+    return network.eval()
+
+
+def norms(network):
+    return sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "resnet10t", "tf_efficientnet_lite0", "tresnet_m"])
+@torch.no_grad()
+def test_folding_leaves_nothing_but_rounding(tiny, backbone):
+    network = settled(build_network(tiny(model__backbone=backbone, model__stride=0, data__image_size=64)))
+    images = torch.rand(4, 3, 64, 64)
+    exact = for_inference(network, torch.float32)
+    assert torch.equal(exact(images).logits, network(images).logits) and norms(exact) == norms(network)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    fast = for_inference(network, torch.bfloat16)
+    assert norms(fast) <= 1 and not any(p.requires_grad for p in fast.parameters())
+    assert network.backbone.foldable and fast.backbone.body is not network.backbone.body
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, folded = network(images), fast(images)
+    spread = (plain.logits - network(images).logits).abs().max()  # what bfloat16 itself costs
+    assert (folded.logits - plain.logits).abs().max() <= 2 * spread + 1e-3
+    assert folded.logits.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_a_backbone_that_calls_its_layers_in_another_order_is_not_folded(tiny):
+    class Crossed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.other = nn.Conv2d(3, 3, 3, 2), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, 2)
+
+        def forward(self, x):
+            return [self.norm(self.other(self.conv(x)))]
+
+    network = Network(Backbone(Crossed(), 3, (15, 15)), "ica", 32, 4)
+    for _ in range(2):
+        network.add_session(2)
+    network.eval()  # its statistics say nothing yet, and would hide a wrong folding
+    fast = for_inference(network, torch.bfloat16)
+    assert norms(fast) == norms(network) == 1 and network.backbone.foldable is False
