@@ -28,6 +28,7 @@ class Data:
     root: str = ""  # folder of the data set; empty: data/<dataset>
     classes: tuple[str, ...] = ()  # learn only these classes; empty: all the data set has
     image_size: int = 224  # side of the square network input, pixels
+    cache_size: int = 0  # side of the images in the cache, pixels; 0: as image_size (COCO train2014 at 224: 12 GB)
     cache: bool = True  # decode each image once into a uint8 array on disk; false: decode at every use
     workers: int = 0  # threads that decode images; 0: one per core
 
@@ -79,6 +80,7 @@ class Train:
     # were in the first weights, or of the images of all processes
     precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"  # of the networks; losses and
     # scores are float32 or better always
+    compile: bool = False  # torch.compile for the backbone: minutes at the start, for long trainings on a GPU
     evaluate_every: int = 1  # epochs between validations inside a session; 0: after the last epoch only
     report: Literal["last", "best"] = "last"  # epoch whose scores stand for the session: the last (published), or the
     # best of the validated ones, chosen on the test images as some papers do; training goes on from the last anyway
@@ -230,6 +232,7 @@ def _check(experiment: Experiment, where: str) -> None:
             "train.report",
             "can be best only if train.evaluate_every is not 0",
         ),
+        (e.data.cache_size >= 16 or e.data.cache_size == 0, "data.cache_size", "must be 0 or at least 16 pixels"),
         (e.data.image_size >= 16, "data.image_size", "must be at least 16 pixels"),
         (e.model.std > 0, "model.std", "must be positive"),
         (not (e.replay.per_class and e.replay.budget), "replay", "takes per_class or budget, not both"),

@@ -64,7 +64,7 @@ def import_published(
     labels = protocol.reorder(test_set.labels)
     rows = np.flatnonzero(labels.any(axis=1))
     e = experiment.data
-    store = ImageStore(test_set, e.image_size, e.cache, e.workers, progress.decoding)
+    store = ImageStore(test_set, e.image_size, e.cache, e.workers, progress.decoding, e.cache_size)
     about = {
         "weights": "published model",
         # The published code's README links to weights that know all 80 COCO classes, so a leak can't be excluded.

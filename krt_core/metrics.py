@@ -20,11 +20,27 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     >>> average_precision(np.array([[0.9], [0.8], [0.1]]), np.array([[True], [False], [True]])).round(2)
     array([83.33])
     """
-    order = np.argsort(-scores.T, axis=1, kind="stable")  # (C, n)
-    hits = np.take_along_axis(labels.T, order, axis=1)
-    precision = hits.cumsum(axis=1) / np.arange(1, scores.shape[0] + 1)
-    positives = hits.sum(axis=1)
-    return 100 * (precision * hits).sum(axis=1) / np.maximum(positives, 1)
+    columns, present = np.ascontiguousarray(scores.T), np.ascontiguousarray(labels.T)
+    ordered = np.sort(columns, axis=1)  # values alone sort several times as fast as their indices
+    return np.array([_average_precision(*one) for one in zip(columns, ordered, present, strict=True)])
+
+
+def _average_precision(scores: np.ndarray, ordered: np.ndarray, labels: np.ndarray) -> float:
+    """AP of one class from its scores (n,), the same in rising order, and its labels."""
+    rows = np.flatnonzero(labels)
+    if not len(rows):
+        return 0.0
+    not_above = np.searchsorted(ordered, scores[rows], side="right")
+    equal = not_above - np.searchsorted(ordered, scores[rows], side="left")
+    ranks = len(scores) - not_above + 1  # of the first among equals
+    tied = np.flatnonzero(equal > 1)
+    if len(tied) > 100:
+        ranks = np.flatnonzero(labels[np.argsort(-scores, kind="stable")]) + 1
+    else:
+        for i in tied:  # the order of the images counts
+            ranks[i] += np.count_nonzero(scores[: rows[i]] == scores[rows[i]])
+        ranks.sort()
+    return float(100 * (np.arange(1, len(ranks) + 1) / ranks).mean())
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:

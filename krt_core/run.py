@@ -236,7 +236,7 @@ class Run:
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         atomic_write(folder / "model.safetensors", save(plain, header))
         columns = dict(ids=scores.ids, scores=scores.scores, labels=np.packbits(scores.labels, axis=1))
-        atomic_write(folder / "scores.npz", lambda file: np.savez_compressed(file, **columns))
+        atomic_write(folder / "scores.npz", lambda file: np.savez(file, **columns))
         if ahead is not None:
             atomic_write(folder / "ahead.npz", lambda file: np.savez(file, ids=ahead.ids, scores=ahead.scores))
         atomic_write(folder / "state.json", json.dumps(state, indent=1))

@@ -103,7 +103,7 @@ class _Training:
         for note in (*self.train_set.notes, *self.test_set.notes):
             progress.log(f"data: {note}")
 
-        store = (e.data.image_size, e.data.cache, e.data.workers, progress.decoding)
+        store = (e.data.image_size, e.data.cache, e.data.workers, progress.decoding, e.data.cache_size)
         with self.world.main_first():
             self.train_store, self.test_store = ImageStore(self.train_set, *store), ImageStore(self.test_set, *store)
 

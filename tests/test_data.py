@@ -245,3 +245,36 @@ def test_the_order_of_images_is_the_same_in_every_process(voc_root, home):
         environment = {**os.environ, "PYTHONHASHSEED": seed, "KRT_HOME": str(home / seed)}  # a label cache each
         seen.add(subprocess.check_output([sys.executable, "-c", ask], env=environment, text=True))
     assert len(seen) == 1 and next(iter(seen)).split() == sorted(next(iter(seen)).split())
+
+
+def test_the_digits_are_made_once_however_many_ask(home, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    made, original = [], digits._write_split
+    monkeypatch.setattr(digits, "_write_split", lambda root, split: (made.append(split), original(root, split)))
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(digits.make, [home / "data/digits"] * 3))
+    assert sorted(made) == ["test", "train"] and len(list((home / "data/digits/train2014").iterdir())) >= 1490
+    assert not list((home / "data").glob(".digits*"))
+
+
+def test_a_cache_of_another_size_is_resized_on_the_way(coco_root):
+    data = open_dataset(Data(dataset="coco", root=str(coco_root)), "train")
+    store = ImageStore(data, 24, cache_size=48)
+    assert store.rows(np.arange(2)).shape == (2, 48, 48, 3)
+    runtime, rows = choose_runtime("float32", "cpu"), np.arange(6)
+    (batch,) = batches(store, rows, data.labels[:6], 8, runtime)
+    large = [Image.fromarray(image) for image in store.rows(rows)]
+    small = np.stack([np.asarray(image.resize((24, 24), Image.Resampling.BILINEAR)) for image in large])
+    assert np.abs(batch.images.permute(0, 2, 3, 1).numpy() * 255 - small).max() <= 1.01
+    for by in ("batch", "pil"):
+        (batch,) = batches(store, rows, data.labels[:6], 8, runtime, "light", (0,), augment_by=by)
+        assert batch.images.shape == (6, 3, 24, 24)
+
+
+def test_a_cache_without_room_is_refused_before_it_is_begun(coco_root, monkeypatch):
+    data = open_dataset(Data(dataset="coco", root=str(coco_root)), "train")
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("krt_core.data.pipeline.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(DataError, match=r"coco train at 32 px take .* GB.*cache_size.*cache=false"):
+        ImageStore(data, 32)

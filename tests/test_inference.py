@@ -57,3 +57,33 @@ def test_a_backbone_that_calls_its_layers_in_another_order_is_not_folded(tiny):
     network.eval()  # its statistics say nothing yet, and would hide a wrong folding
     fast = for_inference(network, torch.bfloat16)
     assert norms(fast) == norms(network) == 1 and network.backbone.foldable is False
+
+
+def test_compiled_backbones_are_compiled_once_for_all_sessions(tiny, monkeypatch):
+    """Growing heads and new old models must not compile anything again."""
+    import functools
+
+    from torch._dynamo.utils import counters
+
+    from krt_core.model import backbone as module
+    from krt_core.session import train
+
+    compiled = functools.cache(lambda: torch.compile(module._map_of, backend="eager"))
+    monkeypatch.setattr(module, "_compiled", compiled)
+    torch._dynamo.reset()
+    graphs, original = [], Network.add_session
+
+    def add_session(self, classes):
+        graphs.append(counters["stats"]["unique_graphs"])
+        original(self, classes)
+
+    monkeypatch.setattr(Network, "add_session", add_session)
+    counters.clear()
+    plain = train(tiny(protocol__increment=1, train__evaluate_every=1), show="none")
+    assert counters["stats"]["unique_graphs"] == 0
+    graphs.clear()
+    run = train(tiny(protocol__increment=1, train__evaluate_every=1, train__compile=True), show="none")
+    graphs.append(counters["stats"]["unique_graphs"])
+    # The first session compiles the model, the second the old one; the third and fourth nothing.
+    assert graphs[1] > 0 and len(set(graphs[2:])) == 1 and run.experiment.hash() != plain.experiment.hash()
+    assert run.summary["average_mAP"] == pytest.approx(plain.summary["average_mAP"], abs=1e-3)

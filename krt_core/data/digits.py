@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ..home import atomic_write
+from ..home import atomic_write, only_one
 
 SIDE = 64  # pixels
 SCENES = {"train": 1500, "test": 600}
@@ -29,10 +29,19 @@ VALUES = (8, 5, 4, 9, 1, 7, 6, 3, 2, 0)
 
 def make(root: Path) -> Path:
     """Write the data set under ``root`` unless it is there. The same bytes of labels and pixels on every machine."""
+    if not _is_made(root):
+        with only_one(root.parent / f".{root.name}.lock"):
+            if not _is_made(root):
+                _make(root)
+    return root
+
+
+def _is_made(root: Path) -> bool:
     done = root / "annotations" / "info.json"
-    if done.is_file() and json.loads(done.read_text()).get("version") == VERSION:
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
+    return done.is_file() and json.loads(done.read_text()).get("version") == VERSION
+
+
+def _make(root: Path) -> None:
     building = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
     try:
         (building / "annotations").mkdir()
@@ -51,7 +60,6 @@ def make(root: Path) -> Path:
         os.replace(building, root)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return root
 
 
 def _write_split(root: Path, split: str) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
+import math
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from ..device import Runtime
 from ..errors import DataError
-from ..home import data_dir
+from ..home import data_dir, only_one
 from . import MultiLabelDataset
 from .augment import Draws, augment, draw
 from .augment_batch import augment_batch
@@ -58,8 +60,8 @@ class ImageStore:
     """Resized images by row.
 
     With the cache, every image is decoded once into a memory-mapped (n, S, S, 3) uint8 array under ``data/cache``,
-    which all processes and runs share (COCO train2014 at 224 px takes 12 GB). Its name holds a hash of the files'
-    names, sizes and times; an interrupted build goes on where it was.
+    which all processes and runs share (COCO train2014 at 224 px takes 12 GB; cache_size stores fewer or more pixels).
+    Its name holds a hash of the files' names, sizes and times; an interrupted build goes on where it was.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class ImageStore:
         cache: bool = True,
         workers: int = 0,
         progress: Progress | None = None,
+        cache_size: int = 0,
     ):
-        self.dataset, self.size = dataset, size
+        self.dataset, self.shown = dataset, size
+        self.size = (cache_size if cache else 0) or size  # side of the stored images; `batches` resizes to `shown`
         self.workers = workers or os.cpu_count() or 1
         self.array = self._open_cache(progress) if cache else None
 
@@ -97,17 +101,22 @@ class ImageStore:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"images-{self.dataset.name}-{self.dataset.split}-{self.size}px-{self._key()}.npy"
         if not path.is_file():
-            with open(path.with_suffix(".lock"), "w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # one process builds, the others wait here
+            with only_one(path.with_suffix(".lock")):
                 if not path.is_file():
                     self._build(path, progress)
-            path.with_suffix(".lock").unlink(missing_ok=True)
         return np.load(path, mmap_mode="r")
 
     def _build(self, path: Path, progress: Progress | None) -> None:
         shape = (len(self.dataset), self.size, self.size, 3)
         part, done_path = path.with_suffix(".part"), path.with_suffix(".done")
         resume = part.is_file() and done_path.is_file()
+        size, free = math.prod(shape), shutil.disk_usage(path.parent).free
+        if not resume and size > free:
+            raise DataError(
+                f"The decoded images of {self.dataset.name} {self.dataset.split} at {self.size} px take "
+                f"{size / 1e9:.1f} GB, and {path.parent} has {free / 1e9:.1f} GB left. Make room, set data.cache_size "
+                "to fewer pixels, or data.cache=false to decode images at every use."
+            )
         if not resume:
             done_path.unlink(missing_ok=True)  # flags of another build must never vouch for an empty array
         array = np.lib.format.open_memmap(part, mode="r+" if resume else "w+", dtype=np.uint8, shape=shape)
@@ -123,7 +132,8 @@ class ImageStore:
                 done[block] = True  # after the pixels are on disk
                 done.flush()
                 if progress:
-                    progress(f"decoding {self.dataset.split} images", int(done.sum()), len(done))
+                    what = f"decoding {self.dataset.split} images into {size / 1e9:.2f} GB of cache"
+                    progress(what, int(done.sum()), len(done))
         os.replace(part, path)
         done_path.unlink()
 
@@ -159,7 +169,10 @@ def batches(
         return {name: values[places[position]] for name, values in made.items()}
 
     def one(item: int, draws: Draws) -> np.ndarray:
-        return augment(store.rows(rows[item : item + 1])[0], augmentation, draws)
+        image = store.rows(rows[item : item + 1])
+        if store.size != store.shown:
+            image = resize(torch.from_numpy(image), store.shown).numpy()
+        return augment(image[0], augmentation, draws)
 
     with ThreadPoolExecutor(store.workers) as pool:
 
@@ -181,17 +194,28 @@ def batches(
             pixels, draws = ahead.pop(0)()
             if position + 2 < len(whole):
                 ahead.append(submit(position + 2))
-            images = to_device(pixels, runtime, augmentation if draws else "none", draws)
+            images = to_device(pixels, store.shown, runtime, augmentation if draws else "none", draws)
             mine = chunk[places[position]]
             shown = torch.from_numpy(labels[mine]).float().to(runtime.device)
             weight = 1.0 if shared[position] else 1 / world.size
             yield Batch(images, shown, rows[mine], len(mine) / len(chunk), weight)
 
 
-def to_device(pixels: np.ndarray, runtime: Runtime, augmentation: str = "none", draws: Draws | None = None) -> Tensor:
-    """(B, S, S, 3) uint8 → (B, 3, S, S) in [0, 1] on the device, augmented there, in channels_last memory."""
+def to_device(
+    pixels: np.ndarray, size: int, runtime: Runtime, augmentation: str = "none", draws: Draws | None = None
+) -> Tensor:
+    """(B, s, s, 3) uint8 → (B, 3, size, size) in [0, 1] on the device, resized and augmented there, channels_last."""
     raw = torch.from_numpy(pixels)
     if runtime.device.type == "cuda":
         raw = raw.pin_memory().to(runtime.device, non_blocking=True)
+    if raw.shape[1] != size:
+        raw = resize(raw, size)
     images = augment_batch(raw, augmentation, draws or {}).permute(0, 3, 1, 2)
     return images.to(runtime.weights_dtype).div_(255)
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """(B, s, s, 3) uint8 → (B, size, size, 3) uint8, bilinear with antialiasing as PIL's."""
+    channels_first = images.permute(0, 3, 1, 2).float()
+    made = F.interpolate(channels_first, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    return made.add_(0.5).clamp_(0, 255).byte().permute(0, 2, 3, 1).contiguous()

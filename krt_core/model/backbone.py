@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -20,10 +23,12 @@ class Backbone(nn.Module):
         super().__init__()
         self.body, self.channels, self.grid = body, channels, grid
         self.mean, self.std = mean, std
+        self.compiled = False  # run through torch.compile? The heads, which grow, are never compiled
         self.foldable: bool | None = None  # can batch norm be folded away? found out when first asked (inference.py)
 
     def forward(self, images: Tensor) -> Tensor:
-        return _map_of(self.body, self._normalise(images))
+        work = _compiled() if self.compiled else _map_of
+        return work(self.body, self._normalise(images))
 
     def with_stages(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The feature map and the outputs of the backbone's stages, each (B, c_i, h_i, w_i), the stem left out."""
@@ -73,6 +78,12 @@ def _map_of(body: nn.Module, images: Tensor) -> Tensor:
     if not hasattr(body, "forward_features"):
         return body(images)[-1]  # features_only
     return _as_map(body, body.forward_features(images))
+
+
+@functools.cache
+def _compiled() -> Callable[[nn.Module, Tensor], Tensor]:
+    """One compiled function for all backbones: a copy of one that was compiled before costs nothing."""
+    return torch.compile(_map_of)
 
 
 def _as_map(body: nn.Module, features: Tensor) -> Tensor:

@@ -123,5 +123,6 @@ def build_network(experiment: Experiment) -> Network:
     m = experiment.model
     backbone = make_backbone(m, experiment.data.image_size)
     network = Network(backbone, experiment.options.head, m.embed_dim, m.heads, m.mlp_ratio, m.query)
+    backbone.compiled = experiment.train.compile
     network.frozen_statistics = experiment.train.batch_norm == "frozen"
     return network
