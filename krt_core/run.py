@@ -140,26 +140,9 @@ class Run:
 
     @cached_property
     def ap_tables(self) -> dict[str, np.ndarray]:
-        """AP (sessions, classes) of the finished sessions on each pool of test images; NaN where not yet learned.
-
-        ``fixed``: the whole test set after every session; ``seen``: images with a class seen so far; ``own``: images
-        with a class of the scored class's own session.
-        """
-        sessions = self.protocol.sessions[: self.finished_sessions]
-        tables = {
-            pool: np.full((len(sessions), len(self.protocol.classes)), np.nan) for pool in ("fixed", "seen", "own")
-        }
-        for t, session in enumerate(sessions):
-            s = self.scores(t)
-            tables["fixed"][t, : session.stop] = average_precision(s.scores, s.labels[:, : session.stop])
-            seen = s.labels[:, : session.stop].any(axis=1)
-            tables["seen"][t, : session.stop] = average_precision(s.scores[seen], s.labels[seen, : session.stop])
-            for earlier in sessions[: t + 1]:
-                own = s.labels[:, earlier.columns].any(axis=1)
-                tables["own"][t, earlier.columns] = average_precision(
-                    s.scores[own, earlier.columns], s.labels[own, earlier.columns]
-                )
-        return tables
+        """AP (sessions, classes) of the finished sessions on each pool of test images, see `ap_tables`."""
+        scores = (self.scores(t) for t in range(self.finished_sessions))
+        return ap_tables(self.protocol, [(s.scores, s.labels) for s in scores])
 
     @property
     def first_session(self) -> np.ndarray:
@@ -241,6 +224,22 @@ class Run:
             atomic_write(folder / "ahead.npz", lambda file: np.savez(file, ids=ahead.ids, scores=ahead.scores))
         atomic_write(folder / "state.json", json.dumps(state, indent=1))
 
+    def check_made_with(self, stored: dict[str, Any], now: dict[str, Any]) -> None:
+        """RunError if what the run was begun with (inputs, max_steps, processes) is not what it would go on with."""
+        if stored["inputs"] != now["inputs"]:
+            raise RunError(f"{self.folder}: the data set has changed since this run began. Start it in a new folder.")
+        if stored["max_steps"] != now["max_steps"]:
+            raise RunError(
+                f"{self.folder} was begun with --max-steps {stored['max_steps']}, which is not this training. "
+                "Delete it or choose another --folder."
+            )
+        if stored["processes"] != now["processes"]:
+            raise RunError(
+                f"{self.folder} was begun in {stored['processes']} processes, and with train.batch_norm=batch each "
+                "takes statistics of its own images: another number is another training. "
+                f"Go on with --processes {stored['processes']}, or choose another --folder."
+            )
+
     def model_state(self, session: int) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
@@ -272,6 +271,24 @@ class Ahead:
 
     ids: np.ndarray
     scores: np.ndarray
+
+
+def ap_tables(protocol: Protocol, scores: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    """AP (sessions, classes) by pool of test images from the scores (n, C seen) and labels (n, C) after each session.
+
+    ``fixed``: the whole test set after every session; ``seen``: images with a class seen so far; ``own``: images with a
+    class of the scored class's own session. NaN where a class is not yet learned.
+    """
+    shape = (len(scores), len(protocol.classes))
+    tables = {pool: np.full(shape, np.nan) for pool in ("fixed", "seen", "own")}
+    for t, (session, (s, y)) in enumerate(zip(protocol.sessions, scores, strict=False)):
+        tables["fixed"][t, : session.stop] = average_precision(s, y[:, : session.stop])
+        seen = y[:, : session.stop].any(axis=1)
+        tables["seen"][t, : session.stop] = average_precision(s[seen], y[seen, : session.stop])
+        for earlier in protocol.sessions[: t + 1]:
+            own = y[:, earlier.columns].any(axis=1)
+            tables["own"][t, earlier.columns] = average_precision(s[own, earlier.columns], y[own, earlier.columns])
+    return tables
 
 
 def find_runs(folder: str | Path = "outputs", **wanted: Any) -> list[Run]:

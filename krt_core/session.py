@@ -377,7 +377,7 @@ class _Training:
                 self._grow(learning)
         if finished:
             state = self.run.session_state(finished - 1)
-            self._check_made_with(state["made_with"])
+            self.run.check_made_with(state["made_with"], self.made_with)
             self.model.load_state_dict(self.run.model_state(finished - 1))
             self.method.load_state(state["method"])
             self.memory.load_state(state["memory"])
@@ -386,29 +386,12 @@ class _Training:
         if resume and resume["session"] != finished:
             resume = None  # left over from a session that was finished after all
         if resume:
-            self._check_made_with(resume["made_with"])
+            self.run.check_made_with(resume["made_with"], self.made_with)
         if self.world.main:
             self.run.drop_epochs_after(finished, resume["epoch"] if resume else 0)
         if resume or (finished and finished < len(self.protocol.sessions)):
             self.progress.log(f"continuing at session {finished + 1}, epoch {resume['epoch'] + 1 if resume else 1}")
         return finished, resume
-
-    def _check_made_with(self, stored: dict[str, Any]) -> None:
-        if stored["inputs"] != self.made_with["inputs"]:
-            raise RunError(
-                f"{self.run.folder}: the data set has changed since this run began. Start it in a new folder."
-            )
-        if stored["max_steps"] != self.made_with["max_steps"]:
-            raise RunError(
-                f"{self.run.folder} was begun with --max-steps {stored['max_steps']}, which is not this training. "
-                "Delete it or choose another --folder."
-            )
-        if stored.get("processes", 1) != self.made_with["processes"]:
-            raise RunError(
-                f"{self.run.folder} was begun in {stored.get('processes', 1)} processes, and with "
-                "train.batch_norm=batch each takes statistics of its own images: another number is another training. "
-                f"Go on with --processes {stored.get('processes', 1)}, or choose another --folder."
-            )
 
 
 def _plain(state: dict) -> dict:

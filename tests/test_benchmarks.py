@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import published, speed
+from benchmarks import accuracy, growth, published, speed
 from benchmarks.photos import write_photos
+from krt_core.config import load_experiment
 from krt_core.data import open_dataset
 from krt_core.data.pipeline import Batch, ImageStore
 from krt_core.device import choose_runtime
@@ -113,3 +114,24 @@ def test_the_benchmark_writes_its_ratios(tmp_path):
     assert result["ratios"]["ica_growth_16_over_1"] < 10
     assert {"published", "ours"} <= set(result["absolute"]["input_pipeline"])
     assert result["machine"]["hardware"]["cpu"] and result["machine"]["versions"]["torch"]
+
+
+def test_growth_is_measured(tmp_path):
+    runtime = choose_runtime("float32", "cpu")
+    step, look = growth.grown(2, 8, runtime)
+    step(), look()
+    assert growth.exponent({1: 2.0, 2: 8.0, 4: 32.0}) == pytest.approx(2)
+    labels = np.random.default_rng(0).random((70, 80)) < 0.05
+    labels[np.arange(70), np.arange(70)] = True
+    growth.write_coco(tmp_path / "coco", labels)
+    data = replace(load_experiment("digits_demo").data, dataset="coco", root=str(tmp_path / "coco"))
+    assert (open_dataset(data, "train").labels == labels).all()
+    assert set(growth.metrics(200, 8, 4)) == {"mAP", "CP to OF1", "forgetting"}
+
+
+@pytest.mark.slow
+def test_accuracy_does_not_pay_for_speed():
+    """The digits demo, shortened, in float32 with PIL and looped ICA, and in the fast form: three seeds each."""
+    results = accuracy.compare([0, 1, 2], ["plain", "fast"], {"train.epochs": 4})
+    gap, error = accuracy.difference(results)
+    assert abs(gap) < max(3 * error, 2), (results, gap, error)
