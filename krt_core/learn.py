@@ -55,9 +55,10 @@ class Learner:
         world, config = self.runtime.world, self.config
         set_seed(*seed, world.rank)
         self.model.train()
+        view = self.view
         for batch in batches(
-            store, self.view.rows, self.view.labels, config.batch_size, self.runtime, config.augment, seed, True,
-            config.augment_by,
+            store, view.rows, view.labels, config.batch_size, self.runtime, config.augment, seed, shuffle=True,
+            augment_by=config.augment_by,
         ):  # fmt: skip
             with self.runtime.autocast():
                 result = self.method.loss(batch)
