@@ -166,7 +166,7 @@ def evaluation_epoch(bench: Bench, backbone: str = "tf_efficientnet_lite0", name
 
 def incremental_step(bench: Bench) -> None:
     """A training step of TResNet-M at 224 px in the last of eight sessions, images from disk, old model included."""
-    batch = 16 if bench.quick else 64
+    batch = 12 if bench.quick else 64
     dataset, _ = bench.photos(*((64, 48) if bench.quick else (256, 192)))
     rows, runtime = np.arange(batch), bench.runtime
     labels = np.zeros((batch, 80), bool)
@@ -200,7 +200,7 @@ def incremental_step(bench: Bench) -> None:
             images, wanted = images.to(runtime.device), wanted.to(runtime.device)
             published.train_step(model, old, theirs, images, wanted, THRESHOLD, weight)
 
-    times = side_by_side({"published": as_published, "ours": ours}, bench.repeats)
+    times = side_by_side({"published": as_published, "ours": ours}, 2 if bench.quick else bench.repeats)
     bench.report("incremental_step", times, batch)
 
 
@@ -220,8 +220,9 @@ def session(bench: Bench) -> None:
     index = 1
     overrides = {
         "data.dataset": "coco", "data.root": str(train_set.root), "data.image_size": 224, "protocol.increment": 2,
-        "model.backbone": "resnet18", "model.stride": 0, "model.embed_dim": 384, "train.epochs": 2,
-        "train.batch_size": 32, "train.group": 32, "train.augment": "published", "train.evaluate_every": 1,
+        "model.backbone": "resnet18", "model.stride": 0, "model.embed_dim": 384,
+        "train.epochs": 1 if bench.quick else 3, "train.batch_size": 32, "train.group": 32,
+        "train.augment": "published", "train.evaluate_every": 1,
         "replay.per_class": 2, "krt.token_weight": WEIGHT,
     }  # fmt: skip
     experiment = load_experiment("digits_demo", overrides)
@@ -251,7 +252,8 @@ def session(bench: Bench) -> None:
 
     images = experiment.train.epochs * len(view.rows)
     ways = {"published": theirs, "ours": ours}
-    bench.report("session", side_by_side(ways, bench.repeats, warm_up=not bench.quick), images)
+    repeats = 2 if bench.quick else bench.repeats
+    bench.report("session", side_by_side(ways, repeats, warm_up=not bench.quick), images)
 
 
 class SessionDone(Exception):
