@@ -178,6 +178,7 @@ def _paint(images: Tensor, mask: Tensor, colour: Tensor | int) -> Tensor:
 
 def _pieces(padded: Tensor, start: Tensor, width: int) -> Tensor:
     """(B, R, P, 3) and the first column for each row (B, R) → (B, R, width, 3): of each row a piece of its own."""
+    padded = padded.contiguous()
     batch, rows, columns, channels = padded.shape
     windows = padded.as_strided(
         (batch, rows, columns - width + 1, width * channels),
