@@ -21,26 +21,25 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     array([83.33])
     """
     columns, present = np.ascontiguousarray(scores.T), np.ascontiguousarray(labels.T)
-    ordered = np.sort(columns, axis=1)  # values alone sort several times as fast as their indices
-    return np.array([_average_precision(*one) for one in zip(columns, ordered, present, strict=True)])
+    return np.array([precision_in_order(y[falling_order(s)]) for s, y in zip(columns, present, strict=True)])
 
 
-def _average_precision(scores: np.ndarray, ordered: np.ndarray, labels: np.ndarray) -> float:
-    """AP of one class from its scores (n,), the same in rising order, and its labels."""
-    rows = np.flatnonzero(labels)
-    if not len(rows):
-        return 0.0
-    not_above = np.searchsorted(ordered, scores[rows], side="right")
-    equal = not_above - np.searchsorted(ordered, scores[rows], side="left")
-    ranks = len(scores) - not_above + 1  # of the first among equals
-    tied = np.flatnonzero(equal > 1)
-    if len(tied) > 100:
-        ranks = np.flatnonzero(labels[np.argsort(-scores, kind="stable")]) + 1
-    else:
-        for i in tied:  # the order of the images counts
-            ranks[i] += np.count_nonzero(scores[: rows[i]] == scores[rows[i]])
-        ranks.sort()
-    return float(100 * (np.arange(1, len(ranks) + 1) / ranks).mean())
+def precision_in_order(labels: np.ndarray) -> float:
+    """AP in percent of one class from its labels (n,) in falling order of the scores."""
+    ranks = np.flatnonzero(labels) + 1
+    return float(100 * (np.arange(1, len(ranks) + 1) / ranks).mean()) if len(ranks) else 0.0
+
+
+def falling_order(scores: np.ndarray) -> np.ndarray:
+    """Places (n,) of the scores (n,) from the highest down; ties keep their order."""
+    if scores.dtype != np.float32 or not (scores >= 0).all():
+        return np.argsort(-scores, kind="stable")
+    # The bits of floats that are not negative rise with their value, and numpy sorts 16 bits by radix: four times as
+    # fast as sorting floats. Adding 0 makes -0 a 0.
+    bits = ~(scores + 0).view(np.uint32)
+    low, high = (bits & 0xFFFF).astype(np.uint16), (bits >> 16).astype(np.uint16)
+    order = np.argsort(low, kind="stable")
+    return order[np.argsort(high[order], kind="stable")]
 
 
 def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -27,7 +27,7 @@ from torch import Tensor
 from .config import Experiment, experiment_from, parse_yaml
 from .errors import RunError
 from .home import atomic_write, outputs_dir, resolve
-from .metrics import average_precision, forgetting
+from .metrics import falling_order, forgetting, precision_in_order
 from .protocol import Protocol, make_protocol
 
 
@@ -279,15 +279,17 @@ def ap_tables(protocol: Protocol, scores: list[tuple[np.ndarray, np.ndarray]]) -
     ``fixed``: the whole test set after every session; ``seen``: images with a class seen so far; ``own``: images with a
     class of the scored class's own session. NaN where a class is not yet learned.
     """
-    shape = (len(scores), len(protocol.classes))
-    tables = {pool: np.full(shape, np.nan) for pool in ("fixed", "seen", "own")}
+    tables = {pool: np.full((len(scores), len(protocol.classes)), np.nan) for pool in ("fixed", "seen", "own")}
     for t, (session, (s, y)) in enumerate(zip(protocol.sessions, scores, strict=False)):
-        tables["fixed"][t, : session.stop] = average_precision(s, y[:, : session.stop])
-        seen = y[:, : session.stop].any(axis=1)
-        tables["seen"][t, : session.stop] = average_precision(s[seen], y[seen, : session.stop])
+        columns, present = np.ascontiguousarray(s.T), np.ascontiguousarray(y.T)
+        seen = present[: session.stop].any(axis=0)
         for earlier in protocol.sessions[: t + 1]:
-            own = y[:, earlier.columns].any(axis=1)
-            tables["own"][t, earlier.columns] = average_precision(s[own, earlier.columns], y[own, earlier.columns])
+            own = present[earlier.columns].any(axis=0)
+            for c in range(earlier.start, earlier.stop):
+                order = falling_order(columns[c])  # sorted once for all pools
+                ranked = present[c][order]
+                for pool, chosen in (("fixed", ...), ("seen", seen[order]), ("own", own[order])):
+                    tables[pool][t, c] = precision_in_order(ranked[chosen])
     return tables
 
 

@@ -5,6 +5,8 @@ import pytest
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 import krt_core.metrics as m
+from krt_core.protocol import make_protocol
+from krt_core.run import ap_tables
 
 
 @pytest.fixture
@@ -64,3 +66,29 @@ def test_forgetting_definitions_on_a_table_worked_by_hand():
     assert m.forgetting({"fixed": ap[:1, :2]}, [0, 0]) == {}
     with pytest.raises(ValueError, match="'max' or 'first'"):
         m.forgetting_per_class(ap, first, "worst")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_falling_order_is_a_stable_sort(dtype):
+    rng = np.random.default_rng(0)
+    tied = rng.integers(0, 40, 5000) / 40
+    for scores in (rng.random(5000), tied, tied * 1e-40, 1e6 * tied, tied - 0.5, np.where(tied < 0.5, -0.0, 0.0)):
+        scores = scores.astype(dtype)
+        np.testing.assert_array_equal(m.falling_order(scores), np.argsort(-scores, kind="stable"))
+
+
+def test_pools_of_test_images():
+    """Each pool's AP is the AP of its images alone."""
+    rng = np.random.default_rng(0)
+    protocol = make_protocol(tuple("abcdef"), 2, 2)
+    labels = rng.random((400, 6)) < 0.2
+    scores = [rng.random((400, session.stop)).astype(np.float32).round(2) for session in protocol.sessions]
+    tables = ap_tables(protocol, [(s, labels) for s in scores])
+    for t, session in enumerate(protocol.sessions):
+        for earlier in protocol.sessions[: t + 1]:
+            for c in range(earlier.start, earlier.stop):
+                seen, own = labels[:, : session.stop].any(axis=1), labels[:, earlier.columns].any(axis=1)
+                for pool, chosen in (("fixed", slice(None)), ("seen", seen), ("own", own)):
+                    alone = m.average_precision(scores[t][chosen, c, None], labels[chosen, c, None])
+                    assert tables[pool][t, c] == alone[0]
+        assert all(np.isnan(table[t, session.stop :]).all() for table in tables.values())
