@@ -181,6 +181,7 @@ def metrics(count: int = 40_000, classes: int = 80, sessions: int = 8) -> dict[s
 
 def draw_figure(result: dict, path: Path) -> None:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     panels = [("sessions", "sessions", "ms"), ("classes", "classes (8 sessions)", "ms"), ("images", "images", "s")]
     figure, axes = plt.subplots(1, len(panels), figsize=(11, 3.4), layout="constrained")
@@ -190,6 +191,9 @@ def draw_figure(result: dict, path: Path) -> None:
             slope = result["exponents"][f"{key}: {name}"]
             axis.loglog(sizes, [costs[s] for s in sizes], marker=marker, label=f"{name} (exponent {slope:.2f})")
         axis.set(xlabel=label, ylabel=f"{unit} per batch of {BATCH}" if unit == "ms" else "seconds")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_ylim(bottom=min(axis.get_ylim()[0], axis.get_ylim()[1] / 20))  # small changes shall look small
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=150)

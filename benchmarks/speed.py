@@ -166,7 +166,7 @@ def evaluation_epoch(bench: Bench, backbone: str = "tf_efficientnet_lite0", name
 
 def incremental_step(bench: Bench) -> None:
     """A training step of TResNet-M at 224 px in the last of eight sessions, images from disk, old model included."""
-    batch = 12 if bench.quick else 64
+    batch = 24 if bench.quick else 64
     dataset, _ = bench.photos(*((64, 48) if bench.quick else (256, 192)))
     rows, runtime = np.arange(batch), bench.runtime
     labels = np.zeros((batch, 80), bool)
@@ -214,19 +214,19 @@ def method_in_session(experiment: Experiment, model: Network, old: Network, inde
     return method
 
 
-def session(bench: Bench) -> None:
+def session(bench: Bench, backbone: str = "tf_efficientnet_lite0", name: str = "session") -> None:
     """A whole later session: pseudo-label threshold, training with a validation after every epoch, herding."""
-    train_set, test_set = bench.photos(*((48, 32) if bench.quick else (256, 192)))
+    train_set, test_set = bench.photos(*((96, 64) if bench.quick else (256, 192)))
     index = 1
     overrides = {
         "data.dataset": "coco", "data.root": str(train_set.root), "data.image_size": 224, "protocol.increment": 2,
-        "model.backbone": "resnet18", "model.stride": 0, "model.embed_dim": 384,
-        "train.epochs": 1 if bench.quick else 3, "train.batch_size": 32, "train.group": 32,
+        "model.backbone": backbone, "model.stride": 0, "model.embed_dim": 384,
+        "train.epochs": 2 if bench.quick else 3, "train.batch_size": 32, "train.group": 32,
         "train.augment": "published", "train.evaluate_every": 1,
         "replay.per_class": 2, "krt.token_weight": WEIGHT,
     }  # fmt: skip
     experiment = load_experiment("digits_demo", overrides)
-    first, again = train(experiment, bench.folder / "whole", show="none"), bench.folder / "again"
+    first, again = train(experiment, bench.folder / f"whole-{backbone}", show="none"), bench.folder / "again"
 
     def ours() -> None:
         shutil.copytree(first.folder, again)
@@ -253,7 +253,9 @@ def session(bench: Bench) -> None:
     images = experiment.train.epochs * len(view.rows)
     ways = {"published": theirs, "ours": ours}
     repeats = 2 if bench.quick else bench.repeats
-    bench.report("session", side_by_side(ways, repeats, warm_up=not bench.quick), images)
+    bench.report(name, side_by_side(ways, repeats, warm_up=not bench.quick), images)
+    if not bench.quick and name == "session":
+        session(bench, "resnet18", "session_resnet18")
 
 
 class SessionDone(Exception):

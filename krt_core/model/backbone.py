@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..config import Model
 from ..errors import ConfigError, did_you_mean
+from .depthwise import depthwise_in_float32
 from .norm import use_inplace_abn
 
 
@@ -70,6 +71,7 @@ def make_backbone(config: Model, image_size: int) -> Backbone:
     body.train()
     if config.norm == "inplace_abn":
         use_inplace_abn(body, config.backbone)
+    depthwise_in_float32(body)
     return Backbone(body, shape[1], (shape[2], shape[3]), config.mean, config.std)
 
 
