@@ -216,7 +216,7 @@ def method_in_session(experiment: Experiment, model: Network, old: Network, inde
 
 def session(bench: Bench, backbone: str = "tf_efficientnet_lite0", name: str = "session") -> None:
     """A whole later session: pseudo-label threshold, training with a validation after every epoch, herding."""
-    train_set, test_set = bench.photos(*((96, 64) if bench.quick else (256, 192)))
+    train_set, test_set = bench.photos(*((128, 96) if bench.quick else (256, 192)))
     index = 1
     overrides = {
         "data.dataset": "coco", "data.root": str(train_set.root), "data.image_size": 224, "protocol.increment": 2,

@@ -1,4 +1,4 @@
-"""``krt train | data | inspect | import | export | report | presets``."""
+"""``krt train | bench | data | inspect | import | export | report | presets``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,20 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--processes", type=int, default=1, help="share every batch among so many (one GPU each)")
     train.set_defaults(command=_train)
 
+    bench = commands.add_parser("bench", help="run a matrix of experiments, headless")
+    bench.add_argument("matrix", help="a shipped matrix (digits, paper_coco, paper_voc, voc_sub) or a YAML file")
+    bench.add_argument(
+        "--dry-run", action="store_true", help="list the runs, what is done, and how long the rest may take"
+    )
+    bench.add_argument("--status", action="store_true", help="show how far it is, and why what failed did")
+    bench.add_argument("--folder", help="where everything goes; default outputs/<name of the matrix>")
+    bench.add_argument("--gpus-per-run", type=int, help="GPUs (or shares of the cores) that share the batches of a run")
+    bench.add_argument("--workers", type=int, help="runs at once where there is no GPU; default: one per core")
+    bench.add_argument("--time-limit", help="of each run, such as 90m or 12h")
+    bench.add_argument("--retry-failed", action="store_true", help="also start what failed before")
+    bench.add_argument("--max-failures", type=int, default=0, help="start nothing more after so many runs have failed")
+    bench.set_defaults(command=_bench)
+
     data = commands.add_parser("data", help="get or make a data set")
     data.add_argument("name", help="digits, voc2007 or coco2014")
     data.add_argument("--root", help="folder to put it in; default data/<name>")
@@ -85,13 +99,30 @@ def _train(options: argparse.Namespace) -> int:
     from .config import load_experiment
     from .distributed import leave_world
     from .launch import launch
+    from .processes import die_with_parent
 
+    if "RANK" in os.environ:  # one of several processes: it ends with the one that started it
+        die_with_parent()
     experiment = load_experiment(options.preset, options.overrides)
     run = launch(experiment, options.folder, options.processes, options.device, options.allow_leak, options.max_steps)
     leave_world()
     if "RANK" not in os.environ:  # not one of several processes: those leave it to the one that started them
         print(run.folder)
     return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from .bench.command import dry_run, run, status
+    from .bench.matrix import expand, load_matrix
+
+    keys = ("folder", "gpus_per_run", "workers", "time_limit")
+    matrix = load_matrix(options.matrix, **{key: getattr(options, key) for key in keys})
+    jobs = expand(matrix)
+    if options.dry_run:
+        return dry_run(matrix, jobs)
+    if options.status:
+        return status(matrix, jobs)
+    return run(matrix, jobs, options.retry_failed, options.max_failures)
 
 
 def _data(options: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -158,6 +158,23 @@ def load_experiment(preset: str | Path, overrides: Mapping[str, Any] | list[str]
     return experiment_from(_merge(content, _overrides(overrides)), where)
 
 
+def load_experiments(
+    preset: str | Path, methods: Iterable[str], seeds: Iterable[int], overrides: Mapping[str, Any] | None = None
+) -> list[Experiment]:
+    """One experiment for every seed and method, seeds outermost.
+
+    A method may say what to change for it, which goes before ``overrides``: ``"krt replay.per_class=20"``. Raises
+    ConfigError as `load_experiment`.
+    """
+    found = []
+    for seed in seeds:
+        for method in methods:
+            name, *changes = str(method).split() or [""]
+            own = _overrides([f"method={name}", *changes])
+            found.append(load_experiment(preset, {**_merge(_overrides(overrides), own), "seed": seed}))
+    return found
+
+
 def _read_preset(preset: str | Path, extended_by: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
     """Content of a preset on top of the one it extends, and what to call it in messages."""
     path = Path(preset)
@@ -204,9 +221,9 @@ def experiment_from(content: Mapping[str, Any], where: str = "experiment") -> Ex
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key!r}.{did_you_mean(key, known | set(METHODS))}")
     options = {
-        name: _convert(METHODS[name].Options, sections.get(name) or {}, name, where) for name in {*sections, method}
+        name: convert(METHODS[name].Options, sections.get(name) or {}, name, where) for name in {*sections, method}
     }
-    experiment = _convert(Experiment, content, "", where)
+    experiment = convert(Experiment, content, "", where)
     experiment = dataclasses.replace(experiment, options=options[method])
     _check(experiment, where)
     return experiment
@@ -272,7 +289,7 @@ def _merge(base: Any, top: Any) -> Any:
     return {**base, **{key: _merge(base.get(key), value) for key, value in top.items()}}
 
 
-def _convert(kind: Any, value: Any, key: str, where: str) -> Any:
+def convert(kind: Any, value: Any, key: str, where: str) -> Any:
     """``value`` as ``kind`` or a ConfigError naming ``key``. YAML reads 1e-4 as text; here it becomes a number."""
 
     def fail(expected: str) -> ConfigError:
@@ -287,7 +304,7 @@ def _convert(kind: Any, value: Any, key: str, where: str) -> Any:
                 dotted = f"{key}.{name}".lstrip(".")
                 raise ConfigError(f"{where}: unknown key {dotted!r}.{did_you_mean(name, hints)}")
         return kind(
-            **{name: _convert(hints[name], item, f"{key}.{name}".lstrip("."), where) for name, item in value.items()}
+            **{name: convert(hints[name], item, f"{key}.{name}".lstrip("."), where) for name, item in value.items()}
         )
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
@@ -298,11 +315,11 @@ def _convert(kind: Any, value: Any, key: str, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):  # X | None
         if value is None:
             return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, key, where)
+        return convert(next(a for a in arguments if a is not type(None)), value, key, where)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             raise fail("a list")
-        return tuple(_convert(arguments[0], item, f"{key}[{i}]", where) for i, item in enumerate(value))
+        return tuple(convert(arguments[0], item, f"{key}[{i}]", where) for i, item in enumerate(value))
     if kind is Any:
         return value
     if kind is bool and isinstance(value, bool):
@@ -316,4 +333,7 @@ def _convert(kind: Any, value: Any, key: str, where: str) -> Any:
             raise fail("a number") from None
     if kind is str and isinstance(value, str):
         return value
-    raise fail({bool: "true or false", int: "a whole number", str: "text"}.get(kind, str(kind)))
+    if kind is dict and isinstance(value, Mapping):
+        return dict(value)
+    names = {bool: "true or false", int: "a whole number", str: "text", dict: "a section of keys"}
+    raise fail(names.get(kind, str(kind)))

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from pathlib import Path
 
 from .config import Experiment
 from .errors import ConfigError, RunError
 from .home import outputs_dir, resolve
+from .processes import MARK, die_with_parent
 from .run import Run
 from .session import train
 
@@ -30,6 +32,8 @@ def launch(
     One GPU each where there are GPUs, else the CPU. Their lines appear as they come. Raises ConfigError if the batch
     cannot be shared so, RunError if the training failed. Ending this process ends them too.
     """
+    if MARK in os.environ:  # one job of a matrix, see krt_core.bench
+        die_with_parent()
     if not 1 <= processes <= experiment.train.batch_size:
         raise ConfigError(f"processes must lie between 1 and train.batch_size, found {processes}.")
     if processes == 1:
@@ -46,23 +50,27 @@ def launch(
         command += ["--allow-leak"] if allow_leak else []
         command += ["--max-steps", str(max_steps)] if max_steps else []
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
-        code = _follow(command, {"LOGLEVEL": "CRITICAL", **os.environ, "OMP_NUM_THREADS": threads})
+        code, last = _follow(command, {"LOGLEVEL": "CRITICAL", **os.environ, "OMP_NUM_THREADS": threads})
     if code:
-        raise RunError(
-            f"{path.name}: the training ended with exit code {code}; its messages stand above and in log.txt."
-        )
+        raise RunError(f"{path.name}: the training ended with exit code {code}. Its last lines:\n" + "\n".join(last))
     return Run(path)
 
 
-def _follow(command: list[str], environment: dict[str, str]) -> int:
-    """Run a command in a process group of its own, pass its output on, and end the whole group with this process."""
+def _follow(command: list[str], environment: dict[str, str]) -> tuple[int, deque[str]]:
+    """Run a command in a process group of its own, pass its output on, and end the whole group with this process.
+
+    Returns its exit code (128 + signal where one killed it) and its last 40 lines.
+    """
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
+    last: deque[str] = deque(maxlen=40)
     try:
         for line in process.stdout:
             print(line, end="", flush=True)
-        return process.wait()
+            last.append(line.rstrip())
+        code = process.wait()
+        return (code if code >= 0 else 128 - code), last
     finally:
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
@@ -76,13 +84,15 @@ def _follow(command: list[str], environment: dict[str, str]) -> int:
 
 def _torchrun() -> int:
     """torchrun without its own traceback when a process fails: that process has already said why."""
+    die_with_parent()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
     try:
         main()
     except ChildFailedError as error:
-        return max(1, error.get_first_failure()[1].exitcode)
+        code = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code  # as a shell says it
     return 0
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -196,6 +197,8 @@ class Run:
     def append_epoch(self, record: dict) -> None:
         with (self.folder / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # on disk before the resume file that counts on it
 
     def drop_epochs_after(self, session: int, epoch: int) -> None:
         """Forget lines at or after a position: they will be made again."""

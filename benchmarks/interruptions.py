@@ -1,0 +1,147 @@
+"""Does a matrix survive being killed? ``python -m benchmarks.interruptions MATRIX [--kills 5] [--seed 0] [--folder DIR]``.
+
+Runs a matrix twice: once in peace, once killed (SIGKILL) at random moments and started again. In turn the victim is the
+runner, the process of a job (papermill), a notebook's kernel, a torchrun process, and everything at once, as when the
+power fails. After each kill of the runner no process may be left after ten seconds. At the end the results of both must
+be equal to the last digit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from krt_core.bench.matrix import expand, load_matrix
+from krt_core.home import outputs_dir
+from krt_core.processes import MARK
+from krt_core.run import find_runs
+
+VICTIMS = ("runner", "job", "kernel", "torchrun", "everything")
+PERSONAL = ("seconds", "peak_memory_mb", "commit")  # of a summary: what two equal runs may differ in
+
+
+def start(matrix: str, folder: Path, log: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "krt_core.cli", "bench", matrix, "--folder", str(folder)]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def of_matrix(folder: Path) -> list[psutil.Process]:
+    """Processes of the jobs of a matrix."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK, "").startswith(str(folder)):
+                found.append(process)
+    return found
+
+
+def is_a(kind: str, process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        words = " ".join(process.cmdline())
+        return {
+            "job": "krt_core.bench.worker" in words,
+            "kernel": "ipykernel_launcher" in words,
+            "torchrun": "krt_core.cli train" in words,
+        }.get(kind, False)
+    return False
+
+
+def kill(victim: str, runner: subprocess.Popen, folder: Path) -> str:
+    """Kill a victim; returns which it was ("" where none of its kind is running)."""
+    processes = of_matrix(folder)
+    chosen = [p for p in processes if is_a(victim, p)]
+    if victim == "everything":
+        chosen = processes
+    elif victim != "runner":
+        chosen = random.sample(chosen, min(1, len(chosen)))
+    if victim in ("runner", "everything"):
+        runner.kill()
+    for process in chosen:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    return victim if chosen or victim == "runner" else ""
+
+
+def left_after(folder: Path, seconds: float = 10.0) -> float:
+    """Seconds until no process of the matrix is left; RuntimeError if that takes longer than ``seconds``."""
+    began = time.monotonic()
+    while left := of_matrix(folder):
+        if time.monotonic() - began > seconds:
+            raise RuntimeError(f"still there after {seconds} s: {[p.cmdline() for p in left]}")
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+def results(folder: Path) -> dict[str, dict]:
+    """What every finished run says of itself, without its times."""
+    return {
+        run.folder.name: {key: value for key, value in run.summary.items() if key not in PERSONAL}
+        for run in find_runs(folder)
+        if run.done
+    }
+
+
+def survive(matrix: str, folder: Path, victims: tuple[str, ...], pause: tuple[float, float]) -> list[str]:
+    """Run a matrix, killing the victims one after the other, each a random time (from, to) after the last start."""
+    done, log = [], folder.with_suffix(".log")
+    runner = start(matrix, folder, log)
+    for victim in victims:
+        wait = random.uniform(*pause)
+        time.sleep(wait)
+        if runner.poll() is not None:
+            break
+        if killed := kill(victim, runner, folder):
+            done.append(killed)
+        if runner.poll() is not None or killed in ("runner", "everything"):
+            runner.wait()
+            print(f"{killed} killed after {wait:.1f} s; nothing left after {left_after(folder):.1f} s", flush=True)
+            runner = start(matrix, folder, log)
+        else:
+            print(f"{killed or 'no ' + victim} killed after {wait:.1f} s", flush=True)
+    while runner.wait() != 0:  # a job killed for the third time is left to the next start
+        runner = start(matrix, folder, log)
+        done.append("another start")
+        if len(done) > 3 * len(victims) + 3:
+            raise RuntimeError(f"the matrix does not end well: see {log}")
+    return done
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("matrix")
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pause", type=float, nargs=2, default=(12.0, 40.0), help="seconds between start and kill")
+    parser.add_argument("--folder", help="holds both results; default outputs/interruptions")
+    options = parser.parse_args(arguments)
+    random.seed(options.seed)
+    folder = Path(options.folder or outputs_dir() / "interruptions").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    torchrun = load_matrix(options.matrix).gpus_per_run > 1
+    kinds = [victim for victim in VICTIMS if torchrun or victim != "torchrun"]
+    victims = tuple(kinds[i % len(kinds)] for i in range(options.kills))
+    if start(options.matrix, folder / "peace", folder / "peace.log").wait():
+        raise RuntimeError(f"the matrix does not even run in peace: see {folder / 'peace.log'}")
+    killed = survive(options.matrix, folder / "killed", victims, tuple(options.pause))
+    one, two = results(folder / "peace"), results(folder / "killed")
+    trainings = sum(job.trains for job in expand(load_matrix(options.matrix)))
+    equal = one == two and len(one) == trainings
+    report = {"victims": killed, "runs": len(two), "of": trainings, "equal": equal}
+    print(json.dumps(report))
+    for name in one:
+        if one[name] != two.get(name):
+            print(name, {k: (v, (two.get(name) or {}).get(k)) for k, v in one[name].items() if v != two[name].get(k)})
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
