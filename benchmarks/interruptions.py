@@ -1,4 +1,4 @@
-"""Does a matrix survive being killed? ``python -m benchmarks.interruptions MATRIX [--kills 5] [--seed 0] [--folder DIR]``.
+"""Does a matrix survive being killed? ``python -m benchmarks.interruptions MATRIX [--kills 5] [--seed 0]``.
 
 Runs a matrix twice: once in peace, once killed (SIGKILL) at random moments and started again. In turn the victim is the
 runner, the process of a job (papermill), a notebook's kernel, a torchrun process, and everything at once, as when the

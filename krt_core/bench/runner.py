@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ..home import home
 from ..processes import MARK, end_job, of_job, out_of_memory_kills
@@ -20,7 +20,7 @@ from .view import View
 from .worker import CODES
 
 KINDS = {code: kind for kind, code in CODES.items()}
-TRIES = {"start-up": 2, "killed": 3}  # starts of a job in one start of the matrix, by what it ended by; else 1
+AGAIN = {"start-up": 1, "killed": 2}  # how often a job that ended so is started again in one start of the matrix
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Runner:
         self.time_limit = seconds_of(matrix.time_limit)
         self.states: dict[str, State] = {}
         self.running: dict[str, Running] = {}
-        self.tries: dict[str, int] = {}
+        self.ended_by: Counter[tuple[str, str]] = Counter()  # (job, kind)
         self.failures = 0
         self.stopped = False
 
@@ -115,7 +115,6 @@ class Runner:
 
     def _start(self, name: str, slot: SlotLock, slots: Slots) -> None:
         files = self.files[name]
-        self.tries[name] = self.tries.get(name, 0) + 1
         command = [sys.executable, "-m", "krt_core.bench.worker", str(files.folder), "--slot", str(slot)]
         command += ["--parent", str(os.getpid())]
         command += ["--time-limit", str(self.time_limit)] if self.time_limit else []
@@ -145,7 +144,8 @@ class Runner:
         if kind == "elsewhere":
             self.states[name] = replace(self.states[name], state=s.RUNNING)
             return
-        again = kind in TRIES and self.tries[name] < TRIES[kind]
+        self.ended_by[name, kind] += 1
+        again = self.ended_by[name, kind] <= AGAIN.get(kind, 0)
         ended = s.DONE if not kind else s.QUEUED if again or kind == "stopped" else s.FAILED
         stored = s.QUEUED if kind in ("killed", "stopped") else ended  # a later start goes on with what was killed
         try:
@@ -174,9 +174,3 @@ class Runner:
                 running.process.kill()
                 running.process.wait()
             self._finished(name)
-
-
-def log_tail(files: JobFiles, lines: int = 40) -> str:
-    """The last lines of a job's log."""
-    path = Path(files.log)
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.is_file() else ""

@@ -69,6 +69,7 @@ class Worker:
 
         job = self.files.job
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+        logging.getLogger("papermill").addFilter(_knows_the_parameters)
         papermill.execute_notebook(
             job.notebook, str(self.files.notebook), job.parameters, kernel_name="python3", language="python",
             cwd=Path(job.notebook).parent, progress_bar=False, log_output=True, start_timeout=180,
@@ -77,6 +78,7 @@ class Worker:
 
     def explain(self, error: Exception) -> tuple[str, str]:
         """Kind and reason of a failure."""
+        from nbclient.exceptions import DeadKernelError
         from papermill.exceptions import PapermillExecutionError
 
         text = str(error).strip()
@@ -87,16 +89,11 @@ class Worker:
             return "disk full", reason
         if re.search(r"OutOfMemoryError|MemoryError|CUDA out of memory|can't allocate memory", text):
             return "out of memory", reason
-        if isinstance(error, PapermillExecutionError) and not re.search(r"exit code (-9|137|-15|143)\b", text):
-            return "error", reason
-        if out_of_memory_kills() > self.kills:
-            return "out of memory", "a process was killed by the system for memory"
-        return ("killed", "a process was killed") if self.has_begun() else ("start-up", reason)
-
-    def has_begun(self) -> bool:
-        """Has the training written anything in this attempt?"""
-        log = Path(self.files.job.run_folder) / "log.txt"
-        return self.files.job.trains and log.is_file() and log.stat().st_mtime >= _timestamp(self.began)
+        if isinstance(error, DeadKernelError) or re.search(r"exit code (137|143)\b", text):
+            if out_of_memory_kills() > self.kills:
+                return "out of memory", "the system killed a process for memory"
+            return "killed", "its kernel died" if isinstance(error, DeadKernelError) else reason
+        return ("error" if isinstance(error, PapermillExecutionError) else "start-up"), reason
 
     def end(self, kind: str, reason: str) -> int:
         """Leave no process behind and write down how it ended."""
@@ -128,15 +125,14 @@ class Worker:
             _say(f"state.json cannot be written: {error}")
 
 
+def _knows_the_parameters(record: logging.LogRecord) -> bool:
+    """Leaves out what papermill says of parameters: it cannot read all of them, and `expand` has checked them."""
+    return not record.getMessage().startswith(("Unable to parse line", "Passed unknown parameter"))
+
+
 def _versions() -> dict[str, str | None]:
     names = ("krt-core", "torch", "timm", "papermill")
     return {"python": platform.python_version(), **{name: version(name) for name in names}, "commit": git_commit()}
-
-
-def _timestamp(moment: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(moment).timestamp()
 
 
 def _first_line(text: str) -> str:
