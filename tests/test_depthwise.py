@@ -59,5 +59,7 @@ def test_outputs_and_gradients_are_those_of_float32_but_for_rounding(body):
 
 def test_backbones_have_it(tiny):
     model = tiny(model__backbone="tf_efficientnet_lite0", model__stride=0).model
-    kinds = [type(m).__mro__[1].__name__ for m in make_backbone(model, 64).modules() if type(m).__name__ == "Conv2dSame"]
+    kinds = [
+        type(m).__mro__[1].__name__ for m in make_backbone(model, 64).modules() if type(m).__name__ == "Conv2dSame"
+    ]
     assert "Conv2dSame" in kinds  # a layer of the same name on top of timm's own

@@ -44,8 +44,8 @@ def dry_run(matrix: Matrix, jobs: list[Job]) -> int:
         if state.state != s.DONE and job.trains:
             words += f", about {clock(expected)}" if expected else ", time unknown"
             total, unknown = total + (expected or 0), unknown + (expected is None)
-        print(f"{name}  [{words}]")
-    slots = find_slots(matrix.workers, len(jobs))
+        print(f"{name}: {words}")
+    slots = find_slots(matrix.workers, sum(job.trains for job in jobs) * matrix.gpus_per_run)
     at_once = max(1, len(slots.names) // matrix.gpus_per_run)
     print(f"{len(jobs)} jobs in {matrix.folder}, {at_once} at once on this machine ({slots.kind})")
     if total:

@@ -46,7 +46,8 @@ class Runner:
 
     def go(self) -> bool:
         """Work until nothing is left that can be done here; returns whether everything is done."""
-        slots = find_slots(self.matrix.workers, sum(files.job.trains for files in self.files.values()))
+        trainings = sum(files.job.trains for files in self.files.values())
+        slots = find_slots(self.matrix.workers, trainings * self.matrix.gpus_per_run)
         first = take(slots, self.matrix.gpus_per_run)  # says at once where a run can never have its slots
         if first:
             first.close()
