@@ -99,10 +99,7 @@ def _train(options: argparse.Namespace) -> int:
     from .config import load_experiment
     from .distributed import leave_world
     from .launch import launch
-    from .processes import die_with_parent
 
-    if "RANK" in os.environ:  # one of several processes: it ends with the one that started it
-        die_with_parent()
     experiment = load_experiment(options.preset, options.overrides)
     run = launch(experiment, options.folder, options.processes, options.device, options.allow_leak, options.max_steps)
     leave_world()

@@ -14,7 +14,7 @@ from pathlib import Path
 from .config import Experiment
 from .errors import ConfigError, RunError
 from .home import outputs_dir, resolve
-from .processes import MARK, die_with_parent
+from .processes import MARK, die_with_parent, parent_is_this, with_parent
 from .run import Run
 from .session import train
 
@@ -32,7 +32,7 @@ def launch(
     One GPU each where there are GPUs, else the CPU. Their lines appear as they come. Raises ConfigError if the batch
     cannot be shared so, RunError if the training failed. Ending this process ends them too.
     """
-    if MARK in os.environ:  # one job of a matrix, see krt_core.bench
+    if MARK in os.environ:  # in a notebook of a matrix, see krt_core.bench
         die_with_parent()
     if not 1 <= processes <= experiment.train.batch_size:
         raise ConfigError(f"processes must lie between 1 and train.batch_size, found {processes}.")
@@ -42,15 +42,16 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="krt-") as scratch:
         preset = Path(scratch) / "experiment.yaml"
         preset.write_text(experiment.to_yaml())
-        command = [
-            sys.executable, "-m", "krt_core.launch", "--standalone", f"--nproc-per-node={processes}",
-            "-m", "krt_core.cli", "train", str(preset), "--folder", str(path),
-        ]  # fmt: skip
+        command = with_parent(
+            "krt_core.launch", "--standalone", f"--nproc-per-node={processes}",
+            "-m", "krt_core.processes", "krt_core.cli", "train", str(preset), "--folder", str(path),
+        )  # fmt: skip
         command += ["--device", device] if device else []
         command += ["--allow-leak"] if allow_leak else []
         command += ["--max-steps", str(max_steps)] if max_steps else []
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
-        code, last = _follow(command, {"LOGLEVEL": "CRITICAL", **os.environ, "OMP_NUM_THREADS": threads})
+        environment = {"LOGLEVEL": "CRITICAL", **os.environ, **parent_is_this(), "OMP_NUM_THREADS": threads}
+        code, last = _follow(command, environment)
     if code:
         raise RunError(f"{path.name}: the training ended with exit code {code}. Its last lines:\n" + "\n".join(last))
     return Run(path)
@@ -84,7 +85,6 @@ def _follow(command: list[str], environment: dict[str, str]) -> tuple[int, deque
 
 def _torchrun() -> int:
     """torchrun without its own traceback when a process fails: that process has already said why."""
-    die_with_parent()
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 

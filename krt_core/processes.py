@@ -1,10 +1,14 @@
-"""Processes that end together: none is left behind when the one that started it is killed."""
+"""Processes that end together: none is left behind when the one that started it is killed.
+
+``python -m krt_core.processes MODULE ARGUMENTS`` runs a module so that it ends with the process named by KRT_PARENT.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+import runpy
 import signal
 import sys
 import time
@@ -12,19 +16,32 @@ import time
 import psutil
 
 MARK = "KRT_JOB"  # environment variable that every process of a job inherits
+PARENT = "KRT_PARENT"  # environment variable: id of the process that the ones it starts are to end with
 
 
-def die_with_parent(parent: int | None = None) -> None:
+def die_with_parent() -> None:
     """Have the kernel kill this process (SIGKILL) as soon as its parent is gone (Linux; elsewhere nothing happens).
 
-    parent: its id as the starter knew it; where it is already another, this process ends at once.
+    Where KRT_PARENT names a parent that is gone already, this process ends at once.
     """
     if not sys.platform.startswith("linux"):
         return
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if parent is not None and os.getppid() != parent:
+    if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
         os._exit(1)
+
+
+def with_parent(module: str, *arguments: str) -> list[str]:
+    """Command that runs a module and dies with its parent; to be started with `parent_is_this` in its environment.
+
+    Nothing heavy is imported before: a parent that is killed while the module still loads is noticed too.
+    """
+    return [sys.executable, "-m", "krt_core.processes", module, *arguments]
+
+
+def parent_is_this() -> dict[str, str]:
+    return {PARENT: str(os.getpid())}
 
 
 def of_job(mark: str) -> list[psutil.Process]:
@@ -61,3 +78,10 @@ def out_of_memory_kills() -> int:
         with contextlib.suppress(OSError), open(path) as file:
             counts += sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
     return counts
+
+
+if __name__ == "__main__":
+    die_with_parent()
+    os.environ.update(parent_is_this())  # for the processes that the module starts
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -24,7 +24,8 @@ from krt_core.bench.view import View, clock
 from krt_core.bench.worker import CODES, Worker
 from krt_core.cli import main
 from krt_core.errors import ConfigError
-from krt_core.processes import MARK, end_job, of_job
+from krt_core.processes import MARK, end_job, of_job, with_parent
+from krt_core.processes import PARENT as PARENT_ID
 from krt_core.session import train
 
 
@@ -265,23 +266,19 @@ def test_what_a_job_has_started_ends_with_it(tmp_path):
     assert end_job(mark, grace=0.5) == 2 and not of_job(mark)
 
 
-CHILD = """
-import time
-from krt_core.processes import die_with_parent
-die_with_parent()
-print("up", flush=True)
-time.sleep(60)
-"""
 PARENT = """
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+import os, subprocess
+from krt_core.processes import parent_is_this, with_parent
+child = subprocess.Popen(with_parent("waits"), env={**os.environ, **parent_is_this()})
 print(child.pid, flush=True)
 child.wait()
 """
 
 
-def test_a_process_dies_with_its_parent():
-    process = subprocess.Popen([sys.executable, "-c", PARENT, CHILD], stdout=subprocess.PIPE, text=True)
+def test_a_process_dies_with_its_parent(tmp_path, monkeypatch):
+    (tmp_path / "waits.py").write_text("import time\nprint('up', flush=True)\ntime.sleep(60)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
     pid = int(process.stdout.readline())
     assert process.stdout.readline() == "up\n"
     process.kill()
@@ -290,6 +287,11 @@ def test_a_process_dies_with_its_parent():
     while time.monotonic() < deadline and _alive(pid):
         time.sleep(0.05)
     assert not _alive(pid)
+
+
+def test_a_process_whose_parent_is_gone_does_not_start(monkeypatch, capfd):
+    monkeypatch.setenv(PARENT_ID, "1234567")
+    assert subprocess.run(with_parent("this"), timeout=20).returncode == 1 and not capfd.readouterr().out
 
 
 def _alive(pid):
@@ -310,7 +312,7 @@ class Stand(subprocess.Popen):
     plan: ClassVar[dict] = {}
 
     def __init__(self, command, **options):
-        job = os.path.basename(command[3])
+        job = os.path.basename(command[4])
         code = self.plan[job].pop(0)
         super().__init__([sys.executable, "-c", code], **options)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
 from ..home import home
-from ..processes import MARK, end_job, of_job, out_of_memory_kills
+from ..processes import MARK, end_job, of_job, out_of_memory_kills, parent_is_this, with_parent
 from . import state as s
 from .matrix import Job, Matrix, seconds_of
 from .slots import SlotLock, Slots, find_slots, take
@@ -116,10 +115,10 @@ class Runner:
 
     def _start(self, name: str, slot: SlotLock, slots: Slots) -> None:
         files = self.files[name]
-        command = [sys.executable, "-m", "krt_core.bench.worker", str(files.folder), "--slot", str(slot)]
-        command += ["--parent", str(os.getpid())]
+        command = with_parent("krt_core.bench.worker", str(files.folder), "--slot", str(slot))
         command += ["--time-limit", str(self.time_limit)] if self.time_limit else []
-        environment = {**os.environ, **slots.environment(slot.names), MARK: files.mark, "KRT_HOME": str(home())}
+        environment = {**os.environ, **parent_is_this(), **slots.environment(slot.names)}
+        environment.update({MARK: files.mark, "KRT_HOME": str(home())})
         with files.log.open("ab") as log:
             process = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..device import git_commit
-from ..processes import MARK, die_with_parent, end_job, out_of_memory_kills
+from ..processes import MARK, end_job, out_of_memory_kills
 from . import state as s
 from .state import JobFiles
 
@@ -150,10 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", help="jobs/<id> of a matrix, with job.json")
     parser.add_argument("--slot", default="")
     parser.add_argument("--time-limit", type=float, help="seconds")
-    parser.add_argument("--parent", type=int, help="process id: end when it is gone")
     options = parser.parse_args(arguments)
-    if options.parent:
-        die_with_parent(options.parent)
     worker = Worker(options.folder, options.slot, options.time_limit)
     os.environ[MARK] = worker.files.mark
     return worker.go()
