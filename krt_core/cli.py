@@ -45,6 +45,9 @@ def _parser() -> argparse.ArgumentParser:
         "--max-steps", type=int, help="end each epoch after so many steps: a quick look, never marked done"
     )
     train.add_argument("--processes", type=int, default=1, help="share every batch among so many (one GPU each)")
+    train.add_argument("--nnodes", type=int, default=1, help="machines that share the run; start this on each of them")
+    train.add_argument("--node-rank", type=int, help="which of them this is, from 0; default: $SLURM_NODEID, else 0")
+    train.add_argument("--rendezvous", default="", metavar="HOST:PORT", help="where they meet: an address of rank 0")
     train.set_defaults(command=_train)
 
     bench = commands.add_parser("bench", help="run a matrix of experiments, headless")
@@ -56,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--folder", help="where everything goes; default outputs/<name of the matrix>")
     bench.add_argument("--gpus-per-run", type=int, help="GPUs (or shares of the cores) that share the batches of a run")
     bench.add_argument("--workers", type=int, help="runs at once where there is no GPU; default: one per core")
+    bench.add_argument("--launch", choices=("local", "slurm"), help="where the runs run; default: what the matrix says")
     bench.add_argument("--time-limit", help="of each run, such as 90m or 12h")
     bench.add_argument("--retry-failed", action="store_true", help="also start what failed before")
     bench.add_argument("--max-failures", type=int, default=0, help="start nothing more after so many runs have failed")
@@ -98,10 +102,15 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> int:
     from .config import load_experiment
     from .distributed import leave_world
-    from .launch import launch
+    from .launch import Machines, launch
 
     experiment = load_experiment(options.preset, options.overrides)
-    run = launch(experiment, options.folder, options.processes, options.device, options.allow_leak, options.max_steps)
+    rank = int(os.environ.get("SLURM_NODEID", "0")) if options.nnodes > 1 else 0
+    rank = rank if options.node_rank is None else options.node_rank
+    machines = Machines(options.nnodes, rank, options.rendezvous)
+    run = launch(
+        experiment, options.folder, options.processes, options.device, options.allow_leak, options.max_steps, machines
+    )
     leave_world()
     if "RANK" not in os.environ:  # not one of several processes: those leave it to the one that started them
         print(run.folder)
@@ -112,7 +121,7 @@ def _bench(options: argparse.Namespace) -> int:
     from .bench.command import dry_run, run, status
     from .bench.matrix import expand, load_matrix
 
-    keys = ("folder", "gpus_per_run", "workers", "time_limit")
+    keys = ("folder", "gpus_per_run", "workers", "launch", "time_limit")
     matrix = load_matrix(options.matrix, **{key: getattr(options, key) for key in keys})
     jobs = expand(matrix)
     if options.dry_run:

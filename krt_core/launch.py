@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 
 from .config import Experiment
@@ -19,6 +21,31 @@ from .run import Run
 from .session import train
 
 
+@dataclass(frozen=True)
+class Machines:
+    """The machines that share one run; the command is started on each with its own rank."""
+
+    count: int = 1
+    rank: int = 0  # of this one; 0 is the main one, which writes the run folder
+    rendezvous: str = ""  # host:port where they meet, on the main one
+
+    def __post_init__(self) -> None:
+        if self.count > 1 and not re.fullmatch(r".+:\d+", self.rendezvous):
+            raise ConfigError(
+                f"--nnodes {self.count} needs --rendezvous HOST:PORT, an address of the machine with rank 0; "
+                f"found {self.rendezvous!r}."
+            )
+        if not 0 <= self.rank < self.count:
+            raise ConfigError(f"--node-rank must be 0 to {self.count - 1}, found {self.rank}.")
+
+    def arguments(self) -> list[str]:
+        """For torchrun."""
+        if self.count == 1:
+            return ["--standalone"]
+        host, port = self.rendezvous.rsplit(":", 1)
+        return [f"--nnodes={self.count}", f"--node-rank={self.rank}", f"--master-addr={host}", f"--master-port={port}"]
+
+
 def launch(
     experiment: Experiment,
     folder: str | Path | None = None,
@@ -26,24 +53,29 @@ def launch(
     device: str | None = None,
     allow_leak: bool = False,
     max_steps: int | None = None,
+    machines: Machines | None = None,
 ) -> Run:
     """`krt_core.session.train`, in ``processes`` processes that share every batch; returns the run folder.
 
     One GPU each where there are GPUs, else the CPU. Their lines appear as they come. Raises ConfigError if the batch
-    cannot be shared so, RunError if the training failed. Ending this process ends them too.
+    cannot be shared so, RunError if the training failed. Ending this process ends them too. machines: where several
+    share a run, each starts ``processes`` of its processes.
     """
     if MARK in os.environ:  # in a notebook of a matrix, see krt_core.bench
         die_with_parent()
-    if not 1 <= processes <= experiment.train.batch_size:
-        raise ConfigError(f"processes must lie between 1 and train.batch_size, found {processes}.")
-    if processes == 1:
+    machines = machines or Machines()
+    if not 1 <= processes * machines.count <= experiment.train.batch_size:
+        raise ConfigError(
+            f"processes on all machines must be 1 to train.batch_size, found {processes * machines.count}."
+        )
+    if processes * machines.count == 1:
         return train(experiment, folder, device=device, allow_leak=allow_leak, max_steps=max_steps)
     path = resolve(folder) if folder else outputs_dir() / experiment.run_name()
     with tempfile.TemporaryDirectory(prefix="krt-") as scratch:
         preset = Path(scratch) / "experiment.yaml"
         preset.write_text(experiment.to_yaml())
         command = with_parent(
-            "krt_core.launch", "--standalone", f"--nproc-per-node={processes}",
+            "krt_core.launch", *machines.arguments(), f"--nproc-per-node={processes}",
             "-m", "krt_core.processes", "krt_core.cli", "train", str(preset), "--folder", str(path),
         )  # fmt: skip
         command += ["--device", device] if device else []
@@ -88,6 +120,7 @@ def _torchrun() -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
+    os.environ.update(parent_is_this())  # for the processes it starts
     try:
         main()
     except ChildFailedError as error:

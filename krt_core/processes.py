@@ -41,6 +41,7 @@ def with_parent(module: str, *arguments: str) -> list[str]:
 
 
 def parent_is_this() -> dict[str, str]:
+    """What the environment of the processes that this one starts is to hold."""
     return {PARENT: str(os.getpid())}
 
 
@@ -82,6 +83,5 @@ def out_of_memory_kills() -> int:
 
 if __name__ == "__main__":
     die_with_parent()
-    os.environ.update(parent_is_this())  # for the processes that the module starts
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

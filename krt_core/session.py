@@ -54,6 +54,11 @@ def train(
     main = runtime.world.main
     with runtime.world.main_first():
         run = Run.create(experiment, folder)
+    found = run.finished_sessions
+    if runtime.world.decide(found) != found:
+        raise RunError(
+            f"{run.folder}: all machines that share a run need the same folder, on a file system they share."
+        )
     if run.done:
         return run
     progress = Progress(run.folder, show if main else "off", experiment.train.tensorboard)

@@ -10,12 +10,15 @@ from . import state as s
 from .matrix import Job, Matrix
 from .runner import Runner
 from .slots import find_slots
+from .slurm import run_on_slurm
 from .state import JobFiles
 from .view import View, clock, table
 
 
 def run(matrix: Matrix, jobs: list[Job], retry_failed: bool = False, max_failures: int = 0) -> int:
     """Run what is not done; 0 if everything is done then, 1 if something failed, 130 if it was stopped."""
+    if matrix.launch == "slurm":
+        return 0 if run_on_slurm(matrix, jobs, View(), retry_failed) else 1
     runner = Runner(matrix, jobs, View(), retry_failed, max_failures)
     done = runner.go()
     return 130 if runner.stopped else 0 if done else 1

@@ -25,11 +25,12 @@ class Slurm:
     """What each run asks of Slurm; empty or 0: the cluster's default."""
 
     partition: str = ""
-    minutes: int = 0  # a run that needs longer is requeued and goes on
+    minutes: int = 720  # a run that needs longer is requeued and goes on
+    gpus: int = 1
+    cpus_per_run: int = 8
     memory_gb: float = 0
-    cpus_per_run: int = 4
     at_once: int = 64  # tasks of the job array that may run at the same time
-    requeues: int = 20  # how often preemption or the time limit may requeue a run
+    requeues: int = 20  # how often the time limit may requeue a run
     options: dict = field(default_factory=dict)  # further sbatch options, such as {"account": "lab"}
 
 

@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..device import git_commit
-from ..processes import MARK, end_job, out_of_memory_kills
+from ..processes import MARK, end_job, out_of_memory_kills, parent_is_this
 from . import state as s
 from .state import JobFiles
 
@@ -69,7 +69,7 @@ class Worker:
 
         job = self.files.job
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-        logging.getLogger("papermill").addFilter(_knows_the_parameters)
+        logging.getLogger().handlers[0].addFilter(_knows_the_parameters)
         papermill.execute_notebook(
             job.notebook, str(self.files.notebook), job.parameters, kernel_name="python3", language="python",
             cwd=Path(job.notebook).parent, progress_bar=False, log_output=True, start_timeout=180,
@@ -92,7 +92,9 @@ class Worker:
         if isinstance(error, DeadKernelError) or re.search(r"exit code (137|143)\b", text):
             if out_of_memory_kills() > self.kills:
                 return "out of memory", "the system killed a process for memory"
-            return "killed", "its kernel died" if isinstance(error, DeadKernelError) else reason
+            return "killed", "its kernel died" if isinstance(
+                error, DeadKernelError
+            ) else "a training process was killed"
         return ("error" if isinstance(error, PapermillExecutionError) else "start-up"), reason
 
     def end(self, kind: str, reason: str) -> int:
@@ -137,6 +139,8 @@ def _versions() -> dict[str, str | None]:
 
 def _first_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith("Its last lines:"):  # of a training in several processes
+        lines[0] = lines[-1]
     return lines[0][:300] if lines else "no message"
 
 
@@ -152,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--time-limit", type=float, help="seconds")
     options = parser.parse_args(arguments)
     worker = Worker(options.folder, options.slot, options.time_limit)
-    os.environ[MARK] = worker.files.mark
+    os.environ.update({MARK: worker.files.mark, **parent_is_this()})
     return worker.go()
 
 
