@@ -175,6 +175,7 @@ class Run:
             "mAP_per_session": curve.round(4).tolist(),
             **{key: round(last[key], 4) for key in ("CP", "CR", "CF1", "OP", "OR", "OF1")},
             "seconds": round(sum(state["seconds"] for state in states), 1),
+            "peak_memory_mb": max((s["peak_memory_mb"] for s in states if "peak_memory_mb" in s), default=None),
             "exemplars": sum(len(ids) for ids in states[-1]["exemplar_ids"]),
             "weights": states[-1]["weights"],
             "config_hash": self.experiment.hash(),
