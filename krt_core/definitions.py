@@ -24,7 +24,7 @@ CURVES = {
 }
 AUTHORS = " Dashed grey: the KRT authors' own training logs (published; alphabetical class order)."
 
-SESSIONS = f"mAP seen after each session, in percent: the values of the first figure above. {SPREAD}"
+SESSIONS = f"mAP seen after each session, in percent: the values of the figure above. {SPREAD}"
 
 FORGETTING = (
     "Forgetting in points: for each class the best AP after an earlier session minus the AP after the last,"
@@ -81,6 +81,6 @@ UNEQUAL = (
 LATEX = (
     f"mAP, CF1 and OF1 in percent, F1 at score $>$ {F1_THRESHOLD}; forgetting in points: best AP after an "
     "earlier session minus last AP on the whole test set, mean over classes. $\\pm$: standard deviation "
-    "($n-1$) over runs, that is over seeds and class orders. Bold: best of our lines, upper bounds and "
-    "leaks aside."
+    "($n-1$) over runs, that is over seeds and class orders, whose numbers stand in brackets. Bold: best of "
+    "our lines, upper bounds and leaks aside."
 )

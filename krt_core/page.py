@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -55,7 +56,7 @@ def table(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]], de
     kinds = [cell.kind for cell in rows[-1][1]] if rows else []  # a column is aligned as its cells are
     kinds = ["text" if i < len(kinds) and kinds[i] == "text" else "" for i in range(len(columns))]
     head = "".join(
-        f'<th scope="col"{" class=text" if kind else ""}>{escape(name)}</th>'
+        f'<th scope="col"{" class=text" if kind else ""}>{_breakable(name)}</th>'
         for name, kind in zip(columns, kinds, strict=True)
     )
     body = "".join(
@@ -69,6 +70,11 @@ def table(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Cell]]], de
         f'<figure><div class="wide"><table{about}><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
         f"<figcaption>{escape(definition)}</figcaption></figure>\n"
     )
+
+
+def _breakable(text: str) -> str:
+    """Text that may break after the signs in a key=value, so that narrow columns can have it as their heading."""
+    return re.sub("([=._])", r"\1<wbr>", escape(text))
 
 
 def figure(drawing: Figure, alt: str, definition: str) -> str:
@@ -128,10 +134,10 @@ table.runs, table.dense { font-size: .78rem; } table.dense th, table.dense td { 
 table.runs tbody th { min-width: 7rem; }
 .remarks { background: var(--warn-paper); border-left: 4px solid var(--warn); padding: .6rem 1rem .6rem 2rem; }
 .sources { font-size: .88rem; color: var(--soft); }
-table.heat td { text-align: center; padding: .1rem .5rem; border: 0; min-width: 3.2rem; }
+table.heat td { text-align: center; padding: .1rem .3rem; border: 0; min-width: 3rem; }
 table.heat tbody th { padding: .1rem .6rem; border: 0; white-space: nowrap; }
 table.heat tr.first > * { border-top: 2px solid var(--paper); }
-table.heat thead th { max-width: 6.5rem; overflow-wrap: anywhere; font-size: .8rem; text-align: center; }
+table.heat thead th { max-width: 7rem; font-size: .8rem; text-align: center; }
 table.heat thead th:first-child { text-align: left; }
 nav ul { columns: 2; } a { color: var(--mark); }
 @media print { main { max-width: none; } h2 { break-before: page; } figure, tr { break-inside: avoid; } }

@@ -42,10 +42,15 @@ class Line:
         return bool(self.source)
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """How many seeds and how many class orders its runs have."""
+        experiments = [run.experiment for run in self.runs]
+        return len({e.seed for e in experiments}), len({e.protocol.order_seed for e in experiments})
+
+    @property
     def replicates(self) -> str:
         """As in "6 (3 seeds, 2 orders)"; "1" for a single run."""
-        seeds = len({run.experiment.seed for run in self.runs})
-        orders = len({run.experiment.protocol.order_seed for run in self.runs})
+        seeds, orders = self.counts
         many = f" ({seeds} seed{'s' * (seeds > 1)}, {orders} order{'s' * (orders > 1)})" if len(self.runs) > 1 else ""
         return f"{len(self.runs)}{many}"
 

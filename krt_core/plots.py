@@ -151,7 +151,7 @@ def session_curves(
     """
     groups = _by_label(runs, same_order=False)
     names = len(groups) + len(reference or {})
-    figure, axis = _figure(7.2, 4.2 if names <= 6 else 4.2 + 0.12 * names)
+    figure, axis = _figure(7.2, 4.2 + 0.12 * names)
     for i, (name, group) in enumerate(groups.items()):
         curves = np.stack([run.curve(key) for run in group])
         x, mean = np.arange(1, curves.shape[1] + 1), curves.mean(axis=0)
@@ -171,10 +171,7 @@ def session_curves(
         title=f"{key.replace('_', ' ')} after each session",
     )
     axis.grid(alpha=0.3)
-    if names <= 6:
-        axis.legend(fontsize=9)
-    else:
-        figure.legend(fontsize=9, loc="outside lower center", ncols=2)
+    figure.legend(fontsize=9, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -188,7 +185,7 @@ def forgetting_summary(runs: Sequence[Run]) -> Figure:
         spread = values.std(ddof=1) if len(values) > 1 else None
         colour = PALETTE[i % len(PALETTE)]
         axis.barh(i, values.mean(), height=0.6, color=colour, alpha=0.45, xerr=spread, capsize=3, ecolor="0.25")
-        axis.plot(values, np.full(len(values), i), ls="", ms=5, mec="0.3", mew=0.5, **_style(i))
+        axis.plot(values, np.full(len(values), i), ls="", ms=5, mec="0.3", mew=0.5, clip_on=False, **_style(i))
     axis.set_yticks(range(len(groups)), [textwrap.fill(name, 36) for name in groups])
     axis.set_ylim(len(groups) - 0.4, -0.6)
     axis.axvline(0, color="0.3", lw=0.8)

@@ -139,7 +139,8 @@ def _curves(setting: Setting) -> list[str]:
         if line.curve.size:
             rows.append((_kind(line), [_name(line, _bare(line)), *map(Cell, map(mean_and_std, line.curve.T))]))
     columns = ["mAP seen after session", *(str(s.index + 1) for s in setting.classes.sessions)]
-    return [heading(3, "After each session"), *figures, table(columns, rows, definitions.SESSIONS)]
+    seen, *others = figures
+    return [heading(3, "After each session"), seen, table(columns, rows, definitions.SESSIONS), *others]
 
 
 def _forgetting(setting: Setting) -> list[str]:

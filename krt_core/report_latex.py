@@ -27,17 +27,17 @@ def escape(text: str) -> str:
 
 def latex_report(runs: Sequence[Run]) -> str:
     """A table for each setting of finished runs, published lines marked by a dagger."""
-    head = "% Made by krt report. In the preamble: \\usepackage{booktabs}\n"
+    head = "% Made by krt report. In the preamble: \\usepackage{booktabs}. In two columns, table* has the width.\n"
     return head + "\n".join(_table(setting) for setting in settings_of(runs))
 
 
 def _table(setting: Setting) -> str:
     width = len(COLUMNS) + 3
     best = {key: setting.best(key) for key in HIGHER_IS_BETTER}
-    body = []
+    body, sources = [], []
     for group, lines in setting.by_buffer().items():
         body.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape(group)}}}}} \\")
-        body += [_row(line, best) for line in lines]
+        body += [_row(line, best, sources) for line in lines]
         body.append(r"\midrule")
     body[-1] = r"\bottomrule"
     caption = f"{escape(setting.dataset)}, {escape(setting.protocol)}. {definitions.LATEX}"
@@ -45,16 +45,16 @@ def _table(setting: Setting) -> str:
         caption += r" \textsc{leak}: first weights had seen the labels to be learned."
     notes = []
     if setting.published:
-        caption += r" $\dagger$: published."
-        sources = dict.fromkeys(line.source + (f" ({line.note})" if line.note else "") for line in setting.published)
-        notes = [r"\par\smallskip", r"\footnotesize $\dagger$ " + "; ".join(map(escape, sources)) + "."]
+        caption += r" $\dagger$: published, with the number of the source."
+        listed = "; ".join(rf"$^{{{i}}}${escape(source)}" for i, source in enumerate(sources, 1))
+        notes = [r"\par\smallskip", rf"\footnotesize {listed}."]
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
             rf"\caption{{{caption}}}",
-            r"\small",
-            r"\setlength{\tabcolsep}{4pt}",
+            r"\footnotesize",
+            r"\setlength{\tabcolsep}{3pt}",
             rf"\begin{{tabular}}{{ll{'r' * len(COLUMNS)}l}}",
             r"\toprule",
             " & ".join(["Method", "Buffer", *COLUMNS.values(), "Runs"]) + r" \\",
@@ -68,14 +68,20 @@ def _table(setting: Setting) -> str:
     )
 
 
-def _row(line: Line, best: dict[str, Line | None]) -> str:
+def _row(line: Line, best: dict[str, Line | None], sources: list[str]) -> str:
+    """A line of the table; a published one adds its source to the list, if new, and gets its number."""
     name = escape(line.method)
     if line.leak:
         name += r" \textsc{leak}"
     if line.published:
-        name = rf"\textit{{{name}}}$^{{\dagger}}$"
+        source = line.source + (f" ({line.note})" if line.note else "")
+        if source not in sources:
+            sources.append(source)
+        name = rf"\textit{{{name}}}$^{{\dagger {sources.index(source) + 1}}}$"
     cells = [name, escape(line.buffer)]
     for key in COLUMNS:
         text = escape(mean_and_std(line.values[key]))
         cells.append(rf"\textbf{{{text}}}" if line is best[key] else text)
-    return " & ".join([*cells, escape(line.replicates) if line.runs else "--"]) + r" \\"
+    seeds, orders = line.counts
+    runs = f"{len(line.runs)} ({seeds}, {orders})" if line.runs else "--"
+    return " & ".join([*cells, runs]) + r" \\"
