@@ -103,7 +103,8 @@ def mean_and_std(values: np.ndarray, digits: int = 1) -> str:
     if not len(values):
         return "–"
     spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean() + 0.0:.{digits}f}".replace("-", "−") + spread
+    mean = round(float(values.mean()), digits) + 0.0  # never "−0.0"
+    return f"{mean:.{digits}f}".replace("-", "−") + spread
 
 
 def _setting(dataset: str, protocol: str, runs: list[Run]) -> Setting:
@@ -126,7 +127,7 @@ def _setting(dataset: str, protocol: str, runs: list[Run]) -> Setting:
 
 def _line(method: str, label: str, runs: list[Run]) -> Line:
     summaries = [run.summary for run in runs]
-    definitions = [s.get("forgetting_definitions") or {} for s in summaries]
+    lost = [s.get("forgetting_definitions") or {} for s in summaries]
     values = {key: _known([s.get(key) for s in summaries]) for key in HIGHER_IS_BETTER}
     values |= {key: _known([s.get(key) for s in summaries]) for key in ("seconds", "peak_memory_mb", "exemplars")}
     if len(runs[0].protocol.sessions) < 2:
@@ -137,7 +138,7 @@ def _line(method: str, label: str, runs: list[Run]) -> Line:
         label=label,
         buffer="all data" if bound else buffer_of(runs[0]),
         values=values,
-        forgetting={key: _known([d.get(key) for d in definitions]) for key in definitions[0]},
+        forgetting={key: _known([d.get(key) for d in lost]) for d in lost for key in d},
         curve=np.stack([run.curve("mAP_seen") for run in runs]),
         runs=tuple(runs),
         leak=bool(runs[0].leak),

@@ -23,10 +23,6 @@ METRICS = {
     "forgetting": "forgetting",
 }
 
-SPREAD = (
-    "± is the standard deviation (n − 1) over all of a method's runs, that is over seeds and class orders together."
-)
-
 
 def html_report(runs: Sequence[Run], left_out: Sequence[LeftOut] = ()) -> str:
     """The whole page. runs: finished ones, see `collect`; left_out: the others, to be listed."""
