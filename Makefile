@@ -31,7 +31,7 @@ demo: setup  ## train and analyse on the embedded digits; results in outputs/dem
 	  $(BIN)/papermill notebooks/$$name.ipynb $(DEMO)/$$name.ipynb --cwd notebooks -k python3 -p folder $(DEMO) \
 	    --log-output --no-progress-bar 2>&1 | grep -vE '^(Input|Output|Working|Executing|Ending|Black)|^<Figure|^\[IPKernelApp|^$$' || exit 1; \
 	done
-	@$(BIN)/krt report $(DEMO)/runs --csv $(DEMO)/table.csv
+	@$(BIN)/krt report $(DEMO)/runs --csv $(DEMO)/table.csv --html $(DEMO)/report.html
 
 test: setup  ## run the tests (minutes)
 	$(BIN)/python -m pytest

@@ -87,9 +87,15 @@ def _parser() -> argparse.ArgumentParser:
     give.add_argument("--session", type=int, help="1 is the first; default: the last finished one")
     give.set_defaults(command=_export)
 
-    report = commands.add_parser("report", help="one table of finished runs")
+    report = commands.add_parser("report", help="tables and figures of finished runs")
     report.add_argument("runs", nargs="+", help="run folders, or folders that hold some")
-    report.add_argument("--csv", help="also write the table, one line per run, to this file")
+    report.add_argument("--html", metavar="FILE", help="one page with every table and figure, which opens offline")
+    report.add_argument(
+        "--csv", metavar="FILE", help="one line per run; FILE_sessions.csv beside it has one per run and session"
+    )
+    report.add_argument(
+        "--latex", metavar="FILE", help="the paper's table with the published lines, to \\input (needs booktabs)"
+    )
     report.set_defaults(command=_report)
 
     presets = commands.add_parser("presets", help="list the shipped presets, or show one in full")
@@ -189,17 +195,12 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .report import runs_table, summary_table
-    from .run import find_runs
+    from .home import atomic_write
+    from .report import collect, runs_table, sessions_table, summary_table
 
-    runs = [run for folder in options.runs for run in find_runs(folder)]
-    missing = [folder for folder in options.runs if not Path(folder).exists()]
-    if missing:
-        raise DataError(f"There is no folder {missing[0]}.")
-    for run in runs:
-        if not run.done:
-            print(f"not finished, left out: {run.folder.name}", file=sys.stderr)
-    runs = [run for run in runs if run.done]
+    runs, left_out = collect(options.runs)
+    for other in left_out:
+        print(f"left out: {other.name}: {other.reason}", file=sys.stderr)
     if not runs:
         raise DataError("No finished run found there.")
     table = runs_table(runs)
@@ -207,9 +208,22 @@ def _report(options: argparse.Namespace) -> int:
     print(
         "mAP, CF1, OF1 in percent, F1 at threshold 0.8; forgetting: max − last per class on the whole test set, points."
     )
+    written = []
     if options.csv:
-        table.to_csv(options.csv, index=False)
-        print(options.csv)
+        path = Path(options.csv)
+        written.append(atomic_write(path, table.to_csv(index=False)))
+        sessions = path.with_name(f"{path.stem}_sessions{path.suffix}")
+        written.append(atomic_write(sessions, sessions_table(runs).to_csv(index=False)))
+    if options.latex:
+        from .report_latex import latex_report
+
+        written.append(atomic_write(options.latex, latex_report(runs)))
+    if options.html:
+        from .report_html import html_report
+
+        written.append(atomic_write(options.html, html_report(runs, left_out)))
+    for path in written:
+        print(path)
     return 0
 
 

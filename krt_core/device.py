@@ -7,7 +7,9 @@ import ctypes
 import importlib.metadata
 import os
 import platform
+import resource
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +76,25 @@ def keep_freed_memory(keep: bool = True) -> bool:
         return all(libc.mallopt(key, value) for key, value in settings.items())
     except (OSError, AttributeError):  # no glibc
         return False
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new high-water mark of a GPU's memory; that of a process on a CPU runs from its start to its end."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory in use at once, MiB: this process's tensors on a GPU since the reset; on a CPU the resident set of
+    the whole process since its start, whatever else it has done before."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):  # ru_maxrss would also count the process that started this one
+                return int(line.split()[1]) / 2**10
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _cpu_flags() -> str:

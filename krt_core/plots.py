@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from .explain import Explanation
 from .home import atomic_write, resolve
 from .metrics import forgetting_per_class
 from .protocol import Protocol
-from .report import label_of
+from .report import label_of, labels_of, replicate_of
 from .run import Run
 
 PALETTE = sns.color_palette("colorblind")
@@ -126,7 +127,7 @@ def training_loss(runs: Sequence[Run]) -> Figure:
     for i, run in enumerate(runs):
         epochs = run.epochs
         axis.plot(range(1, len(epochs) + 1), [e["loss"] for e in epochs], color=PALETTE[i % len(PALETTE)],
-                  label=f"{label_of(run, runs)}, seed {run.experiment.seed}")  # fmt: skip
+                  label=f"{label_of(run, runs)}, {replicate_of(run)}")  # fmt: skip
     per_session = runs[0].experiment.train.epochs
     for t in range(1, len(runs[0].protocol.sessions)):
         axis.axvline(t * per_session + 0.5, color="0.8", lw=1)
@@ -143,29 +144,53 @@ def training_loss(runs: Sequence[Run]) -> Figure:
 def session_curves(
     runs: Sequence[Run], key: str = "mAP_seen", reference: dict[str, np.ndarray] | None = None
 ) -> Figure:
-    """One metric after each session, averaged over the seeds of a method, with a band of one standard deviation.
+    """One metric after each session, averaged over the seeds and class orders of a method, with a band of one standard
+    deviation.
 
     reference: published curves by name, drawn dashed over their own number of sessions.
     """
-    figure, axis = _figure(7.2, 4.2)
-    for i, (name, group) in enumerate(_by_label(runs).items()):
+    groups = _by_label(runs, same_order=False)
+    names = len(groups) + len(reference or {})
+    figure, axis = _figure(7.2, 4.2 + 0.12 * names)
+    for i, (name, group) in enumerate(groups.items()):
         curves = np.stack([run.curve(key) for run in group])
         x, mean = np.arange(1, curves.shape[1] + 1), curves.mean(axis=0)
-        axis.plot(x, mean, marker=MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)], label=name)
+        axis.plot(x, mean, label=textwrap.fill(name, 60), mec="0.3", mew=0.5, **_style(i))
         if len(curves) > 1:
             spread = curves.std(axis=0, ddof=1)
-            axis.fill_between(x, mean - spread, mean + spread, color=PALETTE[i % len(PALETTE)], alpha=0.2)
+            axis.fill_between(x, mean - spread, mean + spread, color=PALETTE[i % len(PALETTE)], alpha=0.2, lw=0)
     for i, (name, curve) in enumerate((reference or {}).items()):
-        axis.plot(np.arange(1, len(curve) + 1), curve, "--", color="0.3", marker=MARKERS[i], ms=4, label=name)
-    first = runs[0].protocol
-    axis.set_xticks(range(1, len(first.sessions) + 1), [f"{s.index + 1}\n{s.stop} classes" for s in first.sessions])
+        axis.plot(np.arange(1, len(curve) + 1), curve, "--", color="0.3", marker=MARKERS[i % len(MARKERS)], ms=4,
+                  label=name)  # fmt: skip
+    sessions = runs[0].protocol.sessions
+    words = " classes" if len(sessions) <= 9 else ""
+    axis.set_xticks(range(1, len(sessions) + 1), [f"{s.index + 1}\n{s.stop}{words}" for s in sessions])
     axis.set(
-        xlabel="after session",
+        xlabel="after session" + ("" if words else " (below: classes learned)"),
         ylabel=f"{key.replace('_', ' ')} (%)",
         title=f"{key.replace('_', ' ')} after each session",
     )
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=9)
+    figure.legend(fontsize=9, loc="outside lower center", ncols=2)
+    return figure
+
+
+def forgetting_summary(runs: Sequence[Run]) -> Figure:
+    """The headline forgetting of each method: a bar for the mean over its runs, whiskers of one standard deviation, and
+    a dot per run. Class orders may differ."""
+    groups = _by_label(runs, same_order=False)
+    figure, axis = _figure(7.2, 1.3 + 0.42 * len(groups))
+    for i, group in enumerate(groups.values()):
+        values = np.array([run.summary["forgetting"] for run in group])
+        spread = values.std(ddof=1) if len(values) > 1 else None
+        colour = PALETTE[i % len(PALETTE)]
+        axis.barh(i, values.mean(), height=0.6, color=colour, alpha=0.45, xerr=spread, capsize=3, ecolor="0.25")
+        axis.plot(values, np.full(len(values), i), ls="", ms=5, mec="0.3", mew=0.5, clip_on=False, **_style(i))
+    axis.set_yticks(range(len(groups)), [textwrap.fill(name, 36) for name in groups])
+    axis.set_ylim(len(groups) - 0.4, -0.6)
+    axis.axvline(0, color="0.3", lw=0.8)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set(xlabel="forgetting (points of AP)", title="Forgetting: best earlier AP − last AP, whole test set")
     return figure
 
 
@@ -227,7 +252,7 @@ def thresholds(runs: Sequence[Run]) -> Figure | None:
         records = run.session_state(run.finished_sessions - 1)["method"]["thresholds"]
         x = [int(t) + 1 for t in records]
         style = dict(marker=MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)])
-        name = f"{label_of(run, runs)}, seed {run.experiment.seed}"
+        name = f"{label_of(run, runs)}, {replicate_of(run)}"
         left.plot(x, [r["threshold"] for r in records.values()], label=name, **style)
         right.plot(x, [r["found"] for r in records.values()], **style)
         right.plot(x, [r["target"] for r in records.values()], ":", color="0.3", label="expected" if not i else None)
@@ -239,13 +264,21 @@ def thresholds(runs: Sequence[Run]) -> Figure | None:
     return figure
 
 
-def _by_label(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    if len({(run.protocol.classes, run.protocol.name) for run in runs}) > 1:
-        raise RunError("These runs have different classes, class orders or protocols: draw them apart.")
+def _by_label(runs: Sequence[Run], same_order: bool = True) -> dict[str, list[Run]]:
+    """Runs by method. RunError if they have different classes or protocols or, where it matters, class orders."""
+    classes = tuple if same_order else frozenset
+    if len({(classes(run.protocol.classes), run.protocol.name) for run in runs}) > 1:
+        orders = ", class orders" if same_order else ""
+        raise RunError(f"These runs have different classes{orders} or protocols: draw them apart.")
     groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(label_of(run, runs), []).append(run)
+    for run, label in zip(runs, labels_of(runs), strict=True):
+        groups.setdefault(label, []).append(run)
     return groups
+
+
+def _style(i: int) -> dict:
+    """Colour and marker of the i-th method: the pairs repeat only after forty."""
+    return dict(color=PALETTE[i % len(PALETTE)], marker=MARKERS[i % len(MARKERS)])
 
 
 # ---- attention ----

@@ -176,6 +176,7 @@ class Run:
             "mAP_per_session": curve.round(4).tolist(),
             **{key: round(last[key], 4) for key in ("CP", "CR", "CF1", "OP", "OR", "OF1")},
             "seconds": round(sum(state["seconds"] for state in states), 1),
+            "peak_memory_mb": max((s["peak_memory_mb"] for s in states if "peak_memory_mb" in s), default=None),
             "exemplars": sum(len(ids) for ids in states[-1]["exemplar_ids"]),
             "weights": states[-1]["weights"],
             "config_hash": self.experiment.hash(),
@@ -297,25 +298,31 @@ def ap_tables(protocol: Protocol, scores: list[tuple[np.ndarray, np.ndarray]]) -
 
 
 def find_runs(folder: str | Path = "outputs", **wanted: Any) -> list[Run]:
-    """Every run under ``folder``, in the order of the method registry, then by exemplars and seed; ``method="krt"`` and
-    such keep those whose experiment has it."""
+    """Every run under ``folder``, `in_order`; ``method="krt"`` and such keep those whose experiment has it."""
+    runs = [Run(path.parent) for path in sorted(resolve(folder).rglob("experiment.yaml"))]
+    return in_order([r for r in runs if all(getattr(r.experiment, key) == value for key, value in wanted.items())])
+
+
+def in_order(runs: list[Run]) -> list[Run]:
+    """Runs in the order of the method registry, then by exemplars, class order and seed."""
     from .methods import METHODS
 
-    runs = [Run(path.parent) for path in sorted(resolve(folder).rglob("experiment.yaml"))]
-    runs = [run for run in runs if all(getattr(run.experiment, key) == value for key, value in wanted.items())]
     place = list(METHODS).index
 
     def rank(run: Run) -> tuple:
-        e = run.experiment
-        return place(e.method), e.replay.per_class, e.replay.budget, e.seed
+        e, order = run.experiment, run.experiment.protocol.order_seed
+        return place(e.method), e.replay.per_class, e.replay.budget, -1 if order is None else order, e.seed
 
     return sorted(runs, key=rank)
 
 
 def _read_json(path: Path) -> dict | None:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text at all
         raise RunError(f"{path} is not readable JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise RunError(f"{path} must hold a JSON object, found a {type(content).__name__}.")
+    return content

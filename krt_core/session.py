@@ -19,7 +19,7 @@ import torch
 from .config import Experiment
 from .data import open_dataset
 from .data.pipeline import ImageStore
-from .device import Runtime, choose_runtime, environment
+from .device import Runtime, choose_runtime, environment, peak_memory_mb, reset_peak_memory
 from .errors import DataError, RunError
 from .evaluate import predict, session_metrics
 from .learn import Learner, set_seed
@@ -93,11 +93,8 @@ class _Training:
         # What a later start must find unchanged: stored exemplars are row numbers, and a quick look is no training.
         # Batch statistics of each process's own images make the number of processes part of the result, as published.
         processes = self.world.size if e.train.batch_norm == "batch" else None
-        self.made_with = {
-            "inputs": self.train_set.digest() + self.test_set.digest(),
-            "max_steps": max_steps,
-            "processes": processes,
-        }
+        inputs = self.train_set.digest() + self.test_set.digest()
+        self.made_with = {"inputs": inputs, "max_steps": max_steps, "processes": processes}
         self.test_rows = np.flatnonzero(self.test_labels.any(axis=1))  # the fixed pool: images with any class
         several = f" in {self.world.size} processes" if self.world.size > 1 else ""
         progress.log(
@@ -150,6 +147,7 @@ class _Training:
     def session(self, index: int, resume: dict[str, Any] | None) -> None:
         began, best = time.perf_counter(), None
         self.spent_before = resume["seconds"] if resume else 0.0
+        reset_peak_memory(self.runtime.device)
 
         # 1. See: the session's images, with labels of its own classes only, and the stored exemplars.
         memory = self.memory if self.method.replays else None
@@ -182,6 +180,7 @@ class _Training:
             "test_images": len(scores.ids),
             "reported_epoch": self.experiment.train.epochs - 1 if best is None else best["epoch"],
             "seconds": round(self.spent_before + time.perf_counter() - began, 2),
+            "peak_memory_mb": round(peak_memory_mb(self.runtime.device), 1),
             "metrics": metrics,
             "method": self.method.state(),
             "memory": self.memory.state(),
