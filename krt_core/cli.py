@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 from .errors import ConfigError, DataError, KRTError, did_you_mean
 
@@ -195,8 +194,8 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .home import atomic_write
-    from .report import collect, runs_table, sessions_table, summary_table
+    from .report import collect, runs_table, summary_table
+    from .report.write import write_report
 
     runs, left_out = collect(options.runs)
     for other in left_out:
@@ -208,21 +207,7 @@ def _report(options: argparse.Namespace) -> int:
     print(
         "mAP, CF1, OF1 in percent, F1 at threshold 0.8; forgetting: max − last per class on the whole test set, points."
     )
-    written = []
-    if options.csv:
-        path = Path(options.csv)
-        written.append(atomic_write(path, table.to_csv(index=False)))
-        sessions = path.with_name(f"{path.stem}_sessions{path.suffix}")
-        written.append(atomic_write(sessions, sessions_table(runs).to_csv(index=False)))
-    if options.latex:
-        from .report_latex import latex_report
-
-        written.append(atomic_write(options.latex, latex_report(runs)))
-    if options.html:
-        from .report_html import html_report
-
-        written.append(atomic_write(options.html, html_report(runs, left_out)))
-    for path in written:
+    for path in write_report(runs, left_out, options.html, options.csv, options.latex):
         print(path)
     return 0
 

@@ -11,14 +11,15 @@ import pandas as pd
 import pytest
 from made_up_runs import Page, coco, finished, voc
 
-from krt_core import definitions, plots, reference, report_latex
+from krt_core import plots, reference
 from krt_core.cli import main
 from krt_core.config import load_experiment
 from krt_core.errors import DataError, RunError
-from krt_core.paper_table import mean_and_std, settings_of
-from krt_core.report import collect, label_of, runs_table, summary_table
-from krt_core.report_html import html_report
-from krt_core.report_latex import latex_report
+from krt_core.report import collect, definitions, label_of, runs_table, summary_table
+from krt_core.report import latex as report_latex
+from krt_core.report.html import html_report
+from krt_core.report.latex import latex_report
+from krt_core.report.paper_table import mean_and_std, settings_of
 from krt_core.run import Run
 from krt_core.session import train
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 
 from ..home import outputs_dir
-from ..run import Run, find_runs
+from ..report import LeftOut
+from ..report.write import write_report
+from ..run import Run, find_runs, in_order
 from . import state as s
 from .matrix import Job, Matrix
 from .runner import Runner
@@ -14,14 +17,34 @@ from .slurm import run_on_slurm
 from .state import JobFiles
 from .view import View, clock, table
 
+REPORTS = ("report.html", "table.csv", "table.tex")
+
 
 def run(matrix: Matrix, jobs: list[Job], retry_failed: bool = False, max_failures: int = 0) -> int:
     """Run what is not done; 0 if everything is done then, 1 if something failed, 130 if it was stopped."""
     if matrix.launch == "slurm":
-        return 0 if run_on_slurm(matrix, jobs, View(), retry_failed) else 1
-    runner = Runner(matrix, jobs, View(), retry_failed, max_failures)
-    done = runner.go()
-    return 130 if runner.stopped else 0 if done else 1
+        done, stopped = run_on_slurm(matrix, jobs, View(), retry_failed), False
+    else:
+        runner = Runner(matrix, jobs, View(), retry_failed, max_failures)
+        done, stopped = runner.go(), runner.stopped
+    if not stopped:
+        write_reports(matrix, jobs)
+    return 130 if stopped else 0 if done else 1
+
+
+def write_reports(matrix: Matrix, jobs: list[Job]) -> None:
+    """report.html, table.csv, table_sessions.csv and table.tex of all finished runs, in the folder of the matrix."""
+    files = {job.id: JobFiles(matrix.folder, job) for job in jobs if job.trains}
+    runs = [f.run for f in files.values() if f.run is not None and f.run.done]
+    left_out = [
+        LeftOut(name, f"{state.state}: {state.kind}: {state.reason}" if state.kind else state.state)
+        for name, state in current(files).items()
+        if state.state != s.DONE
+    ]
+    if not runs:
+        return
+    for path in write_report(in_order(runs), left_out, *(Path(matrix.folder) / f for f in REPORTS)):
+        print(path)
 
 
 def status(matrix: Matrix, jobs: list[Job]) -> int:

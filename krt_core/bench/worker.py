@@ -78,7 +78,6 @@ class Worker:
 
     def explain(self, error: Exception) -> tuple[str, str]:
         """Kind and reason of a failure."""
-        from nbclient.exceptions import DeadKernelError
         from papermill.exceptions import PapermillExecutionError
 
         text = str(error).strip()
@@ -89,7 +88,8 @@ class Worker:
             return "disk full", reason
         if re.search(r"OutOfMemoryError|MemoryError|CUDA out of memory|can't allocate memory", text):
             return "out of memory", reason
-        if isinstance(error, DeadKernelError) or re.search(r"exit code (137|143)\b", text):
+        dead = type(error).__name__ == "DeadKernelError"  # of nbclient, below papermill
+        if dead or re.search(r"exit code (137|143)\b", text):
             if out_of_memory_kills() > self.kills:
                 return "out of memory", "the system killed a process for memory"
             return "killed", "its kernel died" if isinstance(

@@ -67,7 +67,7 @@ requeued=
 for _ in $(seq 600); do
   kill -0 $bench 2>/dev/null || break
   # the first run that is past its first epoch is taken from the cluster and queued again
-  if [ -z "$requeued" ] && run=$(find "$folder/slurm" -name resume.pt | head -1) && [ -n "$run" ]; then
+  if [ -z "$requeued" ] && run=$(find "$folder/slurm" -name resume.pt 2>/dev/null | head -1) && [ -n "$run" ]; then
     requeued=$(squeue --noheader --array --states=RUNNING --format=%i | head -1)
     scontrol requeue "$requeued"
     echo "queued again: $requeued"

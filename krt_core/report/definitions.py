@@ -1,6 +1,6 @@
 """What each table and figure of a report shows, in words. Formulas and sources stand in docs/metrics.md."""
 
-from .metrics import F1_THRESHOLD
+from ..metrics import F1_THRESHOLD
 
 SPREAD = "± is the standard deviation (n − 1) over all runs of a method, that is over seeds and class orders together."
 

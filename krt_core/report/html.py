@@ -9,11 +9,11 @@ from html import escape
 import matplotlib
 import numpy as np
 
-from . import definitions, plots
+from .. import plots
+from ..run import Run
+from . import LeftOut, definitions
 from .page import Cell, bullets, figure, heading, page, paragraph, table, tag
 from .paper_table import HIGHER_IS_BETTER, Line, Setting, mean_and_std, settings_of
-from .report import LeftOut
-from .run import Run
 
 METRICS = {
     "average_mAP": "average mAP",

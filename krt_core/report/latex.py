@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..run import Run
 from . import definitions
 from .paper_table import HIGHER_IS_BETTER, Line, Setting, mean_and_std, settings_of
-from .run import Run
 
 COLUMNS = {"average_mAP": "Avg. mAP", "last_mAP": "Last mAP", "CF1": "CF1", "OF1": "OF1", "forgetting": "Forgetting"}
 ESCAPES = {

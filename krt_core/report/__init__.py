@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from .errors import DataError, KRTError
-from .home import resolve
-from .run import Run, in_order
+from ..errors import DataError, KRTError
+from ..home import resolve
+from ..run import Run, in_order
 
 METRICS = ("average_mAP", "last_mAP", "forgetting", "CF1", "OF1")
 NOT_OF_THE_METHOD = {"protocol.order_seed"}  # runs that differ in the class order (or the seed) are replicates
@@ -140,7 +140,7 @@ def setting_of(run: Run) -> tuple[str, str]:
 
 def buffer_of(run: Run) -> str:
     """The exemplars of a run as tables of papers give them: "0", "20/class" or "1000"."""
-    from .methods import METHODS
+    from ..methods import METHODS
 
     replay = run.experiment.replay
     if not METHODS[run.experiment.method].replays:

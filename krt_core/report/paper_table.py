@@ -1,6 +1,6 @@
 """The table of a paper: for each setting one line per method, ours with mean and spread, and the published beside it.
 
-Kept as numbers here; report_html.py and report_latex.py write it down.
+Kept as numbers here; html.py and latex.py write it down.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from . import definitions
-from .methods import METHODS
-from .protocol import Protocol
-from .reference import PublishedResult, author_curves, published_classes, published_results
-from .report import buffer_of, labels_of, replicate_of, setting_of, told_apart
-from .run import Run
+from ..methods import METHODS
+from ..protocol import Protocol
+from ..reference import PublishedResult, author_curves, published_classes, published_results
+from ..run import Run
+from . import buffer_of, definitions, labels_of, replicate_of, setting_of, told_apart
 
 HIGHER_IS_BETTER = {"average_mAP": True, "last_mAP": True, "CF1": True, "OF1": True, "forgetting": False}
 
