@@ -92,9 +92,7 @@ class Worker:
         if dead or re.search(r"exit code (137|143)\b", text):
             if out_of_memory_kills() > self.kills:
                 return "out of memory", "the system killed a process for memory"
-            return "killed", "its kernel died" if isinstance(
-                error, DeadKernelError
-            ) else "a training process was killed"
+            return "killed", "its kernel died" if dead else "a training process was killed"
         return ("error" if isinstance(error, PapermillExecutionError) else "start-up"), reason
 
     def end(self, kind: str, reason: str) -> int:
