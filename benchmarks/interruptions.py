@@ -1,6 +1,6 @@
 """Does a matrix survive being killed? ``python -m benchmarks.interruptions MATRIX [--kills 5] [--seed 0]``.
 
-Runs a matrix twice: once in peace, once killed (SIGKILL) at random moments and started again. In turn the victim is the
+Runs a matrix twice: once undisturbed, once killed (SIGKILL) at random moments and started again. In turn the victim is the
 runner, the process of a job (papermill), a notebook's kernel, a torchrun process, and everything at once, as when the
 power fails. After each kill of the runner no process may be left after ten seconds. At the end the results of both must
 be equal to the last digit.
@@ -129,10 +129,10 @@ def main(arguments: list[str] | None = None) -> int:
     torchrun = load_matrix(options.matrix).gpus_per_run > 1
     kinds = [victim for victim in VICTIMS if torchrun or victim != "torchrun"]
     victims = tuple(kinds[i % len(kinds)] for i in range(options.kills))
-    if start(options.matrix, folder / "peace", folder / "peace.log").wait():
-        raise RuntimeError(f"the matrix does not even run in peace: see {folder / 'peace.log'}")
+    if start(options.matrix, folder / "plain", folder / "plain.log").wait():
+        raise RuntimeError(f"the matrix does not even run undisturbed: see {folder / 'peace.log'}")
     killed = survive(options.matrix, folder / "killed", victims, tuple(options.pause))
-    one, two = results(folder / "peace"), results(folder / "killed")
+    one, two = results(folder / "plain"), results(folder / "killed")
     trainings = sum(job.trains for job in expand(load_matrix(options.matrix)))
     equal = one == two and len(one) == trainings
     report = {"victims": killed, "runs": len(two), "of": trainings, "equal": equal}

@@ -58,10 +58,17 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--folder", help="where everything goes; default outputs/<name of the matrix>")
     bench.add_argument("--gpus-per-run", type=int, help="GPUs (or shares of the cores) that share the batches of a run")
     bench.add_argument("--workers", type=int, help="runs at once where there is no GPU; default: one per core")
-    bench.add_argument("--launch", choices=("local", "slurm"), help="where the runs run; default: what the matrix says")
+    bench.add_argument(
+        "--launch", choices=("local", "slurm", "torchrun"), help="where the runs run; default: what the matrix says"
+    )
     bench.add_argument("--time-limit", help="of each run, such as 90m or 12h")
     bench.add_argument("--retry-failed", action="store_true", help="also start what failed before")
     bench.add_argument("--max-failures", type=int, default=0, help="start nothing more after so many runs have failed")
+    bench.add_argument("--nnodes", type=int, help="machines that share each run (with --launch torchrun)")
+    bench.add_argument("--rendezvous", metavar="HOST:PORT", help="where they meet: an address of the main one")
+    bench.add_argument(
+        "--node-rank", type=int, default=0, help="which of them this is; 0 is the main one, others follow it"
+    )
     bench.set_defaults(command=_bench)
 
     data = commands.add_parser("data", help="get or make a data set")
@@ -124,15 +131,19 @@ def _train(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from .bench.command import dry_run, run, status
+    from .bench.follower import follow
     from .bench.matrix import expand, load_matrix
+    from .bench.view import View
 
-    keys = ("folder", "gpus_per_run", "workers", "launch", "time_limit")
+    keys = ("folder", "gpus_per_run", "workers", "launch", "time_limit", "nnodes", "rendezvous")
     matrix = load_matrix(options.matrix, **{key: getattr(options, key) for key in keys})
     jobs = expand(matrix)
     if options.dry_run:
         return dry_run(matrix, jobs)
     if options.status:
         return status(matrix, jobs)
+    if options.node_rank:
+        return follow(matrix, jobs, options.node_rank, View())
     return run(matrix, jobs, options.retry_failed, options.max_failures)
 
 

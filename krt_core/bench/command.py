@@ -10,6 +10,7 @@ from ..report import LeftOut
 from ..report.write import write_report
 from ..run import Run, find_runs, in_order
 from . import state as s
+from .follower import tell_followers
 from .matrix import Job, Matrix
 from .runner import Runner
 from .slots import find_slots
@@ -27,6 +28,8 @@ def run(matrix: Matrix, jobs: list[Job], retry_failed: bool = False, max_failure
     else:
         runner = Runner(matrix, jobs, View(), retry_failed, max_failures)
         done, stopped = runner.go(), runner.stopped
+    if matrix.launch == "torchrun" and not stopped:
+        tell_followers(matrix)
     if not stopped:
         write_reports(matrix, jobs)
     return 130 if stopped else 0 if done else 1
