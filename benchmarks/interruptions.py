@@ -130,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     kinds = [victim for victim in VICTIMS if torchrun or victim != "torchrun"]
     victims = tuple(kinds[i % len(kinds)] for i in range(options.kills))
     if start(options.matrix, folder / "plain", folder / "plain.log").wait():
-        raise RuntimeError(f"the matrix does not even run undisturbed: see {folder / 'peace.log'}")
+        raise RuntimeError(f"the matrix does not even run undisturbed: see {folder / 'plain.log'}")
     killed = survive(options.matrix, folder / "killed", victims, tuple(options.pause))
     one, two = results(folder / "plain"), results(folder / "killed")
     trainings = sum(job.trains for job in expand(load_matrix(options.matrix)))
