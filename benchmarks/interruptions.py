@@ -1,9 +1,9 @@
 """Does a matrix survive being killed? ``python -m benchmarks.interruptions MATRIX [--kills 5] [--seed 0]``.
 
-Runs a matrix twice: once undisturbed, once killed (SIGKILL) at random moments and started again. In turn the victim is the
-runner, the process of a job (papermill), a notebook's kernel, a torchrun process, and everything at once, as when the
-power fails. After each kill of the runner no process may be left after ten seconds. At the end the results of both must
-be equal to the last digit.
+Runs a matrix twice: once undisturbed, once killed (SIGKILL) at random moments and started again. In turn the victim is
+the runner, the process of a job (papermill), a notebook's kernel, a torchrun process, and everything at once, as when
+the power fails. After each kill of the runner no process may be left after ten seconds. At the end the results of both
+must be equal to the last digit.
 """
 
 from __future__ import annotations
