@@ -13,12 +13,14 @@ import yaml
 from conftest import TINY
 
 from benchmarks import interruptions
+from krt_core.bench import follower
 from krt_core.bench import slots as slot_module
 from krt_core.bench import state as s
 from krt_core.bench.command import estimate
 from krt_core.bench.matrix import Job, check_parameters, expand, load_matrix, matrix_names, seconds_of
 from krt_core.bench.runner import Runner
 from krt_core.bench.slots import Slots, find_slots, take
+from krt_core.bench.slurm import ClusterJob
 from krt_core.bench.state import JobFiles
 from krt_core.bench.view import View, clock
 from krt_core.bench.worker import CODES, Worker
@@ -401,3 +403,86 @@ def wait_for(what, seconds):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     return found
+
+
+# ---- clusters, with stand-ins for their commands; tests/cluster has trials of the real ones ----
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """sbatch, srun and squeue that take every job and have none."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, says in (("sbatch", "Submitted batch job 42"), ("srun", ""), ("squeue", "")):
+        (tools / name).write_text(f"#!/bin/sh\necho '{says}'\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    return tools
+
+
+def test_jobs_are_submitted_to_slurm_as_one_array(matrix_file, slurm, capsys):
+    asked = {"partition": "lab", "gpus": 2, "minutes": 90, "options": {"account": "us"}}
+    path = matrix_file(seeds=[0, 1, 2], launch="slurm", slurm=asked, time_limit="2h")
+    jobs = expand(load_matrix(path))
+    assert main(["bench", str(path)]) == 1  # submitted, but not done
+    folder = path.parent / "outputs" / "m"
+    (script,) = folder.glob("slurm/*_submission.sh")
+    text = script.read_text()
+    for line in ("--array=0-2%3", "--partition=lab", "--time=90", "--gpus-per-node=2", "--account=us", "--requeue"):
+        assert f"#SBATCH {line}" in text
+    states = [JobFiles(folder, job).read() for job in jobs]
+    assert [state.slot for state in states] == ["slurm 42_0", "slurm 42_1", "slurm 42_2"]
+    assert all(state.state == s.QUEUED for state in states)
+    (slurm / "squeue").write_text("#!/bin/sh\n[ -f $0.once ] || echo '42_0 42_1 42_2'\ntouch $0.once\n")
+    before = script.stat().st_mtime_ns
+    main(["bench", str(path)])  # they are still in the queue: nothing is submitted twice
+    assert [p.stat().st_mtime_ns for p in folder.glob("slurm/*_submission.sh")] == [before]
+
+
+def test_without_slurm_it_says_so(matrix_file, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["bench", str(matrix_file(launch="slurm"))]) == 2
+    assert "needs the commands of Slurm" in capsys.readouterr().err
+
+
+def test_a_cluster_job_ends_its_process_before_it_is_queued_again(tmp_path, monkeypatch):
+    job = ClusterJob()
+    job.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    again = job.checkpoint(str(tmp_path), 90.0)
+    assert job.process.poll() is not None and again.args == (str(tmp_path), 90.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"launch": "torchrun"}, ["nnodes"]),
+        ({"nnodes": 2}, ["launch: torchrun"]),
+        ({"launch": "torchrun", "nnodes": 2}, ["--rendezvous HOST:PORT"]),
+        ({"launch": "torchrun", "nnodes": 2, "rendezvous": "here"}, ["HOST:PORT", "here"]),
+    ],
+)
+def test_several_machines_need_to_know_where_to_meet(matrix_file, content, words, capsys):
+    assert main(["bench", str(matrix_file(**content))]) == 2
+    said = capsys.readouterr().err
+    assert all(word in said for word in words), said
+
+
+def test_another_machine_follows_the_main_one(matrix_file, monkeypatch):
+    path = matrix_file(launch="torchrun", nnodes=2, rendezvous="here:1", seeds=[0, 1])
+    matrix = load_matrix(path)
+    jobs = expand(matrix)
+    assert jobs[0].parameters["machines"] == 2 and jobs[0].parameters["rendezvous"] == "here:1"
+    files, seen = [JobFiles(matrix.folder, job) for job in jobs], []
+    plan = iter(
+        [
+            lambda: files[0].write(state=s.RUNNING, attempts=1),
+            lambda: files[0].write(state=s.RUNNING, attempts=2),
+            lambda: (files[0].write(state=s.DONE), files[1].write(state=s.RUNNING, attempts=1)),
+            lambda: (files[1].write(state=s.DONE), follower.tell_followers(matrix)),
+        ]
+    )
+    monkeypatch.setattr(follower.time, "sleep", lambda _: next(plan)())
+    monkeypatch.setattr(follower, "_join", lambda m, f, rank: seen.append((f.job.id, rank)))
+    monkeypatch.setattr(follower, "_end", lambda *_: None)
+    assert follower.follow(matrix, jobs, 1, View(live=False)) == 0
+    assert seen == [(jobs[0].id, 1), (jobs[0].id, 1), (jobs[1].id, 1)]  # each attempt once
