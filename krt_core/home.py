@@ -52,8 +52,10 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes 
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; results are to be shared
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # so that "No space left on device" says where
         raise
     return path
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -250,7 +251,9 @@ class Run:
         return load_file(self.session_folder(session) / "model.safetensors")
 
     def save_resume(self, content: dict[str, Any]) -> None:
-        atomic_write(self.folder / "resume.pt", lambda file: torch.save(content, file))
+        buffer = io.BytesIO()  # torch.save would not say that a disk is full
+        torch.save(content, buffer)
+        atomic_write(self.folder / "resume.pt", lambda file: file.write(buffer.getbuffer()))
 
     def load_resume(self) -> dict[str, Any] | None:
         path = self.folder / "resume.pt"

@@ -1,5 +1,6 @@
 """A matrix of runs: what it expands to, who may run what, and what survives."""
 
+import io
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import time
 from typing import ClassVar
 
 import pytest
+import torch
 import yaml
 from conftest import TINY
 
@@ -245,6 +247,28 @@ def test_failures_outside_a_cell_are_told_apart(tmp_path, monkeypatch):
     assert failure(tmp_path, DeadKernelError("Kernel died"), (0, 1), monkeypatch) == "out of memory"
     assert failure(tmp_path, RuntimeError("Kernel didn't respond"), (0, 0), monkeypatch) == "start-up"
     assert failure(tmp_path, OSError(28, "No space left on device"), (0, 0), monkeypatch) == "disk full"
+
+
+def test_a_full_disk_is_named(tmp_path, tiny, monkeypatch):
+    """Whatever writes a file of a run, the error says that the disk is full, and which file it was."""
+    run = train(tiny(train__epochs=1), tmp_path / "run", show="none")
+    scores, state = run.scores(0), run.session_state(0)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    class FullFile(io.BufferedWriter):
+        write = full
+
+    monkeypatch.setattr("krt_core.home.os.fdopen", lambda handle, _: FullFile(io.FileIO(handle, "wb")))
+    for write in (
+        lambda: run.save_resume({"model": {"w": torch.zeros(1000)}}),
+        lambda: run.write_json("progress.json", {}),
+        lambda: run.write_session(0, run.model_state(0), scores, state),
+    ):
+        with pytest.raises(OSError, match=rf"No space left on device: '{run.folder}"):
+            write()
+    assert not [p for p in run.folder.rglob("*") if p.name.endswith(".tmp")]
 
 
 def test_an_estimate_goes_by_finished_runs(tmp_path, tiny, matrix_file):
