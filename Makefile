@@ -9,7 +9,7 @@ NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attentio
 export KRT_HOME := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint speed notebooks lab clean
+.PHONY: help setup demo test test-all lint bench speed notebooks lab clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ lint: setup  ## check code style and that notebooks hold no output
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version" notebooks/*.ipynb
+
+bench: setup  ## a whole matrix of runs on the embedded digits, headless; results in outputs/digits
+	$(BIN)/krt bench digits
 
 speed: setup  ## time the published way and ours side by side (minutes)
 	$(BIN)/python -m benchmarks.speed --quick

@@ -63,6 +63,10 @@ class Runner:
         finally:
             self._end_all()
             self.view.end(self.files, self.states)
+            if self.stopped:
+                self.view.say("stopped: the same command goes on after the last finished epochs")
+            elif s.FAILED in {state.state for state in self.states.values()}:
+                self.view.say(f"logs: {self.matrix.folder}/jobs/RUN/log.txt; --retry-failed starts what failed again")
             for number, handler in before.items():
                 signal.signal(number, handler)
         return all(state.state == s.DONE for state in self.states.values())
