@@ -64,11 +64,10 @@ def launch(
     if MARK in os.environ:  # in a notebook of a matrix, see krt_core.bench
         die_with_parent()
     machines = machines or Machines()
-    if not 1 <= processes * machines.count <= experiment.train.batch_size:
-        raise ConfigError(
-            f"processes on all machines must be 1 to train.batch_size, found {processes * machines.count}."
-        )
-    if processes * machines.count == 1:
+    total = processes * machines.count
+    if not 1 <= total <= experiment.train.batch_size:
+        raise ConfigError(f"processes must lie between 1 and train.batch_size (on all machines), found {total}.")
+    if total == 1:
         return train(experiment, folder, device=device, allow_leak=allow_leak, max_steps=max_steps)
     path = resolve(folder) if folder else outputs_dir() / experiment.run_name()
     with tempfile.TemporaryDirectory(prefix="krt-") as scratch:

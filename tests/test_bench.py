@@ -397,8 +397,9 @@ def test_a_matrix_runs_once_survives_kills_and_gives_the_same(matrix_file, tmp_p
     assert main(["bench", str(path), "--folder", str(folder)]) == 0
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("DONE")} and len(before) == 2
     assert (folder / "tiny-B0-C2" / "forgetting.csv").is_file()
-    state = json.loads(next(folder.glob("jobs/*s0/state.json")).read_text())
-    assert state["state"] == "done" and state["host"] and state["versions"]["torch"] and state["seconds"] > 0
+    assert all(json.loads(p.read_text())["state"] == s.DONE for p in folder.glob("jobs/*/state.json"))
+    state = json.loads(next((tmp_path / "two" / "plain").glob("jobs/*s0/state.json")).read_text())
+    assert state["state"] == s.DONE and state["host"] and state["versions"]["torch"] and state["seconds"] > 0
 
 
 @pytest.mark.slow

@@ -91,6 +91,8 @@ class Runner:
         state = files.current(self._inputs(files))
         if state.state == s.QUEUED and of_job(files.mark) and not files.held():
             end_job(files.mark)  # left over from a start that was killed
+        if state.state == s.DONE and files.read().state != s.DONE:  # killed just after the last file was written
+            files.write(state=s.DONE, kind="", reason="")
         return replace(state, state=s.QUEUED) if state.state == s.FAILED and self.retry_failed else state
 
     def _startable(self) -> list[str]:
