@@ -75,7 +75,8 @@ def end_job(mark: str, grace: float = 3.0) -> int:
 def out_of_memory_kills() -> int:
     """Processes that the kernel has killed for memory on this machine, or in this control group, so far."""
     counts = 0
-    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+    cgroup = "/sys/fs/cgroup"
+    for path in ("/proc/vmstat", f"{cgroup}/memory.events", f"{cgroup}/memory/memory.oom_control"):
         with contextlib.suppress(OSError), open(path) as file:
             counts += sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
     return counts

@@ -23,8 +23,8 @@ from krt_core.bench.matrix import Job, check_parameters, expand, load_matrix, ma
 from krt_core.bench.runner import Runner
 from krt_core.bench.slots import Slots, find_slots, take
 from krt_core.bench.slurm import ClusterJob
-from krt_core.bench.state import JobFiles
-from krt_core.bench.view import View, clock
+from krt_core.bench.state import JobFiles, State
+from krt_core.bench.view import View, clock, table
 from krt_core.bench.worker import CODES, Worker
 from krt_core.cli import main
 from krt_core.errors import ConfigError
@@ -341,6 +341,16 @@ class Stand(subprocess.Popen):
         job = os.path.basename(command[4])
         code = self.plan[job].pop(0)
         super().__init__([sys.executable, "-c", code], **options)
+
+
+def test_a_reason_with_brackets_is_shown_as_it_is(matrix_file):
+    matrix = load_matrix(matrix_file(methods=["krt"]))
+    job = expand(matrix)[0]
+    state = State(state=s.FAILED, kind="out of memory", reason="[enforce fail at alloc.cpp] cannot allocate")
+    shown = View(live=False).console
+    with shown.capture() as captured:
+        shown.print(table({job.id: JobFiles(matrix.folder, job)}, {job.id: state}))
+    assert "[enforce fail at alloc.cpp]" in captured.get()
 
 
 @pytest.fixture

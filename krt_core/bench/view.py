@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from . import state as s
@@ -69,7 +70,7 @@ def table(files: Mapping[str, JobFiles], states: Mapping[str, State], brief: boo
     left = {s.DONE: 5, s.QUEUED: 5} if brief else {}
     for name, state in sorted(states.items(), key=lambda item: _rank(item[1])):
         if left.get(state.state, 1) > 0:
-            made.add_row(*row_of(files[name], state), style=COLOURS[state.state])
+            made.add_row(*map(escape, row_of(files[name], state)), style=COLOURS[state.state])
         if state.state in left:
             left[state.state] -= 1
     return made
