@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from datetime import datetime
@@ -116,12 +117,11 @@ def _open_board(folder: Path):
 
 def _choose() -> str:
     if "ipykernel" in sys.modules:  # headless execution sets no terminal either; papermill stores every output
-        return "lines" if _headless_kernel() else "bar"
+        return "lines" if headless_kernel() else "bar"
     return "bar" if sys.stderr.isatty() else "lines"
 
 
-def _headless_kernel() -> bool:
-    """True under papermill and nbconvert, whose kernels are started without JupyterLab's session name."""
-    import os
-
-    return "JPY_SESSION_NAME" not in os.environ
+def headless_kernel() -> bool:
+    """True under papermill and nbconvert, whose kernels are started without the session name of JupyterLab or the marks
+    of VS Code."""
+    return not {"JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_IPC_HOOK"} & os.environ.keys()

@@ -1,0 +1,158 @@
+"""Controls above views: the part that all explorers share.
+
+An explorer is a view on run folders. It holds no result of its own, so running its cell again rebuilds it. Each of its
+views is also a plain method that returns figures and tables; where no browser is connected (papermill), these are what
+its cell shows.
+"""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+import pandas as pd
+from IPython.display import display
+from matplotlib.figure import Figure
+
+from .. import plots
+from ..errors import KRTError
+from ..home import resolve
+from ..progress import headless_kernel
+from .picture import Picture
+
+Shown = Figure | pd.DataFrame | str
+Result = Shown | Sequence[Shown]
+
+TABLE_STYLE = """<style>
+.krt-table table {border-collapse: collapse} .krt-table td, .krt-table th {padding: 2px 9px; text-align: right;
+font-variant-numeric: tabular-nums; line-height: 1.5}
+.krt-table tbody tr:nth-child(odd) {background: rgba(128,128,128,.1)}
+</style>"""
+
+
+class Explorer:
+    """Controls and views; a change of a control draws the view that is open, and only that one.
+
+    controls: name → ipywidget, read through `value`. views: title → method without arguments. picks: title → what to do
+    with a click into that view's figure, see `Picture`. folder and name say where `Save` puts what is shown.
+    """
+
+    def __init__(
+        self,
+        controls: dict[str, widgets.Widget],
+        views: dict[str, Callable[[], Result]],
+        folder: str | Path,
+        name: str,
+        picks: dict[str, Callable] | None = None,
+        per_row: int = 3,
+    ):
+        self.controls, self.views, self.folder, self.name = controls, views, resolve(folder), name
+        self.picks = picks or {}
+        self.seconds = 0.0  # that the last drawing took
+        self.message = widgets.HTML()
+        self.tabs = widgets.Tab([widgets.VBox() for _ in views], titles=list(views))
+        save = widgets.Button(description="Save", icon="save", tooltip=f"write what is shown to {folder}/figures")
+        save.on_click(lambda _: self.save())
+        for control in controls.values():
+            control.style = {"description_width": "initial"}
+            control.observe(self._changed, "value")
+        self.tabs.observe(lambda _: self.draw(), "selected_index")
+        shown = [c for c in controls.values() if c.layout.display != "none"]
+        rows = [widgets.HBox(shown[i : i + per_row]) for i in range(0, len(shown), per_row)]
+        self.widget = widgets.VBox([*rows, widgets.HBox([save, self.message]), self.tabs])
+        self._drawing = False
+
+    def value(self, name: str) -> Any:
+        return self.controls[name].value
+
+    def set(self, **values: Any) -> None:
+        """Set controls by name; the open view is drawn once."""
+        self._drawing = True
+        try:
+            for name, value in values.items():
+                self.controls[name].value = value
+        finally:
+            self._drawing = False
+        self.draw()
+
+    # ---- drawing ----
+
+    def _changed(self, change: dict) -> None:
+        if not self._drawing:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw the open view."""
+        if self._drawing:
+            return
+        began = time.perf_counter()
+        title = list(self.views)[self.tabs.selected_index or 0]
+        box = self.tabs.children[self.tabs.selected_index or 0]
+        shown, problem = self.result(title)
+        if problem:
+            box.children = [widgets.HTML(f"<p>{html.escape(problem)}</p>")]
+        else:
+            self._fill(box, shown, title)
+        self.seconds = time.perf_counter() - began
+        self.message.value = ""
+
+    def result(self, title: str) -> tuple[list[Shown], str]:
+        """What a view shows now, or why it cannot."""
+        try:
+            made = self.views[title]()
+        except KRTError as error:
+            return [], str(error)
+        return ([made] if isinstance(made, Figure | pd.DataFrame | str) else list(made)), ""
+
+    def _fill(self, box: widgets.VBox, shown: list[Shown], title: str) -> None:
+        """Reuse the widgets that are there, so that nothing flickers."""
+        kinds = [Picture if isinstance(item, Figure) else widgets.HTML for item in shown]
+        if [type(child) for child in box.children] != kinds:
+            box.children = [Picture(self.picks.get(title)) if kind is Picture else kind() for kind in kinds]
+        for child, item in zip(box.children, shown, strict=True):
+            if isinstance(item, Figure):
+                child.show(item, f"{title}: {describe(item)}")
+            else:
+                child.value = table_html(item) if isinstance(item, pd.DataFrame) else f"<p>{html.escape(item)}</p>"
+
+    def _ipython_display_(self) -> None:
+        if headless_kernel():
+            for title in self.views:
+                shown, problem = self.result(title)
+                for item in shown or [problem]:
+                    display(item) if not isinstance(item, str) else print(item)
+        else:
+            self.draw()
+            display(self.widget)
+
+    # ---- keeping ----
+
+    def save(self) -> list[Path]:
+        """Write what the open view shows: figures as PNG and PDF, tables as CSV; returns the files."""
+        title = list(self.views)[self.tabs.selected_index or 0]
+        shown, problem = self.result(title)
+        stem, files = f"{self.name}_{title.lower().replace(' ', '_')}", []
+        for i, item in enumerate(item for item in shown if not isinstance(item, str)):
+            name = stem if not i else f"{stem}_{i + 1}"
+            if isinstance(item, Figure):
+                plots.save(item, self.folder / "figures", name)
+                files += [self.folder / "figures" / f"{name}.{kind}" for kind in ("png", "pdf")]
+            else:
+                files.append(plots.save_table(item, self.folder / "figures" / f"{name}.csv"))
+        where = ", ".join(path.name for path in files)
+        self.message.value = html.escape(problem or f"{where} in {self.folder / 'figures'}")
+        return files
+
+
+def table_html(table: pd.DataFrame) -> str:
+    return f'{TABLE_STYLE}<div class="krt-table">{table.to_html(border=0, na_rep="–")}</div>'
+
+
+def describe(figure: Figure) -> str:
+    """The titles in a figure, as the words a screen reader says."""
+    titles = [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
+    return "; ".join(title.replace("\n", ", ") for title in titles if title)[:500]

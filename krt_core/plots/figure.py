@@ -1,0 +1,53 @@
+"""What all figures share: size, colours for colour-blind readers, markers, and how they are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from ..errors import RunError
+from ..home import atomic_write, resolve
+from ..report import labels_of
+from ..run import Run
+
+PALETTE = sns.color_palette("colorblind")
+MARKERS = "osD^vP*X"
+
+
+def save(figure: Figure, folder: str | Path, name: str) -> Figure:
+    """Write ``<folder>/<name>.png`` and ``.pdf`` and return the figure."""
+    for kind in ("png", "pdf"):
+        path = resolve(folder) / f"{name}.{kind}"
+        atomic_write(path, lambda file, kind=kind: figure.savefig(file, format=kind, dpi=150, bbox_inches="tight"))
+    return figure
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def save_table(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write a table as CSV."""
+    return atomic_write(resolve(path), table.to_csv())
+
+
+def by_label(runs: Sequence[Run], same_order: bool = True) -> dict[str, list[Run]]:
+    """Runs by method. RunError if they have different classes or protocols or, where it matters, class orders."""
+    classes = tuple if same_order else frozenset
+    if len({(classes(run.protocol.classes), run.protocol.name) for run in runs}) > 1:
+        orders = ", class orders" if same_order else ""
+        raise RunError(f"These runs have different classes{orders} or protocols: draw them apart.")
+    groups: dict[str, list[Run]] = {}
+    for run, label in zip(runs, labels_of(runs), strict=True):
+        groups.setdefault(label, []).append(run)
+    return groups
+
+
+def style_of(i: int) -> dict:
+    """Colour and marker of the i-th method: the pairs repeat only after forty."""
+    return dict(color=PALETTE[i % len(PALETTE)], marker=MARKERS[i % len(MARKERS)])
