@@ -14,7 +14,7 @@ from krt_core import plots
 from krt_core.cli import main
 from krt_core.config import Model
 from krt_core.errors import CheckpointError
-from krt_core.explain import explain, load_model
+from krt_core.explain import evidence, load_model, look
 from krt_core.model import Network
 from krt_core.model.backbone import make_backbone
 from krt_core.model.checkpoint import inspect, load_backbone
@@ -185,12 +185,14 @@ def test_an_allowed_leak_is_written_on_everything(tmp_path, tiny):
         texts = [t.get_text() for t in figure.findobj(matplotlib.text.Text)]
         assert any("LEAK" in text for text in texts)
     assert "LEAK" in plots.class_session_heatmap([run]).axes[0].get_title()
-    seen = [explain(load_model(run, t), torch.rand(1, 3, 32, 32)) for t in range(run.finished_sessions)]
+    seen = [look(load_model(run, t), torch.rand(1, 3, 32, 32)) for t in range(run.finished_sessions)]
     image = np.zeros((32, 32, 3), np.uint8)
     for figure in (
         plots.attention_over_sessions(image, seen),
-        plots.retention_mass(seen[-1:]),
-        plots.evidence_over_sessions(image, seen, run.protocol, [0]),
+        plots.patch_maps(image, seen[-1], 0),
+        plots.maps_per_token(image, seen[-1]),
+        plots.token_mass(seen),
+        plots.evidence_over_sessions(image, {"ant": [evidence(one, 0) for one in seen]}, leak=seen[0].leak),
     ):
         assert "LEAK" in figure._suptitle.get_text()
 

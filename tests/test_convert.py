@@ -7,7 +7,7 @@ import torch
 from krt_core.cli import main
 from krt_core.convert import export_published, import_published
 from krt_core.errors import CheckpointError, ConfigError, RunError
-from krt_core.explain import explain, load_model
+from krt_core.explain import load_model, look
 from krt_core.model.checkpoint import inspect
 from krt_core.session import train
 
@@ -44,7 +44,7 @@ def test_out_and_in_again_changes_nothing(tresnet, tmp_path):
     for t in range(2):
         np.testing.assert_allclose(again.scores(t).scores, run.scores(t).scores, atol=1e-4)
         assert again.session_state(t)["metrics"]["mAP_seen"] == pytest.approx(run.curve()[t], abs=0.5)
-    assert explain(load_model(again, 1), torch.rand(1, 3, 32, 32)).patches.shape[:2] == (1, 2)
+    assert look(load_model(again, 1), torch.rand(1, 3, 32, 32)).patches.shape[:2] == (1, 2)
     assert main(["export", str(again.folder), str(tmp_path / "once-more.pth")]) == 0
     first, last = torch.load(files[1], weights_only=True), torch.load(tmp_path / "once-more.pth", weights_only=True)
     for name, tensor in first["state_dict"].items():

@@ -11,7 +11,7 @@ import torch
 
 import krt_core.session as session_module
 from krt_core.errors import CheckpointError, ConfigError, DataError, RunError
-from krt_core.explain import choose_images, explain, load_model
+from krt_core.explain import choose_images, evidence, grad_cam, load_model, look
 from krt_core.learn import make_optimiser
 from krt_core.progress import Progress
 from krt_core.run import Run, find_runs
@@ -225,31 +225,28 @@ def test_explaining_a_finished_run(tiny, coco_root):
         choose_images(dataset, run.protocol, ["9999"])
     model = load_model(run, 1)
     images = torch.rand(2, 3, 32, 32)
-    out = explain(model, images)
-    assert out.scores.shape == (2, 4) and out.evidence.shape == (2, 4, 4, 4) and out.patches.shape == (2, 2, 4, 4, 4)
-    np.testing.assert_allclose(out.transfer + out.retention + out.patches.sum((-1, -2)), 1, atol=1e-5)
+    seen = look(model, images)
+    assert seen.scores.shape == (2, 4) and seen.patches.shape == (2, 2, 4, 4, 4) and len(seen) == 2
+    np.testing.assert_allclose(seen.transfer + seen.retention + seen.patches.sum((-1, -2)), 1, atol=1e-5)
     with torch.no_grad():
-        np.testing.assert_allclose(out.scores, torch.sigmoid(model(images).logits).numpy(), atol=1e-5)
-    # The evidence is the slope of the logit when a patch's term of the attention output is scaled.
-    ica = model.ica
+        np.testing.assert_allclose(seen.scores, torch.sigmoid(model(images).logits).numpy(), atol=1e-5)
+    found = evidence(seen, 2)
+    assert found.maps.shape == (2, 4, 4) and np.abs(found.error).max() < 1e-4  # the maps add up
+    # Gradient × value is the slope of the logit when a patch's part is scaled.
+    token, parts, step = seen.tokens[:, 1], seen.parts[:, 1], 1e-2
     with torch.no_grad():
-        patches = model.patch_tokens(model.backbone(images))
-        before, attention = ica.attend(patches, with_attention=True)
-        values = ica.attention.v(ica.norm1(patches)).view(2, 16, 4, 8)
-        term = torch.einsum("bhn,bnhk->bnhk", attention.patches[:, 1], values).flatten(2) @ ica.attention.proj.weight.T
-        step = 1e-2
-
-        def logit(token):
-            return model.heads[1](token + ica.mlp(ica.norm2(token)))[:, 0]
-
-        token = before[:, 1]
-        slopes = torch.stack(
-            [(logit(token + step * term[:, n]) - logit(token - step * term[:, n])) / 2 / step for n in range(16)], 1
-        )
-    np.testing.assert_allclose(out.evidence[:, 2].reshape(2, 16), slopes.numpy(), atol=2e-3)
+        slopes = [(seen.rest(token + step * parts[:, n], 2) - seen.rest(token - step * parts[:, n], 2)) / 2 / step
+                  for n in range(16)]  # fmt: skip
+    first_order = evidence(seen, 2, steps=0).maps.reshape(2, 16)
+    np.testing.assert_allclose(first_order, torch.stack(slopes, 1).numpy(), atol=2e-3)
+    np.testing.assert_allclose(evidence(seen.of(np.array([1])), 2).maps, found.maps[1:], atol=1e-5)
+    assert grad_cam(model, images, 2).shape == (2, 4, 4) and (grad_cam(model, images, 2) >= 0).all()
+    with pytest.raises(RunError, match="not yet learned"):
+        evidence(look(load_model(run, 0), images), 2)
     other = train(tiny(method="finetune"), show="none")
     with pytest.raises(RunError, match="linear head"):
-        explain(load_model(other, 1), images)
+        look(load_model(other, 1), images)
+    assert grad_cam(load_model(other, 1), images, 0).shape == (2, 4, 4)
     assert [r.experiment.method for r in find_runs("outputs")] == ["krt", "finetune"]
     assert len(find_runs("outputs", method="krt")) == 1
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from .. import plots
-from ..errors import KRTError
+from ..errors import KRTError, RunError, did_you_mean
 from ..home import resolve
 from ..progress import headless_kernel
 from .picture import Picture
@@ -37,8 +38,9 @@ font-variant-numeric: tabular-nums; line-height: 1.5}
 class Explorer:
     """Controls and views; a change of a control draws the view that is open, and only that one.
 
-    controls: name → ipywidget, read through `value`. views: title → method without arguments. picks: title → what to do
-    with a click into that view's figure, see `Picture`. folder and name say where `Save` puts what is shown.
+    controls: name → ipywidget, read through `value`. views: title → method without arguments. folder and name say where
+    `Save` puts what is shown. picks: title → what to do with a click into that view's figure, see `Picture`. headless:
+    the views that are shown where there is no browser; None: all. Raises RunError for an unknown one.
     """
 
     def __init__(
@@ -49,9 +51,13 @@ class Explorer:
         name: str,
         picks: dict[str, Callable] | None = None,
         per_row: int = 3,
+        headless: Sequence[str] | None = None,
     ):
         self.controls, self.views, self.folder, self.name = controls, views, resolve(folder), name
-        self.picks = picks or {}
+        self.picks, self.headless = picks or {}, list(views if headless is None else headless)
+        for title in self.headless:
+            if title not in views:
+                raise RunError(f"There is no view {title!r}.{did_you_mean(title, views)}")
         self.seconds = 0.0  # that the last drawing took
         self.message = widgets.HTML()
         self.tabs = widgets.Tab([widgets.VBox() for _ in views], titles=list(views))
@@ -68,6 +74,13 @@ class Explorer:
 
     def value(self, name: str) -> Any:
         return self.controls[name].value
+
+    def offer(self, name: str, options: Sequence, value: Any = None) -> None:
+        """Give a menu new options; it keeps its value where that is still there, else takes ``value`` or the first."""
+        control = self.controls[name]
+        before, offered = control.value, [o[1] if isinstance(o, tuple) else o for o in options]
+        control.options = options
+        control.value = before if before in offered else value if value is not None else offered[0]
 
     def set(self, **values: Any) -> None:
         """Set controls by name; the open view is drawn once."""
@@ -92,11 +105,14 @@ class Explorer:
         began = time.perf_counter()
         title = list(self.views)[self.tabs.selected_index or 0]
         box = self.tabs.children[self.tabs.selected_index or 0]
-        shown, problem = self.result(title)
-        if problem:
-            box.children = [widgets.HTML(f"<p>{html.escape(problem)}</p>")]
-        else:
-            self._fill(box, shown, title)
+        try:
+            shown, problem = self.result(title)
+            if problem:
+                box.children = [widgets.HTML(f"<p>{html.escape(problem)}</p>")]
+            else:
+                self._fill(box, shown, title)
+        except Exception:  # JupyterLab would hide it in a log
+            box.children = [widgets.HTML(f"<pre>{html.escape(traceback.format_exc())}</pre>")]
         self.seconds = time.perf_counter() - began
         self.message.value = ""
 
@@ -121,7 +137,7 @@ class Explorer:
 
     def _ipython_display_(self) -> None:
         if headless_kernel():
-            for title in self.views:
+            for title in self.headless:
                 shown, problem = self.result(title)
                 for item in shown or [problem]:
                     display(item) if not isinstance(item, str) else print(item)

@@ -99,13 +99,21 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor, with_attention: bool = False, with_stages: bool = False) -> Output:
         features, stages = self.backbone.with_stages(images) if with_stages else (self.backbone(images), None)
+        logits, tokens, attention = self._classify(features, with_attention)
+        return Output(logits, tokens, features, attention, stages)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits (B, C) of a last feature map (B, channels, h, w)."""
+        return self._classify(features, False)[0]
+
+    def _classify(self, features: Tensor, with_attention: bool) -> tuple[Tensor, Tensor | None, Attention | None]:
         if self.kind == "linear":
             pooled = features.mean(dim=(2, 3))
             logits = torch.cat([head(pooled) for head in self.heads], dim=1)
-            return Output(full_precision(logits), None, features, None, stages)
+            return full_precision(logits), None, None
         tokens, attention = self.ica(self.patch_tokens(features), with_attention)
         logits = torch.cat([head(tokens[:, t]) for t, head in enumerate(self.heads)], dim=1)
-        return Output(full_precision(logits), tokens, features, attention, stages)
+        return full_precision(logits), tokens, attention
 
     def patch_tokens(self, features: Tensor) -> Tensor:
         """(B, channels, h, w) → (B, N, D) with the position embedding added."""

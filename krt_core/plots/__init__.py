@@ -1,8 +1,18 @@
 """Static figures. Every function takes runs or arrays and returns a matplotlib Figure; none is shown here."""
 
-from .attention import attention_over_sessions, evidence_over_sessions, retention_mass
+from .attention import attention_over_sessions, evidence_over_sessions, maps_per_token, patch_maps, token_mass
 from .data import co_occurrence, sample_images, session_sizes
 from .figure import MARKERS, PALETTE, save, save_table
-from .forgetting import POOLS, class_session_heatmap, forgetting_bars, forgetting_summary, session_curves
+from .forgetting import (
+    POOLS,
+    class_curves,
+    class_session_heatmap,
+    falls_in_session,
+    forgetting_bars,
+    forgetting_summary,
+    said_instead,
+    session_curves,
+)
+from .lost import lost_images
 from .pseudo_labels import thresholds
 from .training import training_loss

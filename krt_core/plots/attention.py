@@ -6,78 +6,166 @@ from collections.abc import Sequence
 
 import numpy as np
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..explain import Explanation
-from ..protocol import Protocol
-from .figure import PALETTE, new_figure
+from ..explain import Evidence, Look
+from .figure import MARKERS, PALETTE
+
+FOR_AND_AGAINST = "PuOr_r"  # orange for a class, violet against it: told apart by colour-blind readers
 
 
-def attention_over_sessions(image: np.ndarray, explanations: Sequence[Explanation], title: str = "") -> Figure:
-    """One image, the model after each session: mean patch attention of the newest session's token.
-
-    Above each map stands the mass that the retention token takes. image (S, S, 3) uint8; explanations of this image
-    alone, one per session.
-    """
-    count = len(explanations)
-    figure, axes = new_figure(2.0 * (count + 1), 2.6, 1, count + 1, squeeze=False)
-    show_image(axes[0][0], image, title)
-    mark_leak(figure, explanations)
-    for t, explanation in enumerate(explanations):
-        patches = explanation.patches[0, t].mean(axis=0)  # heads averaged: (h, w)
-        mass = explanation.retention[0, t].mean()
-        overlay(axes[0][t + 1], image, patches, "viridis", 0, patches.max())
-        axes[0][t + 1].set_title(f"session {t + 1}\nretention token {100 * mass:.0f} %", fontsize=8)
+def patch_maps(image: np.ndarray, seen: Look, token: int, title: str = "") -> Figure:
+    """One image, one model: patch attention of a session's token, the mean over heads and each head, each to its own
+    scale. Above stands the share of the attention that falls on patches. image (S, S, 3) uint8; seen of this image."""
+    maps = seen.patches[0, token]  # (H, h, w)
+    names = ["mean of heads", *(f"head {i + 1}" for i in range(len(maps)))]
+    figure, axes = _row_of_images(len(names) + 1, lines=1 + title.count("\n"))
+    _show(axes[0], image, title)
+    for axis, name, values in zip(axes[1:], names, [maps.mean(axis=0), *maps], strict=True):
+        _overlay(axis, image, values, "viridis", 0, values.max())
+        axis.set_title(f"{name}\n{_share(values.sum())} on patches", fontsize=8)
+    _mark_leak(figure, [seen])
     return figure
 
 
-def retention_mass(explanations: Sequence[Explanation]) -> Figure:
-    """Attention mass (%) on each session's retention token per head, in one model, averaged over images."""
-    mass = 100 * np.concatenate([e.retention for e in explanations]).mean(axis=0)  # (T, H)
-    figure, axis = new_figure(0.62 * mass.shape[1] + 2.6, 0.42 * len(mass) + 1.6)
-    sns.heatmap(mass, ax=axis, cmap="viridis", vmin=0, annot=True, fmt=".1f", annot_kws={"fontsize": 8},
-                xticklabels=range(1, mass.shape[1] + 1), yticklabels=range(1, len(mass) + 1),
-                cbar_kws={"label": "attention (%)"})  # fmt: skip
-    axis.set(xlabel="head", ylabel="session of the token", title="Mass on the retention tokens")
-    mark_leak(figure, explanations)
+def maps_per_token(image: np.ndarray, seen: Look, title: str = "") -> Figure:
+    """One image, one model: the mean patch attention of every session's token, all to one scale of shares among the
+    patches. With the published query they are the same picture; with ``model.query=retention`` they are not."""
+    means = seen.patches[0].mean(axis=1)  # (T, h, w)
+    shares = means / means.sum(axis=(1, 2), keepdims=True)
+    figure, axes = _row_of_images(len(means) + 1, lines=1 + title.count("\n"))
+    _show(axes[0], image, title)
+    for t, axis in enumerate(axes[1:]):
+        _overlay(axis, image, shares[t], "viridis", 0, shares.max())
+        axis.set_title(f"token of session {t + 1}\n{_share(means[t].sum())} on patches", fontsize=8)
+    _mark_leak(figure, [seen])
+    return figure
+
+
+def attention_over_sessions(image: np.ndarray, seen: Sequence[Look], title: str = "") -> Figure:
+    """One image, the model after each session: mean patch attention of the newest session's token.
+
+    Above each map stands the mass that the retention token takes. seen: of this image alone, one per session.
+    """
+    figure, axes = _row_of_images(len(seen) + 1)
+    _show(axes[0], image, title)
+    for t, (axis, look) in enumerate(zip(axes[1:], seen, strict=True)):
+        patches = look.patches[0, -1].mean(axis=0)  # (h, w)
+        _overlay(axis, image, patches, "viridis", 0, patches.max())
+        axis.set_title(f"after session {t + 1}\nretention token {_share(look.retention[0, -1].mean())}", fontsize=8)
+    _mark_leak(figure, seen)
+    return figure
+
+
+def token_mass(seen: Sequence[Look], images: str = "") -> Figure:
+    """How the mass on the tokens changes through the sessions, and how it is spread over the heads of the last model.
+
+    seen: one per session, of the same images, over which the mass is averaged.
+    """
+    figure = Figure(figsize=(13, 3.7))
+    space = dict(left=0.05, right=0.96, top=0.82, bottom=0.15, wspace=0.3, width_ratios=[1, 1, 1.15, 1.15])
+    axes = figure.subplots(1, 4, gridspec_kw=space)
+    for axis, kind, name in ((axes[0], "retention", "retention token"), (axes[1], "transfer", "transfer token")):
+        for s in range(len(seen)):
+            x = np.arange(s, len(seen))
+            mass = [100 * getattr(seen[t], kind)[:, s].mean() for t in x if s < getattr(seen[t], kind).shape[1]]
+            if mass:
+                axis.plot(x[: len(mass)] + 1, mass, color=PALETTE[s % len(PALETTE)], marker=MARKERS[s % len(MARKERS)],
+                          label=f"{s + 1}", ms=5)  # fmt: skip
+        axis.set_xticks(range(1, len(seen) + 1))
+        axis.set(xlabel="model after session", ylabel="attention (%)")
+        axis.set_title(f"on the {name}, through the sessions", fontsize=9)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0].legend(title="session of\nthe token", fontsize=7, title_fontsize=7, ncols=2)
+    for axis, kind in ((axes[2], "retention"), (axes[3], "transfer")):
+        mass = 100 * getattr(seen[-1], kind).mean(axis=0)  # (T, H)
+        sns.heatmap(mass, ax=axis, cmap="viridis", vmin=0, annot=mass.size <= 80, fmt=".0f", annot_kws={"fontsize": 8},
+                    xticklabels=range(1, mass.shape[1] + 1), yticklabels=range(1, len(mass) + 1),
+                    cbar_kws={"label": "attention (%)"})  # fmt: skip
+        axis.set(xlabel="head", ylabel="session of the token")
+        axis.set_title(f"on the {kind} token, last model shown", fontsize=9)
+    figure.suptitle(f"Attention mass on the tokens{images and ': ' + images}", fontsize=10)
+    _mark_leak(figure, seen)
     return figure
 
 
 def evidence_over_sessions(
-    image: np.ndarray, explanations: Sequence[Explanation], protocol: Protocol, present: Sequence[int], title: str = ""
+    image: np.ndarray,
+    rows: dict[str, Sequence[Evidence | None]],
+    title: str = "",
+    boxes: np.ndarray | None = None,
+    leak: bool = False,
 ) -> Figure:
-    """One image: a row per present class (columns in learning order), a column per session; red patches speak for the
-    class, blue ones against it, on one scale per class. The score stands above."""
-    count = len(explanations)
-    figure, axes = new_figure(1.9 * (count + 1), 2.15 * len(present), len(present), count + 1, squeeze=False)
-    mark_leak(figure, explanations)
-    for line, column in zip(axes, present, strict=True):
-        show_image(line[0], image, f"{title}\nclass: {protocol.classes[column]}")
-        learned = [e for e in explanations if column < e.evidence.shape[1]]
-        limit = max((np.abs(e.evidence[0, column]).max() for e in learned), default=1)
-        for t, (axis, explanation) in enumerate(zip(line[1:], explanations, strict=True)):
-            if column >= explanation.evidence.shape[1]:
-                axis.set_axis_off()
-                axis.text(0.5, 0.5, "not yet\nlearned", ha="center", va="center", fontsize=8, color="0.5")
+    """One image: a row of evidence maps per entry (name → one per session, None where the class was not yet learned).
+
+    Orange patches speak for the class, violet ones against it, on one scale per row. Above each map stand the
+    probability, and the logit as baseline + sum of the map. boxes (m, 4) x, y, width, height of the class, as shares.
+    """
+    count = max(map(len, rows.values()))
+    titles = [f"{title}\n{name}".strip() for name in rows]
+    figure, axes = _row_of_images(count + 1, len(rows), 1 + max(name.count("\n") for name in titles))
+    for line, name, sessions in zip(axes.reshape(len(rows), -1), titles, rows.values(), strict=True):
+        _show(line[0], image, name)
+        _frame(line[0], image, boxes)
+        limit = max((np.abs(e.maps[0]).max() for e in sessions if e is not None), default=1) or 1
+        for t, (axis, found) in enumerate(zip(line[1:], sessions, strict=False)):
+            if found is None:
+                axis.text(0.5, 0.5, "not yet\nlearned", ha="center", va="center", fontsize=8, color="0.4",
+                          transform=axis.transAxes)  # fmt: skip
                 continue
-            overlay(axis, image, explanation.evidence[0, column], "RdBu_r", -limit, limit)
-            axis.set_title(f"session {t + 1}\nscore {explanation.scores[0, column]:.2f}", fontsize=8)
+            _overlay(axis, image, found.maps[0], FOR_AND_AGAINST, -limit, limit)
+            _frame(axis, image, boxes)
+            logit, base = found.logits[0], found.baseline[0]
+            probability = 1 / (1 + np.exp(-float(logit)))
+            axis.set_title(f"session {t + 1}: {probability:.2f}\n{logit:+.1f} = {base:+.1f} {logit - base:+.1f}",
+                           fontsize=8)  # fmt: skip
+    if leak:
+        _write_leak(figure)
     return figure
 
 
-def mark_leak(figure: Figure, explanations: Sequence[Explanation]) -> None:
-    if any(explanation.leak for explanation in explanations):
-        figure.suptitle("LEAK: the first weights had seen these labels", fontsize=9, color=PALETTE[3])
+def _row_of_images(count: int, rows: int = 1, lines: int = 2) -> tuple[Figure, np.ndarray]:
+    """Axes for square pictures under so many lines of title; no layout engine, which would take longer than the
+    drawing."""
+    side, head = 1.4, 0.1 + 0.15 * max(lines, 2)
+    width, height = (side + 0.08) * count + 0.1, (side + head) * rows + 0.1
+    figure = Figure(figsize=(width, height))
+    space = dict(left=0.1 / width, right=1 - 0.1 / width, bottom=0.08 / height, top=1 - head / height)
+    axes = figure.subplots(rows, count, squeeze=False, gridspec_kw=dict(wspace=0.06, hspace=head / side, **space))
+    for axis in axes.flat:
+        axis.set_axis_off()
+    return figure, axes if rows > 1 else axes[0]
 
 
-def show_image(axis, image: np.ndarray, title: str) -> None:
+def _share(mass: float) -> str:
+    return f"{100 * mass:.0f} %"
+
+
+def _mark_leak(figure: Figure, seen: Sequence[Look]) -> None:
+    if any(look.leak for look in seen):
+        _write_leak(figure)
+
+
+def _write_leak(figure: Figure) -> None:
+    figure.suptitle("LEAK: the first weights had seen these labels", fontsize=9, color=PALETTE[3], y=0.02, va="bottom")
+
+
+def _show(axis: Axes, image: np.ndarray, title: str) -> None:
     axis.imshow(image)
     axis.set_title(title, fontsize=8)
-    axis.set_axis_off()
 
 
-def overlay(axis, image: np.ndarray, values: np.ndarray, cmap: str, low: float, high: float) -> None:
-    axis.imshow(image.mean(axis=2), cmap="gray")
+def _overlay(axis: Axes, image: np.ndarray, values: np.ndarray, cmap: str, low: float, high: float) -> None:
+    axis.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
     side = image.shape[0]
-    axis.imshow(values, cmap=cmap, vmin=low, vmax=high, alpha=0.55, extent=(0, side, side, 0), interpolation="nearest")
-    axis.set_axis_off()
+    axis.imshow(values, cmap=cmap, vmin=low, vmax=high, alpha=0.6, extent=(0, side, side, 0), interpolation="nearest")
+    axis.set(xlim=(0, side), ylim=(side, 0))
+
+
+def _frame(axis: Axes, image: np.ndarray, boxes: np.ndarray | None) -> None:
+    side = image.shape[0]
+    for x, y, width, height in () if boxes is None else boxes * side:
+        axis.plot([x, x + width, x + width, x, x], [y, y, y + height, y + height, y], color="white", lw=2.2)
+        axis.plot([x, x + width, x + width, x, x], [y, y, y + height, y + height, y], color="black", lw=1)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+import pandas as pd
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..metrics import forgetting_per_class
-from ..report import label_of
 from ..run import Run
 from .figure import MARKERS, PALETTE, by_label, new_figure, style_of
 
@@ -68,24 +70,43 @@ def forgetting_summary(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def class_session_heatmap(runs: Sequence[Run], pool: str = "fixed") -> Figure:
-    """AP of every class after every session, one panel per run; grey where the class is still to come."""
-    classes = runs[0].protocol.classes
-    height = max(3.0, 0.24 * len(classes) + 1.2)
-    figure, axes = new_figure(2.9 * len(runs) + 1.4, height, 1, len(runs), squeeze=False, sharey=True)
-    cmap = matplotlib.colormaps["viridis"].with_extremes(bad="0.88")
-    for axis, run in zip(axes[0], runs, strict=True):
-        table = run.ap_tables[pool]
-        image = axis.imshow(table.T, vmin=0, vmax=100, cmap=cmap, aspect="auto")
-        axis.set_xticks(range(len(table)), range(1, len(table) + 1))
-        axis.set(title=label_of(run, runs), xlabel="after session")
-        if len(classes) * len(table) <= 150:
-            for (t, c), value in np.ndenumerate(table):
+def class_session_heatmap(
+    runs: Sequence[Run], pool: str = "fixed", classes: Sequence[int] = (), change: bool = False
+) -> Figure:
+    """AP of every class after every session, one panel per method (mean over its runs), grey where it is still to come.
+
+    change: instead, by how many points the AP changed in each session. classes: columns to show; empty: all.
+    """
+    groups, names = by_label(runs), runs[0].protocol.classes
+    columns = list(classes) or list(range(len(names)))
+    height = max(3.0, 0.2 * len(columns) + 1.2)
+    margin = 0.075 * max(len(names[c]) for c in columns) + 0.35
+    width = margin + 2.5 * len(groups) + 0.9
+    figure = Figure(figsize=(width, height))
+    space = dict(left=margin / width, right=1 - 0.95 / width, top=1 - 0.5 / height, bottom=0.55 / height, wspace=0.08)
+    axes = figure.subplots(1, len(groups), squeeze=False, gridspec_kw=space)[0]
+    tables = {name: np.mean([run.ap_tables[pool] for run in group], axis=0) for name, group in groups.items()}
+    if change:
+        tables = {name: np.diff(table, axis=0, prepend=np.nan) for name, table in tables.items()}
+    limit = max((np.nanmax(np.abs(t), initial=1) for t in tables.values()), default=1) if change else 100
+    cmap = matplotlib.colormaps["PuOr" if change else "viridis"].with_extremes(bad="0.88")
+    for axis, (name, table) in zip(axes, tables.items(), strict=True):
+        shown = table[:, columns]
+        image = axis.imshow(shown.T, vmin=-limit if change else 0, vmax=limit, cmap=cmap, aspect="auto")
+        axis.set_xticks(range(len(shown)), range(1, len(shown) + 1))
+        axis.set_title(textwrap.fill(name, 30), fontsize=9)
+        axis.set_xlabel("after session" if not change else "in session")
+        if shown.size <= 150:
+            for (t, c), value in np.ndenumerate(shown):
                 if np.isfinite(value):
-                    colour = "white" if value < 60 else "black"
-                    axis.text(t, c, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    axes[0][0].set_yticks(range(len(classes)), classes, fontsize=8)
-    figure.colorbar(image, ax=axes[0], label=f"AP (%), {POOLS[pool]}")
+                    dark = abs(value) > 0.6 * limit if change else value < 60
+                    axis.text(t, c, f"{round(value) + 0}", ha="center", va="center", fontsize=7,
+                              color="white" if dark else "black")  # fmt: skip
+        axis.set_yticks([])  # names as plain text: eighty ticks with labels take longer than the rest
+    for i, column in enumerate(columns):
+        axes[0].text(-0.7, i, names[column], ha="right", va="center", fontsize=8)
+    bar = figure.add_axes((1 - 0.8 / width, 0.55 / height, 0.16 / width, 1 - 1.05 / height))
+    figure.colorbar(image, cax=bar, label="change of AP (points)" if change else f"AP (%), {POOLS[pool]}")
     return figure
 
 
@@ -96,21 +117,162 @@ POOLS = {
 }
 
 
-def forgetting_bars(runs: Sequence[Run], kind: str = "max", pool: str = "fixed") -> Figure:
-    """Points of AP each class lost until the end, averaged over the seeds of a method; without the last session's."""
-    groups = by_label(runs)
-    protocol = runs[0].protocol
-    shown = protocol.sessions[-1].start
-    figure, axis = new_figure(max(7.0, 0.28 * shown * len(groups) + 2), 3.8)
-    width = 0.8 / len(groups)
+def class_curves(
+    runs: Sequence[Run],
+    pool: str = "fixed",
+    classes: Sequence[int] = (),
+    reference: dict[str, np.ndarray] | None = None,
+) -> Figure:
+    """A small picture per class: its AP (0 to 100 %) after each session, a line per method with a band of one standard
+    deviation over its runs. The background of the class's own session is darker.
+
+    classes: columns to show; empty: all. reference: published AP by name, (T, C) in learning order, dashed. All of it
+    is drawn into one axis: eighty axes would take seconds. The axis' `places` says which class lies where.
+    """
+    groups, protocol = by_label(runs), runs[0].protocol
+    columns = list(classes) or list(range(len(protocol.classes)))
+    sessions, across = len(runs[0].ap_tables[pool]), max(1, min(10, len(columns)))
+    while across > 5 and len(columns) / across < across * 0.7:
+        across -= 1
+    down = -(-len(columns) // across)
+    figure = Figure(figsize=(1.32 * across + 0.5, 0.98 * down + 0.8))
+    axis = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+    axis.set(xlim=(-0.05, across), ylim=(down + 0.02, -0.62))
+    axis.set_axis_off()
+    axis.places = {(i % across, i // across): column for i, column in enumerate(columns)}
+    x = np.linspace(0.03, 0.88, sessions)
+    own = np.repeat([s.index for s in protocol.sessions], [s.stop - s.start for s in protocol.sessions])
+    boxes, begins, lines, bands = [], [], {}, {}
+    for (left, top), column in axis.places.items():
+        boxes.append([(left, top + 0.28), (left + 0.91, top + 0.28), (left + 0.91, top + 0.98), (left, top + 0.98)])
+        at = left + x[own[column]]
+        begins.append([(at, top + 0.28), (at, top + 0.98)])
+        axis.text(left, top + 0.24, textwrap.shorten(protocol.classes[column], 17, placeholder="…"), fontsize=7)
+
+        def place(ap: np.ndarray, left: int = left, top: int = top) -> np.ndarray:
+            return np.column_stack([left + x[: len(ap)], top + 0.98 - 0.7 * ap / 100])
+
+        for name, group in groups.items():
+            ap = np.stack([run.ap_tables[pool][:, column] for run in group])  # (R, T)
+            mean = ap.mean(axis=0)
+            lines.setdefault(name, []).append(place(mean))
+            if len(ap) > 1:
+                spread, learned = ap.std(axis=0, ddof=1), np.isfinite(mean)
+                edge = np.vstack([place(mean + spread)[learned], place(mean - spread)[learned][::-1]])
+                bands.setdefault(name, []).append(edge)
+        for name, table in (reference or {}).items():
+            lines.setdefault(name, []).append(place(table[:, column]))
+    axis.add_collection(PolyCollection(boxes, facecolor="0.95", edgecolor="none"))
+    axis.add_collection(LineCollection(begins, color="0.75", lw=0.8))
+    styles = _line_styles(groups, reference)
+    for name, edges in bands.items():
+        axis.add_collection(PolyCollection(edges, facecolor=styles[name]["color"], alpha=0.25, lw=0))
+    for name, segments in lines.items():
+        axis.add_collection(LineCollection(segments, lw=1.3, **styles[name]))
+        axis.scatter(*np.array([segment[-1] for segment in segments]).T, s=7, color=styles[name]["color"])
+    handles = [Line2D([], [], lw=1.5, label=textwrap.shorten(name, 60), **style) for name, style in styles.items()]
+    axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 1), fontsize=7, ncols=2, frameon=False,
+                borderaxespad=0)  # fmt: skip
+    axis.text(across - 0.08, -0.45, f"each box: sessions 1 to {sessions} from left to right, AP 0 to 100 % upwards\n"
+              f"({POOLS[pool]}); the line stands at the session that taught the class",
+              fontsize=7, ha="right", va="center", color="0.3")  # fmt: skip
+    return figure
+
+
+def _line_styles(groups: dict[str, list[Run]], reference: dict[str, np.ndarray] | None) -> dict[str, dict]:
+    """Colour and dashes by name: told apart without colour too."""
+    dashes = ("-", "--", "-.", ":")
+    styles = {name: dict(color=PALETTE[i % len(PALETTE)], ls=dashes[i % 4]) for i, name in enumerate(groups)}
+    return styles | {name: dict(color="0.3", ls=(0, (1, 1 + i))) for i, name in enumerate(reference or {})}
+
+
+def forgetting_bars(runs: Sequence[Run], kind: str = "max", pool: str = "fixed", classes: Sequence[int] = ()) -> Figure:
+    """Points of AP each class lost until the end, averaged over the seeds of a method; without the last session's.
+
+    classes: columns to show; empty: all. Many classes are drawn as points instead of bars.
+    """
+    groups, protocol = by_label(runs), runs[0].protocol
+    columns = [c for c in (classes or range(len(protocol.classes))) if c < protocol.sessions[-1].start]
+    many = len(columns) * len(groups) > 60
+    width, height = max(7.0, (0.17 if many else 0.28 * len(groups)) * len(columns) + 2), 4.2 + 0.12 * len(groups)
+    figure = Figure(figsize=(width, height))
+    bottom = (
+        0.7
+        + (0.052 if many else 0.06) * max((len(protocol.classes[c]) for c in columns), default=0)
+        + 0.12 * len(groups)
+    )
+    axis = figure.add_axes((0.7 / width, bottom / height, 1 - 0.85 / width, 1 - (bottom + 0.4) / height))
+    bar = 0.8 / len(groups)
     for i, (name, group) in enumerate(groups.items()):
-        lost = np.mean([forgetting_per_class(r.ap_tables[pool], r.first_session, kind)[:shown] for r in group], axis=0)
-        label = f"{name}: {lost.mean():.1f} on average"
-        axis.bar(np.arange(shown) + (i - (len(groups) - 1) / 2) * width, lost, width, label=label,
-                 color=PALETTE[i % len(PALETTE)])  # fmt: skip
+        per_run = [forgetting_per_class(r.ap_tables[pool], r.first_session, kind)[columns] for r in group]
+        lost = np.mean(per_run, axis=0)
+        label = f"{name}: {lost.mean():.1f} on average" if len(lost) else name
+        if many:
+            axis.plot(np.arange(len(columns)), lost, ls="", ms=5, mec="0.3", mew=0.4, label=label, **style_of(i))
+        else:
+            axis.bar(np.arange(len(columns)) + (i - (len(groups) - 1) / 2) * bar, lost, bar, label=label,
+                     color=PALETTE[i % len(PALETTE)])  # fmt: skip
     axis.axhline(0, color="0.3", lw=0.8)
-    axis.set_xticks(range(shown), protocol.classes[:shown], rotation=45, ha="right")
+    turned = dict(rotation=90, fontsize=7) if many else dict(rotation=45, ha="right")
+    axis.set_xticks(range(len(columns)), [protocol.classes[c] for c in columns], **turned)
+    axis.set_xlim(-0.7, len(columns) - 0.3)
+    axis.grid(axis="y", alpha=0.3)
     meaning = "best − last" if kind == "max" else "own session − last"
     axis.set(ylabel="AP lost (points)", title=f"Forgetting per class ({meaning}, {POOLS[pool]})")
-    figure.legend(fontsize=9, loc="outside lower center", ncols=2)
+    figure.legend(fontsize=8, loc="lower center", ncols=2)
+    return figure
+
+
+# ---- one session ----
+
+
+def falls_in_session(table: pd.DataFrame, session: int, count: int = 12) -> Figure:
+    """The classes whose AP fell most in a session, from `krt_core.forgetting.falls`: AP before and after, with the
+    change."""
+    shown = table[table.change < 0].head(count)[::-1]
+    names = [f"{line['class']} (session {line.learned})" for _, line in shown.iterrows()]
+    margin = 0.075 * max(map(len, names), default=12) + 0.3
+    figure = Figure(figsize=(margin + 4.6, 0.27 * max(len(shown), 2) + 1.3))
+    width, height = figure.get_size_inches()
+    axis = figure.add_axes((margin / width, 0.62 / height, 1 - (margin + 0.25) / width, 1 - 1.05 / height))
+    y = np.arange(len(shown))
+    axis.hlines(y, shown.after, shown.before, color="0.6", lw=2.5)
+    axis.plot(shown.before, y, "o", color=PALETTE[0], mec="0.3", ms=7, label="before")
+    axis.plot(shown.after, y, "D", color=PALETTE[1], mec="0.3", ms=6, label=f"after session {session + 1}")
+    for at, (_, line) in zip(y, shown.iterrows(), strict=True):
+        axis.annotate(f"{line.change:+.1f}", (min(line.after, line.before), at), (-8, 0), textcoords="offset points",
+                      ha="right", va="center", fontsize=8)  # fmt: skip
+    axis.set_yticks(y, names, fontsize=8)
+    axis.set(xlim=(-12, 105), ylim=(-0.7, max(len(shown), 1) - 0.3), xlabel="AP (%)")
+    axis.set_title(f"Fell most in session {session + 1}" if len(shown) else f"No class fell in session {session + 1}")
+    axis.grid(axis="x", alpha=0.3)
+    if len(shown):
+        axis.legend(fontsize=8, loc="best")
+    axis.columns = shown.column.tolist()
+    return figure
+
+
+def said_instead(rows: dict[str, pd.DataFrame], session: int) -> Figure:
+    """Old classes that fell (rows: name → its `krt_core.forgetting.confusions`) against the new ones of the session:
+    what is said in their place, and how often they share an image."""
+    new = next(iter(rows.values())).sort_values("column")["new class"].tolist()
+    kinds = {"said instead": "said in its place, above chance (points)", "together": "images shared (%)"}
+    margin = 0.075 * max(map(len, rows)) + 0.35
+    width, height = margin + 2 * max(3.1, 0.34 * len(new) + 1.5), 0.3 * len(rows) + 1.4 + 0.05 * max(map(len, new))
+    figure = Figure(figsize=(width, height))
+    bottom = (0.35 + 0.055 * max(map(len, new)) + 0.2) / height
+    space = dict(left=margin / width, right=1 - 0.45 / width, top=1 - 0.45 / height, bottom=bottom, wspace=0.12)
+    axes = figure.subplots(1, 2, sharey=True, gridspec_kw=space)
+    for axis, (kind, words) in zip(axes, kinds.items(), strict=True):
+        values = np.stack([table.sort_values("column")[kind].to_numpy() for table in rows.values()])
+        image = axis.imshow(values, cmap="cividis", aspect="auto", vmin=0, vmax=max(np.nanmax(values, initial=1), 1))
+        figure.colorbar(image, ax=axis, fraction=0.06, pad=0.03)
+        axis.set_xticks(range(len(new)), new, rotation=60, ha="right", fontsize=8)
+        axis.set_title(words, fontsize=9)
+        if values.size <= 150:
+            for (i, j), value in np.ndenumerate(values):
+                if np.isfinite(value):
+                    axis.text(j, i, f"{round(value) + 0}", ha="center", va="center", fontsize=7,
+                              color="white" if value < 0.55 * image.get_clim()[1] else "black")  # fmt: skip
+    axes[0].set_yticks(range(len(rows)), rows, fontsize=8)
     return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib import resources
@@ -20,12 +21,27 @@ def author_curves(dataset: str, base: int, increment: int, key: str = "seen") ->
     dataset "coco2014" or "voc2007"; base and increment as in a `Protocol`; key "base", "seen" or "new". Empty for a
     protocol they published no log of. Source: the logs in the April 2024 archive of their code.
     """
-    curves = {}
+    runs = _author_runs(dataset, base, increment)
+    return {_author_name(run): np.array([float(value) for value in run["mAP"][key].values()]) for run in runs}
+
+
+def author_ap(dataset: str, base: int, increment: int, classes: Sequence[str]) -> dict[str, np.ndarray]:
+    """AP (T, C) of the same runs, on the *seen* pool alone, for classes in learning order: NaN before they are learned.
+
+    Empty too where the runs learned other classes.
+    """
+    tables = {}
     for run in _author_runs(dataset, base, increment):
-        stored = run.get("exemplars_per_class") or 0
-        name = f"authors: {run['method']}, {stored} per class, λ {run['token_distillation_weight']}"
-        curves[name] = np.array([float(value) for value in run["mAP"][key].values()])
-    return curves
+        if set(run["classes"]) == set(classes):
+            steps = list(run["mAP"]["seen"])  # "10", "20", ...
+            ap = [[run["AP"][name].get(step, np.nan) for name in classes] for step in steps]
+            tables[_author_name(run)] = np.array(ap, dtype=float)
+    return tables
+
+
+def _author_name(run: dict) -> str:
+    stored = run.get("exemplars_per_class") or 0
+    return f"authors: {run['method']}, {stored} per class, λ {run['token_distillation_weight']}"
 
 
 @dataclass(frozen=True)

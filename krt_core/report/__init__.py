@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..errors import DataError, KRTError
+from ..errors import DataError, KRTError, RunError
 from ..home import resolve
 from ..run import Run, in_order
 
@@ -47,6 +47,20 @@ def collect(folders: Sequence[str | Path]) -> tuple[list[Run], list[LeftOut]]:
             else:
                 runs[path.parent] = run
     return in_order(list(runs.values())), list(left_out.values())
+
+
+def finished_runs(folder: str | Path, **wanted: object) -> list[Run]:
+    """The finished runs under a folder; ``method="krt"`` and such keep those whose experiment has it.
+
+    Raises RunError where there is none, with the reasons.
+    """
+    runs, left_out = collect([folder])
+    runs = [run for run in runs if all(getattr(run.experiment, key) == value for key, value in wanted.items())]
+    if not runs:
+        what = "".join(f" with {key}={value}" for key, value in wanted.items())
+        reasons = "".join(f"\n{it.name}: {it.reason}" for it in left_out)
+        raise RunError(f"There is no finished run{what} in {folder}: notebook 02 or `krt train` makes one.{reasons}")
+    return runs
 
 
 def _unfinished(run: Run) -> str:

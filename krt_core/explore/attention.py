@@ -1,0 +1,226 @@
+"""The attention explorer: what a model sees in an image, session by session and class by class."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import torch
+
+from .. import plots
+from ..data import MultiLabelDataset, open_dataset
+from ..data.pipeline import load_image
+from ..errors import RunError
+from ..explain import Evidence, Look, evidence, load_model, look
+from ..report import finished_runs, label_of, replicate_of
+from ..run import Run
+from .explorer import Explorer, Result
+
+IMAGES = 100  # per class on the slider
+
+
+class Models:
+    """The models of some runs and what they see, loaded when asked for; the least used are let go."""
+
+    def __init__(self, models: int = 16, looks: int = 512):
+        self._models, self._looks = _Recent(models), _Recent(looks)
+
+    def look(self, run: Run, session: int, dataset: MultiLabelDataset, row: int) -> Look:
+        def see() -> Look:
+            pixels = load_image(dataset.path(row), run.experiment.data.image_size)
+            model = self._models.get((run.folder, session), lambda: load_model(run, session))
+            return look(model, torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255)
+
+        return self._looks.get((run.folder, session, row), see)
+
+
+class _Recent:
+    """What was made last, by key."""
+
+    def __init__(self, size: int):
+        self.size, self.made = size, OrderedDict[Hashable, Any]()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self.made:
+            self.made[key] = make()
+            while len(self.made) > self.size:
+                self.made.popitem(last=False)
+        self.made.move_to_end(key)
+        return self.made[key]
+
+
+class AttentionExplorer(Explorer):
+    """Choose a run, a class and an image; the images that show the class come in the order of what was lost, from those
+    whose score fell most between the class's own session and the last one.
+
+    folder: holds run folders of models with incremental cross-attention (others are left out), and takes what is saved.
+    runs: these instead of the finished ones under it. headless: see `Explorer`. Raises RunError where there is none.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path = "outputs/demo",
+        runs: Sequence[Run] | None = None,
+        headless: Sequence[str] | None = None,
+    ):
+        found = finished_runs(folder) if runs is None else list(runs)
+        self.runs = {f"{label_of(run, found)}, {replicate_of(run)}": run for run in found if _has_attention(run)}
+        if not self.runs:
+            raise RunError(
+                f"There is no finished run with incremental cross-attention in {folder}: krt train makes one."
+            )
+        self.models, self._datasets = Models(), {}
+        wide = widgets.Layout(width="360px")
+        slider = dict(continuous_update=False, layout=widgets.Layout(width="360px"))
+        names = list(self.runs)
+        controls = {
+            "run": widgets.Dropdown(options=names, description="run", layout=wide),
+            "beside": widgets.Dropdown(options=["–", *names], description="beside it", layout=wide),
+            "column": widgets.Dropdown(description="class", layout=wide),
+            "image": widgets.IntSlider(1, 1, 1, description="image, most lost first", **slider),
+            "session": widgets.IntSlider(1, 1, 1, description="model after session", **slider),
+            "token": widgets.IntSlider(1, 1, 1, description="token of session", **slider),
+        }
+        views = {"Evidence": self.evidence, "Patches": self.patches, "Tokens": self.tokens, "Mass": self.mass}
+        super().__init__(controls, views, folder, "attention", headless=headless)
+        controls["run"].observe(lambda _: self._new_run(), "value")
+        controls["column"].observe(lambda _: self._new_class(), "value")
+        self._new_run()
+
+    # ---- what is chosen ----
+
+    @property
+    def run(self) -> Run:
+        return self.runs[self.value("run")]
+
+    @property
+    def row(self) -> int:
+        """Row of the image in the test set."""
+        return int(self._rows[self.value("image") - 1])
+
+    def dataset(self, run: Run) -> MultiLabelDataset:
+        key = str(run.experiment.data)
+        if key not in self._datasets:
+            self._datasets[key] = open_dataset(run.experiment.data, "test")
+        return self._datasets[key]
+
+    def choose(self, image: str) -> None:
+        """Show the test image with this id, whatever its place; RunError if it does not show the class."""
+        ids = self.dataset(self.run).ids
+        place = np.flatnonzero(ids[self._rows] == image)
+        if not len(place):
+            raise RunError(f"Test image {image!r} is not among those of class {self.class_name}: set another class.")
+        self.set(image=int(place[0]) + 1)
+
+    @property
+    def class_name(self) -> str:
+        return self.run.protocol.classes[self.value("column")]
+
+    def _new_run(self) -> None:
+        self._drawing = True
+        sessions = len(self.run.protocol.sessions)
+        for name in ("session", "token"):
+            self.controls[name].max = sessions
+        self.controls["session"].value = sessions
+        self.offer("column", [(name, column) for column, name in enumerate(self.run.protocol.classes)])
+        self._drawing = False
+        self._new_class()
+
+    def _new_class(self) -> None:
+        """The images of the class, those first whose score fell most."""
+        column, run, self._drawing = self.value("column"), self.run, True
+        own = next(s.index for s in run.protocol.sessions if s.start <= column < s.stop)
+        then, now = run.scores(own), run.scores(len(run.protocol.sessions) - 1)
+        place = {image: row for row, image in enumerate(self.dataset(run).ids.tolist())}
+        rows = np.flatnonzero(now.labels[:, column])
+        rows = rows[np.argsort(now.scores[rows, column] - then.scores[rows, column], kind="stable")][:IMAGES]
+        self._rows = np.array([place[image] for image in now.ids[rows].tolist() if image in place])
+        if not len(self._rows):
+            raise RunError(f"{run.folder.name}: its test images are not in the data set any more.")
+        self.controls["image"].value = 1
+        self.controls["image"].max = len(self._rows)
+        self.controls["token"].value = own + 1
+        self._drawing = False
+        self.draw()
+
+    def _looks(self, run: Run) -> list[Look]:
+        return [self.models.look(run, t, self.dataset(run), self.row) for t in range(len(run.protocol.sessions))]
+
+    def _both(self) -> dict[str, Run]:
+        """The run, and the one beside it where that knows the same classes."""
+        chosen = {self.value("run"): self.run}
+        if (other := self.value("beside")) != "–":
+            if self.runs[other].protocol.classes != self.run.protocol.classes:
+                raise RunError(f"{other} learned other classes, or in another order: it cannot stand beside this run.")
+            chosen[other] = self.runs[other]
+        return chosen
+
+    def _image(self) -> np.ndarray:
+        return load_image(self.dataset(self.run).path(self.row), max(self.run.experiment.data.image_size, 96))
+
+    def _title(self) -> str:
+        return f"image {self.dataset(self.run).ids[self.row]}"
+
+    # ---- views ----
+
+    def evidence(self) -> Result:
+        """Evidence maps of the class through the sessions, of both runs."""
+        column, rows = self.value("column"), {}
+        for name, run in self._both().items():
+            rows[name] = [evidence_of(seen, column) for seen in self._looks(run)]
+        dataset = self.dataset(self.run)
+        kind = dataset.classes.index(self.class_name)
+        mine = (dataset.boxes[:, 0] == self.row) & (dataset.boxes[:, 1] == kind)
+        rows = {_folded(name): found for name, found in rows.items()}
+        leak = any(run.leak for run in self._both().values())
+        figure = plots.evidence_over_sessions(
+            self._image(), rows, f"{self._title()}: {self.class_name}", dataset.boxes[mine, 2:], leak
+        )
+        error = max(abs(found.error[0]) for line in rows.values() for found in line if found is not None)
+        return [figure, f"Above each map: probability; logit = without any patch + sum of the map (to {error:.0e})."]
+
+    def patches(self) -> Result:
+        """Patch attention of one token per head: the newest, where the chosen one was not there yet."""
+        token = min(self.value("token"), self.value("session")) - 1
+        figures = []
+        for name, run in self._both().items():
+            seen = self.models.look(run, self.value("session") - 1, self.dataset(run), self.row)
+            title = f"{self._title()}\n{_folded(name)}"
+            figures.append(plots.patch_maps(self._image(), seen, min(token, seen.patches.shape[1] - 1), title))
+        return figures
+
+    def tokens(self) -> Result:
+        """The map of every session's token, side by side."""
+        session = self.value("session") - 1
+        return [
+            plots.maps_per_token(
+                self._image(), self.models.look(run, session, self.dataset(run), self.row),
+                f"{self._title()}\n{_folded(name)}",
+            )
+            for name, run in self._both().items()
+        ]  # fmt: skip
+
+    def mass(self) -> Result:
+        """Mass on the tokens, through the sessions until the chosen one."""
+        return [
+            plots.token_mass(self._looks(run)[: self.value("session")], f"{name}, {self._title()}")
+            for name, run in self._both().items()
+        ]
+
+
+def evidence_of(seen: Look, column: int) -> Evidence | None:
+    """The evidence for a class; None where it was not yet learned."""
+    return evidence(seen, column) if seen.knows(column) else None
+
+
+def _has_attention(run: Run) -> bool:
+    return run.experiment.options.head == "ica"
+
+
+def _folded(name: str) -> str:
+    """A run's name on short lines, for the title of a small picture."""
+    return name.replace(", ", "\n")

@@ -1,0 +1,149 @@
+"""JupyterLab as its users have it, in a real browser: one server, one workbench folder with short trainings."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
+PARAMETERS = {  # name of a notebook → what its first code cell is to say instead
+    "02_train_sessions": {"overrides": {"train.epochs": 2}, "methods": ["krt", "finetune"], "seeds": [0, 1]},
+    "04_attention_maps": {"pointing": 20},
+}
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """The workbench folder of the whole session: the notebooks, with parameters for short trainings."""
+    folder = tmp_path_factory.mktemp("workbench")
+    (folder / "notebooks").mkdir()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        book = json.loads(path.read_text())
+        for cell in book["cells"]:
+            if "parameters" in cell["metadata"].get("tags", ()):
+                more = PARAMETERS.get(path.stem, {})
+                cell["source"] = ["".join(cell["source"]), *(f"\n{name} = {value!r}" for name, value in more.items())]
+        (folder / "notebooks" / path.name).write_text(json.dumps(book))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lab(home):
+    """Address of a JupyterLab that serves the notebooks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    state = home / "jupyter"
+    environment = {
+        **os.environ, "KRT_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+        **{f"JUPYTER_{name}_DIR": str(state / name.lower()) for name in ("CONFIG", "DATA", "RUNTIME")},
+        "JUPYTERLAB_SETTINGS_DIR": str(state / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(state / "workspaces"),
+    }  # fmt: skip
+    settings = state / "settings/@jupyterlab"
+    (settings / "notebook-extension").mkdir(parents=True)
+    (settings / "apputils-extension").mkdir()
+    # Cells off screen are to be drawn too, and no question about news may cover the page.
+    (settings / "notebook-extension/tracker.jupyterlab-settings").write_text('{"windowingMode": "defer"}')
+    quiet = '{"fetchNews": "false", "checkForUpdates": false}'
+    (settings / "apputils-extension/notification.jupyterlab-settings").write_text(quiet)
+    log = (home / "lab.log").open("w")
+    server = subprocess.Popen(
+        [sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--port={port}", "--ServerApp.port_retries=0",
+         "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", "--allow-root",
+         f"--ServerApp.root_dir={home}"],
+        env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            if server.poll() is not None:
+                break
+            try:
+                urllib.request.urlopen(f"{address}/api", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        else:
+            pytest.fail((home / "lab.log").read_text()[-3000:])
+        yield address
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    if CHROMIUM is None:
+        pytest.fail("No Chromium: apt-get install chromium, or put one on the PATH.")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+class Notebook:
+    """A notebook open in JupyterLab."""
+
+    def __init__(self, page, address, name):
+        self.page, self.address, self.name = page, address, name
+        self.open()
+
+    def open(self):
+        self.page.goto(f"{self.address}/lab/tree/notebooks/{self.name}.ipynb?reset")
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+        self.page.wait_for_function("window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status=='idle'",
+                                    timeout=90_000)  # fmt: skip
+
+    def run_all(self, timeout=240):
+        """Run all cells and wait for them; fails with the first error a cell shows."""
+        self.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        cells = self.page.locator(".jp-CodeCell")
+        until = time.time() + timeout
+        while time.time() < until:
+            prompts = cells.locator(".jp-InputPrompt").all_inner_texts()
+            if prompts and all(prompt.strip("[]: ").isdigit() for prompt in prompts):
+                break
+            if self.errors():
+                break
+            time.sleep(0.3)
+        assert not self.errors(), self.errors()[0][:3000]
+        assert all(prompt.strip("[]: ").isdigit() for prompt in prompts), f"{self.name}: cells still running {prompts}"
+
+    def errors(self):
+        wrong = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"], .jp-OutputArea pre:text("Traceback")'
+        return self.page.locator(wrong).all_inner_texts()
+
+    def restart_kernel(self):
+        self.page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+        self.page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status=='idle'",
+                                    timeout=90_000)  # fmt: skip
+
+    def screenshot(self, locator, name):
+        """Kept under the folder named by KRT_SCREENSHOTS, where there is one."""
+        if folder := os.environ.get("KRT_SCREENSHOTS"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            locator.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+@pytest.fixture
+def notebook(browser, lab):
+    pages = []
+
+    def open_one(name):
+        page = browser.new_page(viewport={"width": 1500, "height": 1100})
+        pages.append(page)
+        return Notebook(page, lab, name)
+
+    yield open_one
+    for page in pages:
+        page.close()
