@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from made_up_runs import coco, finished
 
+from benchmarks.made_up_runs import coco, finished
 from krt_core import plots
 from krt_core.errors import DataError, RunError
 from krt_core.evaluate import session_metrics

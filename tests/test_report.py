@@ -9,8 +9,9 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
-from made_up_runs import Page, coco, finished, voc
+from page import Page
 
+from benchmarks.made_up_runs import coco, finished, voc
 from krt_core import plots, reference
 from krt_core.cli import main
 from krt_core.config import load_experiment

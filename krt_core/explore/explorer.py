@@ -7,6 +7,7 @@ its cell shows.
 
 from __future__ import annotations
 
+import gc
 import html
 import time
 import traceback
@@ -60,6 +61,7 @@ class Explorer:
                 raise RunError(f"There is no view {title!r}.{did_you_mean(title, views)}")
         self.seconds = 0.0  # that the last drawing took
         self.message = widgets.HTML()
+        gc.freeze()  # what is loaded by now stays: scanning it for garbage would hold up every seventh picture for 0.5 s
         self.tabs = widgets.Tab([widgets.VBox() for _ in views], titles=list(views))
         save = widgets.Button(description="Save", icon="save", tooltip=f"write what is shown to {folder}/figures")
         save.on_click(lambda _: self.save())
@@ -70,9 +72,11 @@ class Explorer:
         shown = [c for c in controls.values() if c.layout.display != "none"]
         rows = [widgets.HBox(shown[i : i + per_row]) for i in range(0, len(shown), per_row)]
         self.widget = widgets.VBox([*rows, widgets.HBox([save, self.message]), self.tabs])
-        self._drawing = False
+        self._drawing, self._asked, self._drawn = False, set(), -1
 
     def value(self, name: str) -> Any:
+        """What a control is set to; a view that has asked for it is drawn anew when it changes."""
+        self._asked.add(name)
         return self.controls[name].value
 
     def offer(self, name: str, options: Sequence, value: Any = None) -> None:
@@ -95,14 +99,15 @@ class Explorer:
     # ---- drawing ----
 
     def _changed(self, change: dict) -> None:
-        if not self._drawing:
+        asked = any(self.controls[name] is change["owner"] for name in self._asked)
+        if not self._drawing and (asked or self._drawn != self.tabs.selected_index):
             self.draw()
 
     def draw(self) -> None:
         """Draw the open view."""
         if self._drawing:
             return
-        began = time.perf_counter()
+        began, self._asked, self._drawn = time.perf_counter(), set(), self.tabs.selected_index
         title = list(self.views)[self.tabs.selected_index or 0]
         box = self.tabs.children[self.tabs.selected_index or 0]
         try:

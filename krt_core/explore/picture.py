@@ -59,7 +59,7 @@ class Picture(anywidget.AnyWidget):
         """Draw a figure. It is kept only where clicks are to be understood."""
         self._figure = figure if self.on_pick else None
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=SCREEN_DPI)
+        figure.savefig(buffer, format="png", dpi=SCREEN_DPI, pil_kwargs={"compress_level": 1})  # quick, not small
         with self.hold_sync():
             self.png, self.alt = buffer.getvalue(), alt
             self.drawn += 1

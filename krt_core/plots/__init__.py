@@ -15,4 +15,4 @@ from .forgetting import (
 )
 from .lost import lost_images
 from .pseudo_labels import thresholds
-from .training import training_loss
+from .training import training_loss, training_progress

@@ -266,13 +266,14 @@ def said_instead(rows: dict[str, pd.DataFrame], session: int) -> Figure:
     for axis, (kind, words) in zip(axes, kinds.items(), strict=True):
         values = np.stack([table.sort_values("column")[kind].to_numpy() for table in rows.values()])
         image = axis.imshow(values, cmap="cividis", aspect="auto", vmin=0, vmax=max(np.nanmax(values, initial=1), 1))
-        figure.colorbar(image, ax=axis, fraction=0.06, pad=0.03)
         axis.set_xticks(range(len(new)), new, rotation=60, ha="right", fontsize=8)
         axis.set_title(words, fontsize=9)
-        if values.size <= 150:
+        if values.size <= 60:
             for (i, j), value in np.ndenumerate(values):
                 if np.isfinite(value):
                     axis.text(j, i, f"{round(value) + 0}", ha="center", va="center", fontsize=7,
                               color="white" if value < 0.55 * image.get_clim()[1] else "black")  # fmt: skip
+        else:
+            figure.colorbar(image, ax=axis, fraction=0.06, pad=0.03)
     axes[0].set_yticks(range(len(rows)), rows, fontsize=8)
     return figure

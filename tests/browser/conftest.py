@@ -120,7 +120,8 @@ class Notebook:
         assert all(prompt.strip("[]: ").isdigit() for prompt in prompts), f"{self.name}: cells still running {prompts}"
 
     def errors(self):
-        wrong = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"], .jp-OutputArea pre:text("Traceback")'
+        error = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]'
+        wrong = f'{error}, .jp-OutputArea pre:text("Traceback")'
         return self.page.locator(wrong).all_inner_texts()
 
     def restart_kernel(self):

@@ -1,7 +1,4 @@
-"""Finished runs with made-up scores, written as a training would write them; and a reader of the pages made of them."""
-
-from collections import defaultdict
-from html.parser import HTMLParser
+"""Finished runs with made-up scores, written as a training would write them, to measure and test what reads runs."""
 
 import numpy as np
 
@@ -46,45 +43,6 @@ def finished(preset="digits_demo", overrides=(), classes=DIGITS, skill=2.0, leak
         run.write_session(session.index, {}, Scores(np.arange(images).astype(str), scores, labels), state)
     run.write_json("DONE", run.final_summary())
     return run
-
-
-class Page(HTMLParser):
-    """What the tests ask of a page: tags with attributes, tables as lists of cell texts, captions, text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.tables, self.figures, self.text, self.open = [], [], [], "", defaultdict(int)
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        self.open[tag] += 1
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-        elif tag == "figure":
-            self.figures.append("")
-
-    def handle_endtag(self, tag):
-        self.open[tag] -= 1
-
-    def handle_data(self, data):
-        self.text += data
-        if self.open["td"] + self.open["th"] > 0:
-            self.tables[-1][-1][-1] += data
-        if self.open["figcaption"]:
-            self.figures[-1] += data
-
-    def table(self, corner):
-        """The first table whose first heading reads so, as {first cell: {heading: cell}}."""
-        return self.all_tables(corner)[0]
-
-    def all_tables(self, corner, second=None):
-        found = [t for t in self.tables if t[0][0] == corner and second in (None, t[0][1])]
-        return [{row[0]: dict(zip(t[0], row, strict=False)) for row in t[1:]} for t in found]
 
 
 def coco(overrides=(), **options):
