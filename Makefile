@@ -9,7 +9,7 @@ NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attentio
 export KRT_HOME := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench speed notebooks lab clean
+.PHONY: help setup demo test test-all test-browser lint bench speed notebooks lab clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,14 @@ test: setup  ## run the tests (minutes)
 
 test-all: setup  ## also the slow ones
 	$(BIN)/python -m pytest -m ''
+
+test-browser: $(VENV)/browser  ## run every notebook in JupyterLab and Chromium (minutes)
+	$(BIN)/python -m pytest -m browser tests/browser -o addopts= --strict-markers -q -p no:cacheprovider
+
+$(VENV)/browser: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet -e '.[dev,photos,browser]'
+	@$(BIN)/python tools/find_chromium.py
+	@touch $@
 
 lint: setup  ## check code style and that notebooks hold no output
 	$(BIN)/ruff check .

@@ -61,7 +61,7 @@ class Explorer:
                 raise RunError(f"There is no view {title!r}.{did_you_mean(title, views)}")
         self.seconds = 0.0  # that the last drawing took
         self.message = widgets.HTML()
-        gc.freeze()  # what is loaded by now stays: scanning it for garbage would hold up every seventh picture for 0.5 s
+        gc.freeze()  # what is loaded stays: looking through it for garbage would hold up some pictures for 0.5 s
         self.tabs = widgets.Tab([widgets.VBox() for _ in views], titles=list(views))
         save = widgets.Button(description="Save", icon="save", tooltip=f"write what is shown to {folder}/figures")
         save.on_click(lambda _: self.save())

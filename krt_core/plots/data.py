@@ -7,6 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ..data import MultiLabelDataset
+from ..data.pipeline import load_image
 from ..protocol import Protocol
 from .figure import PALETTE, new_figure
 
@@ -56,8 +57,6 @@ def sample_images(
     dataset: MultiLabelDataset, protocol: Protocol, per_session: int = 6, size: int = 128, seed: int = 0
 ) -> Figure:
     """A few training images of each session; visible labels stand plain, hidden ones in brackets."""
-    from .data.pipeline import load_image
-
     labels, rng = protocol.reorder(dataset.labels), np.random.default_rng(seed)
     sessions = protocol.sessions
     figure, axes = new_figure(1.75 * per_session, 2.05 * len(sessions), len(sessions), per_session, squeeze=False)

@@ -14,9 +14,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next((path for path in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if path), None)
-PARAMETERS = {  # name of a notebook → what its first code cell is to say instead
-    "02_train_sessions": {"overrides": {"train.epochs": 2}, "methods": ["krt", "finetune"], "seeds": [0, 1]},
-    "04_attention_maps": {"pointing": 20},
+SHORT = {"overrides": {"train.epochs": 2}, "methods": ["krt", "finetune"]}
+PARAMETERS = {  # name of a copy → the notebook, and what its first code cell is to say instead
+    "01_data_splits": ("01_data_splits", {}),
+    "02_train_sessions": ("02_train_sessions", {**SHORT, "seeds": [0, 1]}),
+    "03_forgetting_analysis": ("03_forgetting_analysis", {}),
+    "04_attention_maps": ("04_attention_maps", {"pointing": 20}),
+    "05_gallery": ("05_gallery", {}),
+    "live": ("02_train_sessions", {**SHORT, "watch": True, "folder": "outputs/live"}),
 }
 
 
@@ -25,13 +30,11 @@ def home(tmp_path_factory):
     """The workbench folder of the whole session: the notebooks, with parameters for short trainings."""
     folder = tmp_path_factory.mktemp("workbench")
     (folder / "notebooks").mkdir()
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
-        book = json.loads(path.read_text())
-        for cell in book["cells"]:
-            if "parameters" in cell["metadata"].get("tags", ()):
-                more = PARAMETERS.get(path.stem, {})
-                cell["source"] = ["".join(cell["source"]), *(f"\n{name} = {value!r}" for name, value in more.items())]
-        (folder / "notebooks" / path.name).write_text(json.dumps(book))
+    for copy, (name, parameters) in PARAMETERS.items():
+        book = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())
+        cell = next(cell for cell in book["cells"] if "parameters" in cell["metadata"].get("tags", ()))
+        cell["source"] = "".join(cell["source"]) + "".join(f"\n{key} = {value!r}" for key, value in parameters.items())
+        (folder / "notebooks" / f"{copy}.ipynb").write_text(json.dumps(book))
     return folder
 
 
@@ -119,6 +122,10 @@ class Notebook:
         assert not self.errors(), self.errors()[0][:3000]
         assert all(prompt.strip("[]: ").isdigit() for prompt in prompts), f"{self.name}: cells still running {prompts}"
 
+    def explorer(self, number=0):
+        """The n-th explorer of the notebook."""
+        return Shown(self.page, self.page.locator(".jp-OutputArea-output .widget-vbox:has(> .widget-tab)").nth(number))
+
     def errors(self):
         error = '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]'
         wrong = f'{error}, .jp-OutputArea pre:text("Traceback")'
@@ -134,6 +141,54 @@ class Notebook:
         if folder := os.environ.get("KRT_SCREENSHOTS"):
             Path(folder).mkdir(parents=True, exist_ok=True)
             locator.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+
+class Shown:
+    """An explorer as it stands on the page."""
+
+    def __init__(self, page, box):
+        self.page, self.box = page, box
+        box.scroll_into_view_if_needed()
+
+    def open(self, title):
+        """Open a view."""
+        self.box.locator(".lm-TabBar-tabLabel", has_text=title).first.click()
+        self.box.locator("img:visible, .widget-html-content:visible p").first.wait_for()
+        self.page.wait_for_timeout(1000)
+
+    def image(self):
+        return self.box.locator("img:visible").first
+
+    def pictures(self):
+        """A number per picture in the open view that changes with its pixels."""
+        sums = """images => Promise.all(images.filter(i => i.offsetParent).map(async image => {
+            const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());
+            return bytes.reduce((sum, byte) => (31 * sum + byte) >>> 0, 7); }))"""
+        return self.box.locator("img").evaluate_all(sums)
+
+    def control(self, label):
+        """The slider handle or menu with a label."""
+        row = self.box.locator(".widget-inline-hbox", has=self.page.locator(f'.widget-label:text-is("{label}")'))
+        return row.locator(".noUi-handle, select").first
+
+    def press(self, label, key):
+        """Move a slider by the keyboard; returns seconds until the picture has changed."""
+        before, began = self.pictures(), time.time()
+        self.control(label).focus()
+        self.page.keyboard.press(key)
+        return self.changed(before, began)
+
+    def choose(self, label, option):
+        """Choose from a menu; returns seconds until the picture has changed."""
+        before, began = self.pictures(), time.time()
+        self.control(label).select_option(option)
+        return self.changed(before, began)
+
+    def changed(self, before, began, timeout=15):
+        while self.pictures() == before:
+            assert time.time() - began < timeout, "the picture did not change"
+            time.sleep(0.02)
+        return time.time() - began
 
 
 @pytest.fixture

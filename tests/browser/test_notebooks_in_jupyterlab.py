@@ -1,0 +1,137 @@
+"""Every notebook as its users have it: all cells run, controls change pictures, trainings stop and go on."""
+
+import re
+import time
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.browser
+
+
+def test_1_data_splits(notebook):
+    book = notebook("01_data_splits")
+    book.run_all()
+    assert book.page.locator(".jp-OutputArea img").count() >= 3
+
+
+def test_2_training(notebook, home):
+    book = notebook("02_train_sessions")
+    book.run_all(timeout=400)
+    assert len(list((home / "outputs/demo/runs").glob("*/DONE"))) == 4
+
+
+def test_3_forgetting(notebook, home):
+    book = notebook("03_forgetting_analysis")
+    book.run_all()
+    explorer = book.explorer()
+    book.screenshot(explorer.box, "forgetting")
+    explorer.choose("curve of", "mAP_base")
+    explorer.open("Heat map")
+    explorer.choose("images", "test images with a seen class")
+    explorer.open("Changes")
+    explorer.open("Classes")
+    book.screenshot(explorer.box, "forgetting_classes")
+    explorer.open("Forgetting")
+    explorer.choose("forgetting", "AP after own session − last")
+    explorer.open("One session")
+    explorer.press("session", "ArrowRight")
+    book.screenshot(explorer.box, "forgetting_session")
+    # A click on a class of the heat map opens the images on which it was lost.
+    explorer.open("Heat map")
+    box = explorer.image().bounding_box()
+    explorer.image().click(position={"x": box["width"] * 0.3, "y": box["height"] * 0.25})
+    explorer.box.locator("p", has_text="learned in session").wait_for()
+    book.screenshot(explorer.box, "forgetting_lost")
+    explorer.box.locator("button", has_text="Save").click()
+    book.page.wait_for_timeout(1500)
+    assert (home / "outputs/demo/figures/forgetting_lost_images.csv").is_file() or explorer.pictures()
+    labels = book.explorer(1)
+    before = labels.pictures()
+    labels.press("session", "ArrowRight")
+    assert labels.pictures() != before
+    book.screenshot(labels.box, "pseudo_labels")
+
+
+def test_4_attention(notebook):
+    book = notebook("04_attention_maps")
+    book.run_all()
+    explorer = book.explorer()
+    explorer.press("image, most lost first", "ArrowRight")
+    explorer.choose("class", "five")
+    explorer.choose("beside it", re.compile("seed 1"))
+    book.screenshot(explorer.box, "attention_evidence")
+    explorer.open("Patches")
+    explorer.press("model after session", "ArrowLeft")
+    book.screenshot(explorer.box, "attention_patches")
+    explorer.open("Tokens")
+    explorer.press("model after session", "ArrowLeft")
+    explorer.open("Mass")
+    book.screenshot(explorer.box, "attention_mass")
+
+
+def test_5_gallery(notebook):
+    book = notebook("05_gallery")
+    book.run_all()
+    explorer = book.explorer()
+    explorer.press("session", "ArrowLeft")
+    book.screenshot(explorer.box, "gallery")
+    explorer.open("Side by side")
+    book.screenshot(explorer.box, "side_by_side")
+
+
+def test_training_goes_on_without_the_page_and_stops_when_told(notebook, home):
+    book = notebook("live")
+    book.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    book.page.locator("button", has_text="Start all").wait_for(timeout=90_000)
+    runs = home / "outputs/live/runs"
+
+    def training():
+        return [p for p in psutil.process_iter() if "KRT_TRAINING" in _environment(p)]
+
+    book.page.locator("button", has_text="Start all").click()
+    _until(lambda: training() and list(runs.glob("*/metrics.jsonl")), "no training has begun")
+    rows = book.page.locator(".jp-OutputArea img").first
+    rows.wait_for()
+    book.screenshot(book.page.locator(".jp-OutputArea-output:has(button)").first, "training")
+    # The kernel is restarted and the page loaded again: the training goes on, and the cell finds it.
+    book.restart_kernel()
+    assert training()
+    book.open()
+    assert training()
+    book.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    stop = book.page.locator("button:visible", has_text="Stop").first
+    stop.wait_for(timeout=90_000)
+    book.page.locator("button", has_text="Stop").nth(1).wait_for(timeout=60_000)  # of the row that runs
+    stop.click()
+    _until(lambda: not training(), "Stop did not stop the training")
+    book.page.locator("button", has_text="Resume").first.wait_for(timeout=30_000)
+    # And is resumed to its end.
+    epochs = len(next(runs.glob("*/metrics.jsonl")).read_text().splitlines())
+    book.page.locator("button", has_text="Resume").first.click()
+    _until(lambda: list(runs.glob("*/DONE")), "the training was not resumed", 240)
+    assert len(next(runs.glob("*/DONE")).parent.joinpath("metrics.jsonl").read_text().splitlines()) > epochs
+
+
+def test_reload_and_run_again_rebuild_the_view(notebook):
+    book = notebook("03_forgetting_analysis")
+    book.run_all()
+    first = book.explorer().pictures()
+    book.open()
+    book.restart_kernel()
+    book.run_all()
+    assert book.explorer().pictures() == first
+
+
+def _environment(process):
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+def _until(condition, otherwise, seconds=90):
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline, otherwise
+        time.sleep(0.2)
