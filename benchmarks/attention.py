@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     runs = [run for run in finished_runs(options.folder) if run.experiment.options.head == "ica"]
     groups = by_label(runs)
-    pd.set_option("display.width", 200)
+    pd.set_option("display.width", 200, "display.max_columns", 20)
     print(pd.DataFrame({name: pointing(group, options.images) for name, group in groups.items()}))
     print(pd.DataFrame({name: sums(group, options.sums) for name, group in groups.items()}))
 

@@ -26,6 +26,11 @@ from ..home import resolve
 from ..progress import headless_kernel
 from .picture import Picture
 
+# What is loaded by now (torch, pandas, matplotlib) stays. Figures leave much garbage, and looking for it among all that
+# would hold up some pictures for a quarter of a second.
+gc.collect()
+gc.freeze()
+
 Shown = Figure | pd.DataFrame | str
 Result = Shown | Sequence[Shown]
 
@@ -61,7 +66,6 @@ class Explorer:
                 raise RunError(f"There is no view {title!r}.{did_you_mean(title, views)}")
         self.seconds = 0.0  # that the last drawing took
         self.message = widgets.HTML()
-        gc.freeze()  # what is loaded stays: looking through it for garbage would hold up some pictures for 0.5 s
         self.tabs = widgets.Tab([widgets.VBox() for _ in views], titles=list(views))
         save = widgets.Button(description="Save", icon="save", tooltip=f"write what is shown to {folder}/figures")
         save.on_click(lambda _: self.save())
@@ -105,18 +109,19 @@ class Explorer:
 
     def draw(self) -> None:
         """Draw the open view."""
-        if self._drawing:
-            return
+        if not self._drawing:
+            self._draw()
+            gc.collect(1)  # the figure just shown, before many of them make a long pause
+
+    def _draw(self) -> None:
         began, self._asked, self._drawn = time.perf_counter(), set(), self.tabs.selected_index
         title = list(self.views)[self.tabs.selected_index or 0]
         box = self.tabs.children[self.tabs.selected_index or 0]
         try:
             shown, problem = self.result(title)
-            if problem:
-                box.children = [widgets.HTML(f"<p>{html.escape(problem)}</p>")]
-            else:
-                self._fill(box, shown, title)
+            self._fill(box, [problem] if problem else shown, title)
         except Exception:  # JupyterLab would hide it in a log
+            self._fill(box, [], title)
             box.children = [widgets.HTML(f"<pre>{html.escape(traceback.format_exc())}</pre>")]
         self.seconds = time.perf_counter() - began
         self.message.value = ""
@@ -130,15 +135,24 @@ class Explorer:
         return ([made] if isinstance(made, Figure | pd.DataFrame | str) else list(made)), ""
 
     def _fill(self, box: widgets.VBox, shown: list[Shown], title: str) -> None:
-        """Reuse the widgets that are there, so that nothing flickers."""
-        kinds = [Picture if isinstance(item, Figure) else widgets.HTML for item in shown]
-        if [type(child) for child in box.children] != kinds:
-            box.children = [Picture(self.picks.get(title)) if kind is Picture else kind() for kind in kinds]
-        for child, item in zip(box.children, shown, strict=True):
+        """Reuse the widgets that are there, so that nothing flickers; close the others, which would stay for ever."""
+        children, old = [], list(box.children)
+        for item in shown:
+            kind = Picture if isinstance(item, Figure) else widgets.HTML
+            child = next((child for child in old if type(child) is kind), None)
+            if child is None:
+                child = Picture(self.picks.get(title)) if kind is Picture else kind()
+            else:
+                old.remove(child)
+            children.append(child)
             if isinstance(item, Figure):
                 child.show(item, f"{title}: {describe(item)}")
             else:
                 child.value = table_html(item) if isinstance(item, pd.DataFrame) else f"<p>{html.escape(item)}</p>"
+        if children != list(box.children):
+            box.children = children
+        for child in old:
+            child.close()
 
     def _ipython_display_(self) -> None:
         if headless_kernel():

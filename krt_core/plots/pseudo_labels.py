@@ -4,16 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from ..data import MultiLabelDataset
+from ..errors import RunError, did_you_mean
+from ..pseudo_labels import PseudoLabels, averages, class_quality, gives_pseudo_labels, quality
 from ..report import label_of, replicate_of
 from ..run import Run
-from .figure import MARKERS, PALETTE, new_figure
+from .figure import MARKERS, PALETTE, new_figure, style_of
+from .gallery import Said, make_card, sheet
+
+PARTS = {"hidden": PALETTE[7], "given": PALETTE[0], "right": PALETTE[2]}
+PRECISION, RECALL = dict(color=PALETTE[0], marker="o"), dict(color=PALETTE[1], marker="D")
+PER_COLUMN = 36  # classes below one another
+KINDS = {
+    "right": "only right labels, the most certain first",
+    "wrong": "a wrong label, the most certain first",
+    "missed": "a label missed, the least certain first",
+}
 
 
 def thresholds(runs: Sequence[Run]) -> Figure | None:
     """Pseudo-label threshold and pseudo labels per image of each session; None if no run has any."""
-    with_labels = [run for run in runs if run.session_state(run.finished_sessions - 1)["method"].get("thresholds")]
+    with_labels = [run for run in runs if gives_pseudo_labels(run)]
     if not with_labels:
         return None
     figure, (left, right) = new_figure(9.5, 3.3, 1, 2)
@@ -31,3 +49,235 @@ def thresholds(runs: Sequence[Run]) -> Figure | None:
         axis.set_xticks(x)
         axis.legend(fontsize=8)
     return figure
+
+
+def pseudo_label_quality(
+    runs: Run | Sequence[Run], train_set: MultiLabelDataset | None = None, class_name: str | None = None
+) -> Figure:
+    """Precision and recall of the pseudo labels in each session: a line over all labels together (micro), a dashed one
+    for the mean over classes (macro). class_name: of one class alone.
+
+    Runs without pseudo labels are left out; RunError where there is none with them. train_set: see
+    `krt_core.pseudo_labels.pseudo_labels`.
+    """
+    runs = [runs] if isinstance(runs, Run) else list(runs)
+    shown = [run for run in runs if gives_pseudo_labels(run)]
+    if not shown:
+        raise RunError("No run here gave pseudo labels: train one of method krt with krt.pseudo_labels=true.")
+    names = [f"{label_of(run, runs)}, {replicate_of(run)}" for run in shown]
+    height = 3.4 + 0.19 * (len(shown) + (class_name is None))
+    figure = Figure(figsize=(9.5, height))
+    space = dict(left=0.07, right=0.98, top=1 - 0.4 / height, bottom=1 - 2.95 / height, wspace=0.14)
+    axes = figure.subplots(1, 2, sharey=True, gridspec_kw=space)
+    for i, run in enumerate(shown):
+        table = quality(run, train_set, class_name)
+        for axis, key in zip(axes, ("precision", "recall"), strict=True):
+            axis.plot(table.index, table[f"{key} micro"], ms=6, **style_of(i))
+            if class_name is None:
+                axis.plot(table.index, table[f"{key} macro"], "--", lw=1, ms=4, mfc="white", **style_of(i))
+    of = "all pseudo labels" if class_name is None else class_name
+    last = max(run.finished_sessions for run in shown)
+    for axis, key in zip(axes, ("precision", "recall"), strict=True):
+        axis.set(xlabel="session", ylim=(-3, 103), xlim=(1.7, last + 0.3), xticks=range(2, last + 1))
+        axis.set_title(f"{key.capitalize()} of {of} (%)", fontsize=10)
+        axis.grid(alpha=0.3)
+    handles = [Line2D([], [], label=name, **style_of(i)) for i, name in enumerate(names)]
+    if class_name is None:
+        handles.append(Line2D([], [], color="0.3", ls="--", lw=1, label="dashed: mean over classes (macro)"))
+    figure.legend(handles=handles, fontsize=8, loc="lower center", frameon=False)
+    return figure
+
+
+def pseudo_label_threshold(found: PseudoLabels, table=None, column: int | None = None) -> Figure:
+    """One session: the threshold among those of the other sessions; what another one would have given; precision and
+    recall of every session.
+
+    table: `krt_core.pseudo_labels.quality` of the run (and class), where it is at hand. column: of one class alone.
+    """
+    run, session = found.run, found.session
+    name = None if column is None else found.classes[column]
+    table = quality(run, class_name=name) if table is None else table
+    figure = Figure(figsize=(13, 3.6))
+    axes = figure.subplots(1, 3, gridspec_kw=dict(left=0.05, right=0.985, top=0.85, bottom=0.14, wspace=0.2))
+    axes[0].plot(table.index, table.threshold, "o-", color="0.2")
+    axes[0].set(xlabel="session", ylabel="threshold (probability)", ylim=(0, 1.02))
+    axes[0].set_title("Threshold" if len(set(found.thresholds.tolist())) == 1 or name else
+                      "Threshold (mean over classes)", fontsize=10)  # fmt: skip
+    curve, at = found.curve(column), table.loc[session + 1]
+    for key, style in (("precision", PRECISION), ("recall", RECALL)):
+        axes[1].plot(curve.threshold, curve[key], color=style["color"], ls="-" if key == "precision" else "--")
+        axes[1].plot(at.threshold, at[f"{key} micro"], ms=8, mec="0.2", clip_on=False, **style)
+        axes[2].plot(table.index, table[f"{key} micro"], label=key, **style)
+        if name is None:
+            axes[2].plot(table.index, table[f"{key} macro"], ls="--", lw=1, ms=4, mfc="white", **style,
+                         label=f"{key}, mean over classes")  # fmt: skip
+    axes[1].axvline(at.threshold, color="0.2", lw=1, ls=":")
+    axes[1].set(xlabel="threshold (probability)", ylim=(-3, 103), xlim=(0, 1))
+    axes[1].set_title(f"Session {session + 1}, had the threshold been another (%)", fontsize=10)
+    axes[2].set(xlabel="session", ylim=(-3, 103))
+    axes[2].set_title("Precision and recall of each session (%)", fontsize=10)
+    axes[2].legend(fontsize=8)
+    for axis in (axes[0], axes[2]):
+        axis.axvline(session + 1, color="0.8", lw=8, zorder=0)
+        axis.set_xlim(1.6, run.finished_sessions + 0.4)
+        axis.set_xticks(range(2, run.finished_sessions + 1))
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    figure.suptitle(f"{_title(found)}: {name or 'all old classes'}", fontsize=10, y=0.985)
+    return figure
+
+
+def pseudo_label_classes(found: PseudoLabels, column: int | None = None) -> Figure:
+    """Precision and recall of the pseudo labels of every old class in one session, in learning order; at the right
+    stand the labels right / given / hidden.
+
+    column: a class to be set in bold. Each axis has its classes, from the top, in `columns`.
+    """
+    table = found.per_class()
+    parts = [table.iloc[i : i + PER_COLUMN] for i in range(0, len(table), PER_COLUMN)]
+    margin = 0.072 * max(map(len, table["class"])) + 0.25
+    step = margin + (5.2 if len(parts) == 1 else 3.2) + 1.15
+    width, height = step * len(parts), 0.22 * len(parts[0]) + 1.35
+    figure = Figure(figsize=(width, height))
+    for i, part in enumerate(parts):
+        inches = (step * i + margin, 0.5, step - margin - 1.15, 0.22 * len(part))
+        top = height - 0.85
+        box = (inches[0] / width, (top - inches[3]) / height, inches[2] / width, inches[3] / height)
+        axis = figure.add_axes(box)
+        _dots(axis, part, column)
+        axis.columns = part.index.tolist()
+    handles = [Line2D([], [], ls="", label=key, **style) for key, style in
+               (("precision", PRECISION), ("recall", RECALL))]  # fmt: skip
+    figure.text(0.1 / width, 1 - 0.12 / height, f"{_title(found)}: pseudo labels per class", fontsize=10, va="top")
+    figure.legend(handles=handles, fontsize=8, ncols=2, frameon=False, loc="upper left",
+                  bbox_to_anchor=((margin - 0.1) / width, 1 - 0.3 / height))  # fmt: skip
+    return figure
+
+
+def _dots(axis: Axes, table, column: int | None) -> None:
+    y = np.arange(len(table))
+    both = np.isfinite(table.precision) & np.isfinite(table.recall)
+    lines = [[(p, at), (r, at)] for p, r, at in zip(table.precision[both], table.recall[both], y[both], strict=True)]
+    axis.add_collection(LineCollection(lines, color="0.75", lw=2, zorder=1))
+    for values, style in ((table.precision, PRECISION), (table.recall, RECALL)):
+        axis.plot(values, y, ls="", ms=6, mec="0.3", mew=0.4, clip_on=False, **style)
+    for at, (index, line) in zip(y, table.iterrows(), strict=True):
+        weight = "bold" if index == column else "normal"
+        axis.text(-4, at, line["class"], ha="right", va="center", fontsize=8, weight=weight, parse_math=False)
+        axis.text(104, at, f"{line.right} / {line.given} / {line.hidden}", va="center", fontsize=8, weight=weight)
+    axis.text(104, -1, "right / given / hidden", va="center", fontsize=7, color="0.35")
+    for at in np.flatnonzero(np.diff(table.learned)) + 0.5:
+        axis.axhline(at, color="0.6", lw=0.7, ls=":")
+    axis.set(xlim=(-2, 102), ylim=(len(table) - 0.4, -0.6), yticks=[], xticks=range(0, 101, 25))
+    axis.set_xlabel("%", fontsize=8, labelpad=1)
+    axis.tick_params(labelsize=8)
+    axis.grid(axis="x", alpha=0.3)
+
+
+def pseudo_label_heatmap(run: Run, train_set: MultiLabelDataset | None = None) -> Figure:
+    """Precision and recall (%) of every class in every session in which it was old; grey where undefined."""
+    tables, names = class_quality(run, train_set), run.protocol.classes
+    columns = next(iter(tables.values())).shape[1]
+    margin, height = 0.075 * max(map(len, names[:columns])) + 0.35, max(2.6, 0.2 * columns + 1.25)
+    width = margin + 6.4
+    figure = Figure(figsize=(width, height))
+    space = dict(left=margin / width, right=1 - 0.95 / width, top=1 - 0.72 / height, bottom=0.5 / height, wspace=0.08)
+    axes = figure.subplots(1, 2, gridspec_kw=space)
+    cmap = matplotlib.colormaps["viridis"].with_extremes(bad="0.88")
+    for axis, (key, table) in zip(axes, tables.items(), strict=True):
+        image = axis.imshow(table.T, vmin=0, vmax=100, cmap=cmap, aspect="auto")
+        axis.set_xticks(range(len(table)), range(2, len(table) + 2))
+        axis.set_yticks([])
+        axis.set_xlabel("session")
+        axis.set_title(f"{key} (%)", fontsize=9)
+        for (t, c), value in np.ndenumerate(table):
+            if table.size <= 120 and np.isfinite(value):
+                axis.text(t, c, f"{value:.0f}", ha="center", va="center", fontsize=7,
+                          color="white" if value < 60 else "black")  # fmt: skip
+    for c in range(columns):
+        axes[0].text(-0.7, c, names[c], ha="right", va="center", fontsize=8, parse_math=False)
+    figure.colorbar(image, cax=figure.add_axes((1 - 0.8 / width, 0.5 / height, 0.16 / width, 1 - 1.22 / height)))
+    figure.text(0.1 / width, 1 - 0.12 / height, f"{_run(run)}: pseudo labels per class and session", fontsize=10, va="top")
+    return figure
+
+
+def pseudo_labels_per_image(found: PseudoLabels) -> Figure:
+    """How many old labels an image hides and how many it is given: each by itself, and one against the other."""
+    counts = {key: getattr(found, key).sum(axis=1) for key in PARTS}
+    most = int(max(values.max(initial=0) for values in counts.values()))
+    figure = Figure(figsize=(11, 3.9))
+    space = dict(left=0.06, right=0.94, top=0.8, bottom=0.13, wspace=0.2, width_ratios=[1.5, 1])
+    left, right = figure.subplots(1, 2, gridspec_kw=space)
+    for i, (key, values) in enumerate(counts.items()):
+        share = 100 * np.bincount(values, minlength=most + 1) / len(values)
+        left.bar(np.arange(most + 1) + 0.27 * (i - 1), share, 0.27, color=PARTS[key],
+                 label=f"{key}: {values.mean():.2f} on average")  # fmt: skip
+    left.set(xlabel="old labels of an image", ylabel="images (%)", xticks=range(0, most + 1, 1 + most // 16))
+    left.legend(fontsize=8)
+    left.grid(axis="y", alpha=0.3)
+    table = np.zeros((most + 1, most + 1))
+    np.add.at(table, (counts["given"], counts["hidden"]), 100 / len(found.rows))
+    image = right.imshow(np.where(table > 0, table, np.nan), origin="lower", cmap="cividis", vmin=0, aspect="auto")
+    for (y, x), value in np.ndenumerate(table):
+        if most <= 8 and value > 0:
+            right.text(x, y, f"{value:.0f}" if value >= 1 else "<1", ha="center", va="center", fontsize=7,
+                       color="white" if value < 0.6 * table.max() else "black")  # fmt: skip
+    right.plot([-0.5, most + 0.5], [-0.5, most + 0.5], color="0.5", lw=0.8, ls="--")
+    right.set(xlabel="hidden", ylabel="given", xlim=(-0.5, most + 0.5), ylim=(-0.5, most + 0.5))
+    right.set_xticks(range(0, most + 1, 1 + most // 10))
+    right.set_yticks(range(0, most + 1, 1 + most // 10))
+    right.set_title("images (%)", fontsize=9)
+    figure.colorbar(image, cax=figure.add_axes((0.95, 0.13, 0.012, 0.67)))
+    exact = 100 * (~found.wrong & ~found.missed).all(axis=1).mean()
+    words = f"{_title(found)}: old labels per image. On {exact:.0f} % of {len(found.rows)} images all of them are restored "
+    figure.suptitle(words + "and none is wrong.", fontsize=10, x=0.01, ha="left")
+    return figure
+
+
+def pseudo_label_images(found: PseudoLabels, kind: str = "wrong", column: int | None = None, count: int = 12) -> Figure:
+    """Training images by what their pseudo labels are, one of `KINDS`, with boxes and scores.
+
+    column: an old class; None: any. Raises RunError for an unknown kind.
+    """
+    rows = chosen_images(found, kind, column)
+    cards = []
+    for row in rows[:count]:
+        lines = []
+        for verdict in ("wrong", "missed", "right"):
+            columns = np.flatnonzero(getattr(found, verdict)[row])
+            columns = columns[np.argsort(-found.scores[row, columns], kind="stable")]
+            lines += [(verdict, found.classes[c], float(found.scores[row, c])) for c in columns]
+        lines += [("shown", found.classes[c], None) for c in np.flatnonzero(found.visible[row])]
+        score = None if column is None else float(found.scores[row, column])
+        told = Said(lines, score, None if column is None else float(found.thresholds[column]))
+        main, note = None if column is None else found.classes[column], " (exemplar)" if row >= found.own else ""
+        cards.append(make_card(found.dataset, str(found.ids[row]), main, [told], note))
+    of = "any old class" if column is None else found.classes[column]
+    title = f"{_title(found)}, {of}: {KINDS[kind]}; {len(cards)} of {len(rows)} images"
+    return sheet(cards, f"{title}\n✓ right   ✗ wrong   ○ missed   = shown anyway, with the old model's probability")
+
+
+def chosen_images(found: PseudoLabels, kind: str, column: int | None = None) -> np.ndarray:
+    """Places (k,) among the session's images of one of `KINDS`, the most telling first."""
+    if kind not in KINDS:
+        raise RunError(f"There are no images of kind {kind!r}.{did_you_mean(kind, KINDS)}")
+    part, scores = getattr(found, kind), found.scores
+    if column is not None:
+        rows = np.flatnonzero(part[:, column])
+        by = scores[rows, column]
+    else:
+        fits = part.any(axis=1)
+        if kind == "right":
+            fits &= ~found.wrong.any(axis=1) & ~found.missed.any(axis=1)
+        rows = np.flatnonzero(fits)
+        by = np.where(part[rows], scores[rows], np.inf if kind == "missed" else -np.inf)
+        by = by.min(axis=1) if kind == "missed" else by.max(axis=1)
+    return rows[np.argsort(by if kind == "missed" else -by, kind="stable")]
+
+
+def _run(run: Run) -> str:
+    return f"{label_of(run)}, {replicate_of(run)}"
+
+
+def _title(found: PseudoLabels) -> str:
+    return f"{_run(found.run)}, session {found.session + 1}"
