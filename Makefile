@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := outputs/demo
-NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attention_maps
+NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attention_maps 05_gallery
 export KRT_HOME := $(CURDIR)
 
 .DEFAULT_GOAL := help

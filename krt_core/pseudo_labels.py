@@ -17,12 +17,17 @@ import pandas as pd
 
 from .config import Data
 from .data import MultiLabelDataset, open_dataset
-from .errors import DataError, RunError
+from .errors import DataError, RunError, did_you_mean
 from .memory import Memory
 from .run import Run
 from .view import session_view
 
 GRID = 200  # thresholds of `PseudoLabels.curve`
+KINDS = {
+    "right": "only right labels, the most certain first",
+    "wrong": "a wrong label, the most certain first",
+    "missed": "a label missed, the least certain first",
+}
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,8 @@ class PseudoLabels:
 
     @cached_property
     def given(self) -> np.ndarray:
-        """(n, C_old) labels that the pseudo labels add. On an exemplar they may overrule a class that it shows as absent,
-        as in training."""
+        """(n, C_old) labels that they add. On an exemplar they may overrule a class that it shows as absent, as in
+        training."""
         return (self.scores > self.thresholds) & ~self.visible
 
     @cached_property
@@ -85,6 +90,22 @@ class PseudoLabels:
         head = {"class": self.classes, "learned": learned, "threshold": self.thresholds.astype(float)}
         return pd.DataFrame({**head, **_counted(counts)})
 
+    def images(self, kind: str, column: int | None = None) -> np.ndarray:
+        """Places (k,) among the n images of one of `KINDS`, in its order; for one old class, or for any.
+
+        For one class, the labels of the others do not matter. Raises RunError for an unknown kind.
+        """
+        if kind not in KINDS:
+            raise RunError(f"There are no images of kind {kind!r}.{did_you_mean(kind, KINDS)}")
+        some = slice(None) if column is None else slice(column, column + 1)
+        part = getattr(self, kind)[:, some]
+        fits = part.any(axis=1)
+        if kind == "right" and column is None:
+            fits &= ~self.wrong.any(axis=1) & ~self.missed.any(axis=1)
+        rows, sign = np.flatnonzero(fits), 1 if kind == "missed" else -1
+        by = np.where(part[rows], sign * self.scores[rows, some], np.inf).min(axis=1, initial=np.inf)
+        return rows[np.argsort(by, kind="stable")]
+
     def curve(self, column: int | None = None) -> pd.DataFrame:
         """Precision and recall (%, all labels together) had the threshold been another, from 0 in steps of 1 / `GRID`.
 
@@ -93,7 +114,8 @@ class PseudoLabels:
         some = slice(None) if column is None else slice(column, column + 1)
         bins = np.minimum((self.scores[:, some] * GRID).astype(np.int64), GRID - 1)
         above = [
-            np.bincount(bins[part[:, some]], minlength=GRID)[::-1].cumsum()[::-1] for part in (self.hidden, ~self.visible)
+            np.bincount(bins[part[:, some]], minlength=GRID)[::-1].cumsum()[::-1]
+            for part in (self.hidden, ~self.visible)
         ]
         table = _counted(np.stack([np.full(GRID, self.hidden[:, some].sum()), above[1], above[0]]))
         return pd.DataFrame(
@@ -120,9 +142,7 @@ def pseudo_labels(run: Run, session: int, train_set: MultiLabelDataset | None = 
     return _kept(str(run.folder), session, _ahead_file(run, session).stat().st_mtime_ns)
 
 
-def quality(
-    run: Run, train_set: MultiLabelDataset | None = None, class_name: str | None = None
-) -> pd.DataFrame:
+def quality(run: Run, train_set: MultiLabelDataset | None = None, class_name: str | None = None) -> pd.DataFrame:
     """How good the pseudo labels of each session were; index: session, from 2.
 
     Columns: threshold (the mean where classes have their own), per image: expected, found (what the search counted,
@@ -207,8 +227,8 @@ def rows_of(dataset: MultiLabelDataset, ids: Sequence[str], run: Run) -> np.ndar
     ids = np.asarray(ids).tolist()
     if gone := [image for image in ids if image not in place]:
         raise DataError(
-            f"Image {gone[0]!r} of {run.folder.name} is not in {dataset.name} {dataset.split} ({dataset.root}): the data "
-            "set has changed since that training. Restore it, or train again in a new folder."
+            f"Image {gone[0]!r} of {run.folder.name} is not in {dataset.name} {dataset.split} ({dataset.root}): the "
+            "data set has changed since that training. Restore it, or train again in a new folder."
         )
     return np.array([place[image] for image in ids], dtype=np.int64)
 
@@ -254,7 +274,7 @@ def training_set(data: Data) -> MultiLabelDataset:
     return open_dataset(data, "train")
 
 
-@lru_cache(maxsize=3)  # of COCO's size each holds some 30 MB
+@lru_cache(maxsize=8)  # all sessions of a run; of COCO they take some 150 MB
 def _kept(folder: str, session: int, changed: int) -> PseudoLabels:
     run = Run(folder)
     return _found(run, session, threshold_record(run, session), training_set(run.experiment.data))

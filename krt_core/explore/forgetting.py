@@ -113,7 +113,7 @@ class ForgettingExplorer(Explorer):
         self.controls["authors"].options = list(self._curves("seen"))
         self.offer("run", list(self._one))
         self.offer("column", classes)
-        self.controls["session"].max = max(2, len(protocol.sessions))
+        self.controls["session"].max = self.controls["session"].value = max(2, len(protocol.sessions))
         self._drawing = False
         self.draw()
 

@@ -13,6 +13,15 @@ from .forgetting import (
     said_instead,
     session_curves,
 )
+from .gallery import gallery, side_by_side
 from .lost import lost_images
-from .pseudo_labels import thresholds
+from .pseudo_labels import (
+    pseudo_label_classes,
+    pseudo_label_heatmap,
+    pseudo_label_images,
+    pseudo_label_quality,
+    pseudo_label_threshold,
+    pseudo_labels_per_image,
+    thresholds,
+)
 from .training import training_loss, training_progress

@@ -9,9 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 
 from ..data import MultiLabelDataset
 from ..data.pipeline import load_image
@@ -25,7 +26,8 @@ from .figure import PALETTE
 PIXELS = 160  # side of a thumbnail
 SIDE, GAP, LINE, BAR = 1.65, 0.2, 0.15, 0.08  # inches: of a thumbnail, between two, a line of text, a bar
 BESIDE = 1.5  # inches for text beside a thumbnail
-LINES = 4  # classes named per model
+LINES = 4  # classes named below an image; beside it one less
+NAME = 7  # points: the names on boxes
 FRAMED = 3  # other classes whose boxes are drawn
 
 # Verdict → mark and colour: told apart without the colour, and dark enough for text on white.
@@ -52,8 +54,8 @@ class Said:
 
 @dataclass(frozen=True)
 class Card:
-    """One image: pixels (S, S, 3) or None where there is no file, then ``missing`` says which; boxes (name, x, y, width,
-    height) in shares of the image; one `Said` below it, or several beside it; main: the class in question, in bold."""
+    """One image: pixels (S, S, 3), or None where there is no file, which ``missing`` names; boxes (name, x, y, width,
+    height) in shares of the image; one `Said` below it, or two beside it; main: the class in question, in bold."""
 
     title: str
     pixels: np.ndarray | None
@@ -88,11 +90,9 @@ def gallery(
         told = Said(lines, float(values[column]), threshold)
         cards.append(make_card(dataset, str(scores.ids[row]), classes[column], [told]))
     order = KINDS[kind].split("; ")[1]
-    title = (
-        f"{classes[column]} after session {session + 1}, {kind} at threshold {threshold:.2f}: "
-        f"{len(cards)} of {len(rows)}, {order}\n{_name(run)}     {RIGHT_WRONG_MISSED}"
-    )
-    return sheet(cards, title)
+    title = f"{classes[column]} after session {session + 1}: {len(cards)} of {len(rows)} {kind}, {order}"
+    marks = f"bars: {classes[column]}, tick: threshold {threshold:.2f}     {RIGHT_WRONG_MISSED}"
+    return sheet(cards, "\n".join([title, run_name(run), marks]))
 
 
 def side_by_side(
@@ -123,11 +123,11 @@ def side_by_side(
         cards.append(make_card(dataset, str(a.ids[row]), classes[column], told))
     order = PAIR_KINDS.get(kind, f"{kind} of A, {KINDS.get(kind, '').split('; ')[-1]}")
     names = [
-        f"{letter}: {_name(run, (run_a, run_b))}, after session {s + 1}"
+        f"{letter}: {run_name(run, (run_a, run_b))}, after session {s + 1}"
         for letter, run, s in (("A", run_a, session), ("B", run_b, session_b))
     ]
     title = f"{classes[column]}, {order}: {len(cards)} of {len(rows)} images"
-    marks = f"bars: probability of {classes[column]}, threshold {threshold:.2f}     {RIGHT_WRONG_MISSED}"
+    marks = f"bars: {classes[column]}, tick: threshold {threshold:.2f}     {RIGHT_WRONG_MISSED}"
     return sheet(cards, "\n".join([title, *names, marks]), across=3)
 
 
@@ -146,13 +146,13 @@ def make_card(
 def thumbnail(path: Path) -> np.ndarray | None:
     """(PIXELS, PIXELS, 3) uint8; None where the file is missing or broken."""
     try:
-        return _decoded(path)
-    except DataError:
+        return _decoded(path, path.stat().st_mtime_ns)
+    except (OSError, DataError):
         return None
 
 
-@lru_cache(maxsize=1024)  # 80 MB; a failure is not kept, so that a file that comes back is seen
-def _decoded(path: Path) -> np.ndarray:
+@lru_cache(maxsize=1024)  # 80 MB
+def _decoded(path: Path, changed: int) -> np.ndarray:
     return load_image(path, PIXELS)
 
 
@@ -172,101 +172,118 @@ def sheet(cards: Sequence[Card], title: str, across: int = 6) -> Figure:
     """Cards in rows under a title. The axis is measured in inches from the top left."""
     beside = any(len(card.said) > 1 for card in cards)
     across = max(min(across, len(cards)), 2 if beside else 4)
-    rows = -(-len(cards) // across)
-    written = max((_height(told) for card in cards for told in card.said), default=0)
-    head = LINE * 1.15 * (1 + title.count("\n")) + 0.15
+    most = LINES - 1 if beside else LINES
+    written = max((_height(told, most) for card in cards for told in card.said), default=0)
     step_x = SIDE + GAP / 2 + (BESIDE if beside else 0)
     step_y = LINE + 0.04 + (max(SIDE, 2 * written) if beside else SIDE + written) + GAP
-    width, height = 0.1 + step_x * across, head + step_y * max(rows, 0.2)
-    figure = Figure(figsize=(width, height))
-    axis = figure.add_axes((0, 0, 1, 1))
-    axis.set_axis_off()
-    axis.text(0.1, 0.1, title, fontsize=9, va="top", linespacing=1.3, parse_math=False)
-    frames: dict[bool, list] = {True: [], False: []}
-    bars: list[tuple[np.ndarray, tuple]] = []
-    ticks: list[np.ndarray] = []
+    width = 0.1 + step_x * across
+    lines = [part for line in title.split("\n") for part in textwrap.wrap(line, int(16 * width))]
+    head = LINE * 1.15 * len(lines) + 0.2
+    page = _Page(width, head + step_y * -(-len(cards) // across))
+    page.words(0.1, 0.1, "\n".join(lines), size=9, linespacing=1.3)
     for i, card in enumerate(cards):
         left, top = 0.1 + step_x * (i % across), head + step_y * (i // across)
-        _words(axis, left, top, card.title, size=8)
+        page.words(left, top, card.title, size=8)
         top += LINE + 0.04
-        if card.pixels is None:
-            bars.append((_rectangle(left, top, SIDE, SIDE), (0.85, 0.85, 0.85)))
-            words = f"{card.title.removeprefix('image ')}\n{textwrap.fill(card.missing, 22)}"
-            _words(axis, left + SIDE / 2, top + SIDE / 2, words, ha="center", va="center")
-        else:
-            extent = (left, left + SIDE, top + SIDE, top)
-            axis.imshow(card.pixels, extent=extent, aspect="auto", interpolation="nearest")
-        _frames(axis, card, left, top, frames)
+        page.image(left, top, card)
+        page.boxes(left, top, card)
         x, y = (left + SIDE + 0.08, top) if beside else (left, top + SIDE + 0.06)
         for told in card.said:
-            _write(axis, told, x, y, BESIDE - 0.15 if beside else SIDE, card.main, bars, ticks)
+            page.write(x, y, BESIDE - 0.15 if beside else SIDE, told, card.main, most)
             y += max(SIDE / 2, written)
-    axis.add_collection(PolyCollection([shape for shape, _ in bars], facecolor=[c for _, c in bars], lw=0, zorder=0))
-    axis.add_collection(LineCollection(ticks, color="black", lw=1.2))
-    for main, lines in frames.items():
-        for colour, extra in (("white", 1.4), ("black", 0)):
-            lw, dashes = (1.2, "-") if main else (0.8, "-" if extra else (0, (3, 2)))
-            axis.add_collection(LineCollection(lines, color=colour, lw=lw + extra, ls=dashes, zorder=3))
-    axis.set(xlim=(0, width), ylim=(height, 0))
-    return figure
+    return page.finish()
 
 
-def _height(told: Said) -> float:
-    lines = min(len(told.lines), LINES + 1)
-    return LINE * lines + (BAR + 0.09 if told.score is not None else 0) + 0.06
+def _height(told: Said, most: int) -> float:
+    return LINE * min(len(told.lines), most + 1) + (BAR + 0.09 if told.score is not None else 0) + 0.06
 
 
-def _write(
-    axis: Axes, told: Said, x: float, y: float, width: float, main: str | None, bars: list, ticks: list
-) -> None:
-    if told.score is not None:
-        margin, middle = (0.16 if told.head else 0), y + 0.06
-        length = width - margin - 0.33
-        low = middle - BAR / 2
-        bars.append((_rectangle(x + margin, low, length, BAR), (0.9, 0.9, 0.9)))
-        bars.append((_rectangle(x + margin, low, length * max(told.score, 0.005), BAR), told.colour))
-        if told.threshold is not None:
-            at = x + margin + length * told.threshold
-            ticks.append(np.array([(at, low - 0.03), (at, low + BAR + 0.03)]))
-        if told.head:
-            _words(axis, x, middle, told.head, weight="bold", va="center")
-        _words(axis, x + width, middle, f"{told.score:.2f}", va="center", ha="right")
-        y += BAR + 0.09
-    lines = sorted(told.lines, key=lambda line: line[1] != main)  # the class in question is always named
-    if len(lines) > LINES:
-        more = f"+ {len(lines) - LINES} more"
-        lines = lines[:LINES]
-        _words(axis, x, y + LINE * LINES, more, color="0.4")
-    for k, (verdict, name, score) in enumerate(lines):
-        mark, colour = VERDICTS[verdict]
-        number = "" if score is None else f" {score:.2f}"
-        weight = "bold" if name == main else "normal"
-        words = f"{mark} {textwrap.shorten(name, 17, placeholder='…') if ' ' in name else name[:17]}{number}"
-        _words(axis, x, y + LINE * k, words, color=colour, weight=weight)
+class _Page:
+    """A figure with one axis in inches from the top left. Shapes are gathered, then drawn as a few collections: an
+    artist of its own for each would take longer than the images. What is left to take time is text, 1 ms a line."""
+
+    def __init__(self, width: float, height: float):
+        self.figure = Figure(figsize=(width, height))
+        self.axis = self.figure.add_axes((0, 0, 1, 1))
+        self.axis.set_axis_off()
+        self.filled: list[tuple[np.ndarray, tuple]] = []  # corners and colour
+        self.plates: list[np.ndarray] = []  # under the names of boxes
+        self.frames: dict[bool, list[np.ndarray]] = {True: [], False: []}  # of the class in question, of others
+        self.ticks: list[list[tuple[float, float]]] = []
+        self.limits = dict(xlim=(0, width), ylim=(height, 0))
+
+    def words(self, x: float, y: float, words: str, size: float = 7.5, va: str = "top", **style) -> None:
+        self.axis.text(x, y, words, fontsize=size, va=va, parse_math=False, **style)
+
+    def image(self, left: float, top: float, card: Card) -> None:
+        if card.pixels is None:
+            self.filled.append((_corners(left, top, SIDE, SIDE), (0.85, 0.85, 0.85)))
+            words = f"{card.title.removeprefix('image ')}\n{textwrap.fill(card.missing, 22)}"
+            self.words(left + SIDE / 2, top + SIDE / 2, words, ha="center", va="center")
+        else:
+            extent = (left, left + SIDE, top + SIDE, top)
+            self.axis.imshow(card.pixels, extent=extent, aspect="auto", interpolation="nearest")
+
+    def boxes(self, left: float, top: float, card: Card) -> None:
+        """Of each class the first box, which is the largest, is named."""
+        named = set()
+        for name, x, y, width, height in card.boxes:
+            x, y, main = left + SIDE * x, top + SIDE * y, name == card.main
+            self.frames[main].append(_corners(x, y, SIDE * width, SIDE * height))
+            if name not in named:
+                named.add(name)
+                base = y + 0.1 if y < top + 0.1 else y - 0.02  # inside where there is no room above the box
+                weight = "bold" if main else "normal"
+                self.plates.append(_corners(x, base - 0.09, 0.04 + _length(name, weight), 0.12))
+                self.words(x + 0.02, base, name, size=NAME, va="baseline", weight=weight, zorder=4)
+
+    def write(self, x: float, y: float, width: float, told: Said, main: str | None, most: int) -> None:
+        """What is said, at most so many lines of it; the class in question always."""
+        if told.score is not None:
+            left, low = x, y + 0.02
+            if told.head:
+                self.words(x, low + BAR / 2, f"{told.head} {told.score:.2f}", weight="bold", va="center")
+                left += 0.42
+            length = x + width - left
+            self.filled.append((_corners(left, low, length, BAR), (0.9, 0.9, 0.9)))
+            self.filled.append((_corners(left, low, length * max(told.score, 0.005), BAR), told.colour))
+            if told.threshold is not None:
+                at = left + length * told.threshold
+                self.ticks.append([(at, low - 0.03), (at, low + BAR + 0.03)])
+            y += BAR + 0.09
+        lines = sorted(told.lines, key=lambda line: line[1] != main)
+        for k, (verdict, name, score) in enumerate(lines[:most]):
+            mark, colour = VERDICTS[verdict]
+            short = name if len(name) <= 17 else f"{name[:16]}…"
+            words = f"{mark} {short}" + ("" if score is None else f" {score:.2f}")
+            self.words(x, y + LINE * k, words, color=colour, weight="bold" if name == main else "normal")
+        if len(lines) > most:
+            self.words(x, y + LINE * most, f"+ {len(lines) - most} more", color="0.4")
+
+    def finish(self) -> Figure:
+        shapes, colours = [shape for shape, _ in self.filled], [colour for _, colour in self.filled]
+        add = self.axis.add_collection
+        add(PolyCollection(shapes, facecolor=colours, lw=0, zorder=0))
+        add(PolyCollection(self.plates, facecolor="white", alpha=0.75, lw=0, zorder=3.5))
+        add(LineCollection(self.ticks, color="black", lw=1.2))
+        for main, frames in self.frames.items():
+            width, dashes = (1.2, "-") if main else (0.8, (0, (3, 2)))
+            add(LineCollection(frames, color="white", lw=width + 1.4, zorder=3))
+            add(LineCollection(frames, color="black", lw=width, ls=dashes, zorder=3))
+        self.axis.set(**self.limits)
+        return self.figure
 
 
-def _frames(axis: Axes, card: Card, left: float, top: float, frames: dict[bool, list]) -> None:
-    """Boxes into ``frames``; of each class the first, which is the largest, is named."""
-    named = set()
-    for name, x, y, width, height in card.boxes:
-        x, y, width, height = left + SIDE * x, top + SIDE * y, SIDE * width, SIDE * height
-        frames[name == card.main].append(_rectangle(x, y, width, height, closed=True))
-        if name not in named:
-            named.add(name)
-            below = y < top + 0.1  # no room above the box
-            text = axis.text(x + 0.02, y + (0.02 if below else -0.01), name, fontsize=7, va="top" if below else "bottom",
-                             weight="bold" if name == card.main else "normal", parse_math=False, zorder=4)  # fmt: skip
-            text.set_bbox(dict(facecolor="white", alpha=0.75, lw=0, pad=0.6))
+@lru_cache(maxsize=1024)
+def _length(name: str, weight: str) -> float:
+    """Inches of a name on a box."""
+    return TextPath((0, 0), name, prop=FontProperties(size=NAME, weight=weight)).get_extents().width / 72
 
 
-def _words(axis: Axes, x: float, y: float, words: str, size: float = 7.5, va: str = "top", **style) -> None:
-    axis.text(x, y, words, fontsize=size, va=va, parse_math=False, **style)
+def _corners(x: float, y: float, width: float, height: float) -> np.ndarray:
+    """(5, 2) a rectangle, closed."""
+    return np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)])
 
 
-def _rectangle(x: float, y: float, width: float, height: float, closed: bool = False) -> np.ndarray:
-    corners = np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)])
-    return corners if closed else corners[:4]
-
-
-def _name(run: Run, among: Sequence[Run] = ()) -> str:
+def run_name(run: Run, among: Sequence[Run] = ()) -> str:
     return f"{label_of(run, among)}, {replicate_of(run)}"

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ..data import MultiLabelDataset
-from ..errors import RunError, did_you_mean
-from ..pseudo_labels import PseudoLabels, averages, class_quality, gives_pseudo_labels, quality
-from ..report import label_of, replicate_of
+from ..errors import RunError
+from ..pseudo_labels import KINDS, PseudoLabels, class_quality, gives_pseudo_labels, quality
 from ..run import Run
-from .figure import MARKERS, PALETTE, new_figure, style_of
-from .gallery import Said, make_card, sheet
+from .figure import MARKERS, PALETTE, by_label, new_figure, style_of
+from .gallery import Said, make_card, run_name, sheet
 
 PARTS = {"hidden": PALETTE[7], "given": PALETTE[0], "right": PALETTE[2]}
 PRECISION, RECALL = dict(color=PALETTE[0], marker="o"), dict(color=PALETTE[1], marker="D")
 PER_COLUMN = 36  # classes below one another
-KINDS = {
-    "right": "only right labels, the most certain first",
-    "wrong": "a wrong label, the most certain first",
-    "missed": "a label missed, the least certain first",
-}
 
 
 def thresholds(runs: Sequence[Run]) -> Figure | None:
@@ -39,7 +35,7 @@ def thresholds(runs: Sequence[Run]) -> Figure | None:
         records = run.session_state(run.finished_sessions - 1)["method"]["thresholds"]
         x = [int(t) + 1 for t in records]
         style = dict(marker=MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)])
-        name = f"{label_of(run, runs)}, {replicate_of(run)}"
+        name = run_name(run, runs)
         left.plot(x, [r["threshold"] for r in records.values()], label=name, **style)
         right.plot(x, [r["found"] for r in records.values()], **style)
         right.plot(x, [r["target"] for r in records.values()], ":", color="0.3", label="expected" if not i else None)
@@ -55,40 +51,43 @@ def pseudo_label_quality(
     runs: Run | Sequence[Run], train_set: MultiLabelDataset | None = None, class_name: str | None = None
 ) -> Figure:
     """Precision and recall of the pseudo labels in each session: a line over all labels together (micro), a dashed one
-    for the mean over classes (macro). class_name: of one class alone.
+    for the mean over classes (macro). Replicates are averaged, with a band of one standard deviation. class_name: of
+    one class alone.
 
     Runs without pseudo labels are left out; RunError where there is none with them. train_set: see
     `krt_core.pseudo_labels.pseudo_labels`.
     """
     runs = [runs] if isinstance(runs, Run) else list(runs)
-    shown = [run for run in runs if gives_pseudo_labels(run)]
-    if not shown:
+    groups = by_label([run for run in runs if gives_pseudo_labels(run)], same_order=False)
+    if not groups:
         raise RunError("No run here gave pseudo labels: train one of method krt with krt.pseudo_labels=true.")
-    names = [f"{label_of(run, runs)}, {replicate_of(run)}" for run in shown]
-    height = 3.4 + 0.19 * (len(shown) + (class_name is None))
+    height = 3.5 + 0.165 * (len(groups) + (class_name is None))
     figure = Figure(figsize=(9.5, height))
-    space = dict(left=0.07, right=0.98, top=1 - 0.4 / height, bottom=1 - 2.95 / height, wspace=0.14)
+    space = dict(left=0.05, right=0.98, top=1 - 0.4 / height, bottom=1 - 2.95 / height, wspace=0.1)
     axes = figure.subplots(1, 2, sharey=True, gridspec_kw=space)
-    for i, run in enumerate(shown):
-        table = quality(run, train_set, class_name)
+    for i, group in enumerate(groups.values()):
+        tables = pd.concat([quality(run, train_set, class_name) for run in group]).groupby(level=0)
+        mean, spread = tables.mean(), tables.std()
         for axis, key in zip(axes, ("precision", "recall"), strict=True):
-            axis.plot(table.index, table[f"{key} micro"], ms=6, **style_of(i))
+            middle, by = mean[f"{key} micro"], spread[f"{key} micro"]
+            axis.plot(mean.index, middle, ms=6, **style_of(i))
+            axis.fill_between(mean.index, middle - by, middle + by, color=style_of(i)["color"], alpha=0.2, lw=0)
             if class_name is None:
-                axis.plot(table.index, table[f"{key} macro"], "--", lw=1, ms=4, mfc="white", **style_of(i))
-    of = "all pseudo labels" if class_name is None else class_name
-    last = max(run.finished_sessions for run in shown)
+                axis.plot(mean.index, mean[f"{key} macro"], "--", lw=1, ms=4, mfc="white", **style_of(i))
+    of = "all pseudo labels" if class_name is None else f"the pseudo labels of {class_name}"
+    last = max(run.finished_sessions for run in runs)
     for axis, key in zip(axes, ("precision", "recall"), strict=True):
         axis.set(xlabel="session", ylim=(-3, 103), xlim=(1.7, last + 0.3), xticks=range(2, last + 1))
         axis.set_title(f"{key.capitalize()} of {of} (%)", fontsize=10)
         axis.grid(alpha=0.3)
-    handles = [Line2D([], [], label=name, **style_of(i)) for i, name in enumerate(names)]
+    handles = [Line2D([], [], label=textwrap.shorten(name, 90), **style_of(i)) for i, name in enumerate(groups)]
     if class_name is None:
         handles.append(Line2D([], [], color="0.3", ls="--", lw=1, label="dashed: mean over classes (macro)"))
     figure.legend(handles=handles, fontsize=8, loc="lower center", frameon=False)
     return figure
 
 
-def pseudo_label_threshold(found: PseudoLabels, table=None, column: int | None = None) -> Figure:
+def pseudo_label_threshold(found: PseudoLabels, table: pd.DataFrame | None = None, column: int | None = None) -> Figure:
     """One session: the threshold among those of the other sessions; what another one would have given; precision and
     recall of every session.
 
@@ -98,9 +97,14 @@ def pseudo_label_threshold(found: PseudoLabels, table=None, column: int | None =
     name = None if column is None else found.classes[column]
     table = quality(run, class_name=name) if table is None else table
     figure = Figure(figsize=(13, 3.6))
-    axes = figure.subplots(1, 3, gridspec_kw=dict(left=0.05, right=0.985, top=0.85, bottom=0.14, wspace=0.2))
+    axes = figure.subplots(1, 3, gridspec_kw=dict(left=0.062, right=0.985, top=0.85, bottom=0.14, wspace=0.2))
     axes[0].plot(table.index, table.threshold, "o-", color="0.2")
-    axes[0].set(xlabel="session", ylabel="threshold (probability)", ylim=(0, 1.02))
+    for at, value in table.threshold.items():
+        axes[0].annotate(f"{value:.3f}", (at, value), (0, 7), textcoords="offset points", ha="center", fontsize=8,
+                         bbox=dict(facecolor="white", alpha=0.7, lw=0, pad=0.5))  # fmt: skip
+    room = 0.05 + 0.15 * (table.threshold.max() - table.threshold.min())
+    axes[0].set(xlabel="session", ylabel="threshold (probability)",
+                ylim=(max(0, table.threshold.min() - room), table.threshold.max() + room))  # fmt: skip
     axes[0].set_title("Threshold" if len(set(found.thresholds.tolist())) == 1 or name else
                       "Threshold (mean over classes)", fontsize=10)  # fmt: skip
     curve, at = found.curve(column), table.loc[session + 1]
@@ -118,7 +122,7 @@ def pseudo_label_threshold(found: PseudoLabels, table=None, column: int | None =
     axes[2].set_title("Precision and recall of each session (%)", fontsize=10)
     axes[2].legend(fontsize=8)
     for axis in (axes[0], axes[2]):
-        axis.axvline(session + 1, color="0.8", lw=8, zorder=0)
+        axis.axvline(session + 1, color="0.9", lw=9, zorder=0)
         axis.set_xlim(1.6, run.finished_sessions + 0.4)
         axis.set_xticks(range(2, run.finished_sessions + 1))
     for axis in axes:
@@ -128,23 +132,24 @@ def pseudo_label_threshold(found: PseudoLabels, table=None, column: int | None =
 
 
 def pseudo_label_classes(found: PseudoLabels, column: int | None = None) -> Figure:
-    """Precision and recall of the pseudo labels of every old class in one session, in learning order; at the right
-    stand the labels right / given / hidden.
+    """Precision and recall of the pseudo labels of every old class in one session, in learning order. Up to
+    `PER_COLUMN` classes have their numbers of labels beside them: right / given / hidden.
 
     column: a class to be set in bold. Each axis has its classes, from the top, in `columns`.
     """
     table = found.per_class()
     parts = [table.iloc[i : i + PER_COLUMN] for i in range(0, len(table), PER_COLUMN)]
     margin = 0.072 * max(map(len, table["class"])) + 0.25
-    step = margin + (5.2 if len(parts) == 1 else 3.2) + 1.15
+    length, room = (5.2, 1.35) if len(parts) == 1 else (3.6, 0.3)  # of an axis, and at its right, in inches
+    step = margin + length + room
     width, height = step * len(parts), 0.22 * len(parts[0]) + 1.35
     figure = Figure(figsize=(width, height))
     for i, part in enumerate(parts):
-        inches = (step * i + margin, 0.5, step - margin - 1.15, 0.22 * len(part))
+        inches = (step * i + margin, 0.5, length, 0.22 * len(part))
         top = height - 0.85
         box = (inches[0] / width, (top - inches[3]) / height, inches[2] / width, inches[3] / height)
         axis = figure.add_axes(box)
-        _dots(axis, part, column)
+        _dots(axis, part, column, counts=len(parts) == 1)
         axis.columns = part.index.tolist()
     handles = [Line2D([], [], ls="", label=key, **style) for key, style in
                (("precision", PRECISION), ("recall", RECALL))]  # fmt: skip
@@ -154,7 +159,7 @@ def pseudo_label_classes(found: PseudoLabels, column: int | None = None) -> Figu
     return figure
 
 
-def _dots(axis: Axes, table, column: int | None) -> None:
+def _dots(axis: Axes, table: pd.DataFrame, column: int | None, counts: bool) -> None:
     y = np.arange(len(table))
     both = np.isfinite(table.precision) & np.isfinite(table.recall)
     lines = [[(p, at), (r, at)] for p, r, at in zip(table.precision[both], table.recall[both], y[both], strict=True)]
@@ -164,8 +169,10 @@ def _dots(axis: Axes, table, column: int | None) -> None:
     for at, (index, line) in zip(y, table.iterrows(), strict=True):
         weight = "bold" if index == column else "normal"
         axis.text(-4, at, line["class"], ha="right", va="center", fontsize=8, weight=weight, parse_math=False)
-        axis.text(104, at, f"{line.right} / {line.given} / {line.hidden}", va="center", fontsize=8, weight=weight)
-    axis.text(104, -1, "right / given / hidden", va="center", fontsize=7, color="0.35")
+        if counts:
+            axis.text(104, at, f"{line.right} / {line.given} / {line.hidden}", va="center", fontsize=8, weight=weight)
+    if counts:
+        axis.text(104, -1, "right / given / hidden", va="center", fontsize=7, color="0.35")
     for at in np.flatnonzero(np.diff(table.learned)) + 0.5:
         axis.axhline(at, color="0.6", lw=0.7, ls=":")
     axis.set(xlim=(-2, 102), ylim=(len(table) - 0.4, -0.6), yticks=[], xticks=range(0, 101, 25))
@@ -197,7 +204,13 @@ def pseudo_label_heatmap(run: Run, train_set: MultiLabelDataset | None = None) -
     for c in range(columns):
         axes[0].text(-0.7, c, names[c], ha="right", va="center", fontsize=8, parse_math=False)
     figure.colorbar(image, cax=figure.add_axes((1 - 0.8 / width, 0.5 / height, 0.16 / width, 1 - 1.22 / height)))
-    figure.text(0.1 / width, 1 - 0.12 / height, f"{_run(run)}: pseudo labels per class and session", fontsize=10, va="top")
+    figure.text(
+        0.1 / width,
+        1 - 0.12 / height,
+        f"{run_name(run)}: pseudo labels per class and session (grey: undefined, or not yet old)",
+        fontsize=10,
+        va="top",
+    )
     return figure
 
 
@@ -206,7 +219,7 @@ def pseudo_labels_per_image(found: PseudoLabels) -> Figure:
     counts = {key: getattr(found, key).sum(axis=1) for key in PARTS}
     most = int(max(values.max(initial=0) for values in counts.values()))
     figure = Figure(figsize=(11, 3.9))
-    space = dict(left=0.06, right=0.94, top=0.8, bottom=0.13, wspace=0.2, width_ratios=[1.5, 1])
+    space = dict(left=0.06, right=0.94, top=0.83, bottom=0.13, wspace=0.2, width_ratios=[1.5, 1])
     left, right = figure.subplots(1, 2, gridspec_kw=space)
     for i, (key, values) in enumerate(counts.items()):
         share = 100 * np.bincount(values, minlength=most + 1) / len(values)
@@ -227,9 +240,11 @@ def pseudo_labels_per_image(found: PseudoLabels) -> Figure:
     right.set_xticks(range(0, most + 1, 1 + most // 10))
     right.set_yticks(range(0, most + 1, 1 + most // 10))
     right.set_title("images (%)", fontsize=9)
-    figure.colorbar(image, cax=figure.add_axes((0.95, 0.13, 0.012, 0.67)))
+    figure.colorbar(image, cax=figure.add_axes((0.95, 0.13, 0.012, 0.7)))
     exact = 100 * (~found.wrong & ~found.missed).all(axis=1).mean()
-    words = f"{_title(found)}: old labels per image. On {exact:.0f} % of {len(found.rows)} images all of them are restored "
+    words = (
+        f"{_title(found)}: old labels per image. On {exact:.0f} % of {len(found.rows)} images all of them are restored "
+    )
     figure.suptitle(words + "and none is wrong.", fontsize=10, x=0.01, ha="left")
     return figure
 
@@ -239,8 +254,7 @@ def pseudo_label_images(found: PseudoLabels, kind: str = "wrong", column: int | 
 
     column: an old class; None: any. Raises RunError for an unknown kind.
     """
-    rows = chosen_images(found, kind, column)
-    cards = []
+    rows, cards = found.images(kind, column), []
     for row in rows[:count]:
         lines = []
         for verdict in ("wrong", "missed", "right"):
@@ -254,30 +268,10 @@ def pseudo_label_images(found: PseudoLabels, kind: str = "wrong", column: int | 
         cards.append(make_card(found.dataset, str(found.ids[row]), main, [told], note))
     of = "any old class" if column is None else found.classes[column]
     title = f"{_title(found)}, {of}: {KINDS[kind]}; {len(cards)} of {len(rows)} images"
-    return sheet(cards, f"{title}\n✓ right   ✗ wrong   ○ missed   = shown anyway, with the old model's probability")
-
-
-def chosen_images(found: PseudoLabels, kind: str, column: int | None = None) -> np.ndarray:
-    """Places (k,) among the session's images of one of `KINDS`, the most telling first."""
-    if kind not in KINDS:
-        raise RunError(f"There are no images of kind {kind!r}.{did_you_mean(kind, KINDS)}")
-    part, scores = getattr(found, kind), found.scores
-    if column is not None:
-        rows = np.flatnonzero(part[:, column])
-        by = scores[rows, column]
-    else:
-        fits = part.any(axis=1)
-        if kind == "right":
-            fits &= ~found.wrong.any(axis=1) & ~found.missed.any(axis=1)
-        rows = np.flatnonzero(fits)
-        by = np.where(part[rows], scores[rows], np.inf if kind == "missed" else -np.inf)
-        by = by.min(axis=1) if kind == "missed" else by.max(axis=1)
-    return rows[np.argsort(by if kind == "missed" else -by, kind="stable")]
-
-
-def _run(run: Run) -> str:
-    return f"{label_of(run)}, {replicate_of(run)}"
+    bars = "" if column is None else f"bars: {found.classes[column]}, tick: its threshold     "
+    marks = f"{bars}✓ right   ✗ wrong   ○ missed   = shown anyway     numbers: the old model's probability"
+    return sheet(cards, f"{title}\n{marks}")
 
 
 def _title(found: PseudoLabels) -> str:
-    return f"{_run(found.run)}, session {found.session + 1}"
+    return f"{run_name(found.run)}, session {found.session + 1}"

@@ -35,7 +35,7 @@ def test_3_forgetting(notebook, home):
     explorer.open("Forgetting")
     explorer.choose("forgetting", "AP after own session − last")
     explorer.open("One session")
-    explorer.press("session", "ArrowRight")
+    explorer.press("session", "ArrowLeft")
     book.screenshot(explorer.box, "forgetting_session")
     # A click on a class of the heat map opens the images on which it was lost.
     explorer.open("Heat map")
