@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -139,7 +140,7 @@ def pseudo_labels(run: Run, session: int, train_set: MultiLabelDataset | None = 
     record = threshold_record(run, session)
     if train_set is not None:
         return _found(run, session, record, train_set)
-    return _kept(str(run.folder), session, _ahead_file(run, session).stat().st_mtime_ns)
+    return _kept(str(run.folder), session, _changed(run, session))
 
 
 def quality(run: Run, train_set: MultiLabelDataset | None = None, class_name: str | None = None) -> pd.DataFrame:
@@ -155,10 +156,7 @@ def quality(run: Run, train_set: MultiLabelDataset | None = None, class_name: st
         record, old = threshold_record(run, session), run.protocol.sessions[session].start
         if class_name is not None and class_name not in run.protocol.classes[:old]:
             continue
-        if train_set is None:
-            images, counts = _kept_counts(str(run.folder), session, _ahead_file(run, session).stat().st_mtime_ns)
-        else:
-            images, counts = _counts(_found(run, session, record, train_set))
+        images, counts = _counts_of(run, session, train_set)
         threshold = record["threshold"]
         if class_name is not None:
             column = run.protocol.classes.index(class_name)
@@ -177,11 +175,7 @@ def class_quality(run: Run, train_set: MultiLabelDataset | None = None) -> dict[
     width = run.protocol.sessions[run.finished_sessions - 1].start
     tables = {key: np.full((len(sessions), width), np.nan) for key in ("precision", "recall")}
     for row, session in enumerate(sessions):
-        if train_set is None:
-            threshold_record(run, session)
-            _, counts = _kept_counts(str(run.folder), session, _ahead_file(run, session).stat().st_mtime_ns)
-        else:
-            _, counts = _counts(pseudo_labels(run, session, train_set))
+        _, counts = _counts_of(run, session, train_set)
         for key, table in tables.items():
             table[row, : counts.shape[1]] = _counted(counts)[key]
     return tables
@@ -234,9 +228,8 @@ def rows_of(dataset: MultiLabelDataset, ids: Sequence[str], run: Run) -> np.ndar
 
 
 def _found(run: Run, session: int, record: dict, dataset: MultiLabelDataset) -> PseudoLabels:
+    _ahead_file(run, session)
     protocol, ahead = run.protocol, run.ahead(session - 1)
-    if ahead is None:
-        _ahead_file(run, session)
     rows = rows_of(dataset, ahead.ids, run)
     columns = [dataset.classes.index(name) for name in protocol.classes if name in dataset.classes]
     labels = dataset.labels[:, columns]
@@ -259,7 +252,8 @@ def _found(run: Run, session: int, record: dict, dataset: MultiLabelDataset) -> 
     )
 
 
-def _ahead_file(run: Run, session: int):
+def _ahead_file(run: Run, session: int) -> Path:
+    """Raises RunError where it is missing."""
     path = run.session_folder(session - 1) / "ahead.npz"
     if not path.is_file():
         raise RunError(
@@ -269,19 +263,32 @@ def _ahead_file(run: Run, session: int):
     return path
 
 
+def _changed(run: Run, session: int) -> tuple[int, int]:
+    """When the files were written from which the pseudo labels of a session follow."""
+    state = run.session_folder(session) / "state.json"
+    return _ahead_file(run, session).stat().st_mtime_ns, state.stat().st_mtime_ns
+
+
 @lru_cache(maxsize=2)
 def training_set(data: Data) -> MultiLabelDataset:
     return open_dataset(data, "train")
 
 
 @lru_cache(maxsize=8)  # all sessions of a run; of COCO they take some 150 MB
-def _kept(folder: str, session: int, changed: int) -> PseudoLabels:
+def _kept(folder: str, session: int, changed: tuple[int, int]) -> PseudoLabels:
     run = Run(folder)
     return _found(run, session, threshold_record(run, session), training_set(run.experiment.data))
 
 
+def _counts_of(run: Run, session: int, train_set: MultiLabelDataset | None) -> tuple[int, np.ndarray]:
+    if train_set is not None:
+        return _counts(pseudo_labels(run, session, train_set))
+    threshold_record(run, session)  # so that a run without any is named as such, whatever files it has
+    return _kept_counts(str(run.folder), session, _changed(run, session))
+
+
 @lru_cache(maxsize=512)
-def _kept_counts(folder: str, session: int, changed: int) -> tuple[int, np.ndarray]:
+def _kept_counts(folder: str, session: int, changed: tuple[int, int]) -> tuple[int, np.ndarray]:
     return _counts(_kept(folder, session, changed))
 
 

@@ -307,14 +307,16 @@ def find_runs(folder: str | Path = "outputs", **wanted: Any) -> list[Run]:
 
 
 def in_order(runs: list[Run]) -> list[Run]:
-    """Runs in the order of the method registry, then by exemplars, class order and seed."""
+    """Runs in the order of the method registry, then by exemplars, what else is changed, class order and seed."""
     from .methods import METHODS
 
     place = list(METHODS).index
 
     def rank(run: Run) -> tuple:
         e, order = run.experiment, run.experiment.protocol.order_seed
-        return place(e.method), e.replay.per_class, e.replay.budget, -1 if order is None else order, e.seed
+        changes = e.changes()
+        kept = len(changes), json.dumps(changes, sort_keys=True, default=str)
+        return place(e.method), e.replay.per_class, e.replay.budget, kept, -1 if order is None else order, e.seed
 
     return sorted(runs, key=rank)
 

@@ -14,7 +14,7 @@ import torch
 from .. import plots
 from ..data import MultiLabelDataset, open_dataset
 from ..data.pipeline import load_image
-from ..errors import RunError
+from ..errors import KRTError, RunError
 from ..explain import Evidence, Look, evidence, load_model, look
 from ..report import finished_runs, label_of, replicate_of
 from ..run import Run
@@ -73,7 +73,7 @@ class AttentionExplorer(Explorer):
             raise RunError(
                 f"There is no finished run with incremental cross-attention in {folder}: krt train makes one."
             )
-        self.models, self._datasets = Models(), {}
+        self.models, self._datasets, self._orders = Models(), {}, _Recent(64)
         wide = widgets.Layout(width="360px")
         slider = dict(continuous_update=False, layout=widgets.Layout(width="360px"))
         names = list(self.runs)
@@ -100,7 +100,7 @@ class AttentionExplorer(Explorer):
     @property
     def row(self) -> int:
         """Row of the image in the test set."""
-        return int(self._rows[self.value("image") - 1])
+        return int(self._ranked()[self.value("image") - 1])
 
     def dataset(self, run: Run) -> MultiLabelDataset:
         key = str(run.experiment.data)
@@ -111,7 +111,7 @@ class AttentionExplorer(Explorer):
     def choose(self, image: str) -> None:
         """Show the test image with this id, whatever its place; RunError if it does not show the class."""
         ids = self.dataset(self.run).ids
-        place = np.flatnonzero(ids[self._rows] == image)
+        place = np.flatnonzero(ids[self._ranked()] == image)
         if not len(place):
             raise RunError(f"Test image {image!r} is not among those of class {self.class_name}: set another class.")
         self.set(image=int(place[0]) + 1)
@@ -121,31 +121,41 @@ class AttentionExplorer(Explorer):
         return self.run.protocol.classes[self.value("column")]
 
     def _new_run(self) -> None:
-        self._drawing = True
         sessions = len(self.run.protocol.sessions)
         for name in ("session", "token"):
             self.controls[name].max = sessions
         self.controls["session"].value = sessions
         self.offer("column", [(name, column) for column, name in enumerate(self.run.protocol.classes)])
-        self._drawing = False
         self._new_class()
 
     def _new_class(self) -> None:
-        """The images of the class, those first whose score fell most."""
-        column, run, self._drawing = self.value("column"), self.run, True
-        own = next(s.index for s in run.protocol.sessions if s.start <= column < s.stop)
-        then, now = run.scores(own), run.scores(len(run.protocol.sessions) - 1)
-        place = {image: row for row, image in enumerate(self.dataset(run).ids.tolist())}
+        try:
+            count = len(self._ranked())
+        except KRTError:  # the views will say it
+            count = 1
+        self.controls["image"].value = 1
+        self.controls["image"].max = count
+        self.controls["token"].value = self._own_session() + 1
+
+    def _own_session(self) -> int:
+        return next(s.index for s in self.run.protocol.sessions if s.start <= self.value("column") < s.stop)
+
+    def _ranked(self) -> np.ndarray:
+        """Rows of the images of the class in the test set, those first whose score fell most."""
+        run, column = self.run, self.value("column")
+        return self._orders.get((run.folder, column), lambda: self._rank(run, column))
+
+    def _rank(self, run: Run, column: int) -> np.ndarray:
+        then, now = run.scores(self._own_session()), run.scores(len(run.protocol.sessions) - 1)
         rows = np.flatnonzero(now.labels[:, column])
         rows = rows[np.argsort(now.scores[rows, column] - then.scores[rows, column], kind="stable")][:IMAGES]
-        self._rows = np.array([place[image] for image in now.ids[rows].tolist() if image in place])
-        if not len(self._rows):
-            raise RunError(f"{run.folder.name}: its test images are not in the data set any more.")
-        self.controls["image"].value = 1
-        self.controls["image"].max = len(self._rows)
-        self.controls["token"].value = own + 1
-        self._drawing = False
-        self.draw()
+        place = {image: row for row, image in enumerate(self.dataset(run).ids.tolist())}
+        found = [place[image] for image in now.ids[rows].tolist() if image in place]
+        if not found:
+            raise RunError(
+                f"{run.folder.name}: no test image of {run.protocol.classes[column]} is in the data set now."
+            )
+        return np.array(found)
 
     def _looks(self, run: Run) -> list[Look]:
         return [self.models.look(run, t, self.dataset(run), self.row) for t in range(len(run.protocol.sessions))]

@@ -45,8 +45,9 @@ class Explorer:
     """Controls and views; a change of a control draws the view that is open, and only that one.
 
     controls: name → ipywidget, read through `value`. views: title → method without arguments. folder and name say where
-    `Save` puts what is shown. picks: title → what to do with a click into that view's figure, see `Picture`. headless:
-    the views that are shown where there is no browser; None: all. Raises RunError for an unknown one.
+    `Save` puts what is shown. picks: title → what to do with a click into that view's figure, see `Picture`. follow:
+    name → what to bring in line, such as other menus, before a change of that control is drawn. headless: the views to
+    show where there is no browser; None: all. Raises RunError for an unknown one.
     """
 
     def __init__(
@@ -56,11 +57,13 @@ class Explorer:
         folder: str | Path,
         name: str,
         picks: dict[str, Callable] | None = None,
+        follow: dict[str, Callable[[], None]] | None = None,
         per_row: int = 3,
         headless: Sequence[str] | None = None,
     ):
         self.controls, self.views, self.folder, self.name = controls, views, resolve(folder), name
-        self.picks, self.headless = picks or {}, list(views if headless is None else headless)
+        self.picks, self.follow = picks or {}, follow or {}
+        self.headless = list(views if headless is None else headless)
         for title in self.headless:
             if title not in views:
                 raise RunError(f"There is no view {title!r}.{did_you_mean(title, views)}")
@@ -103,9 +106,19 @@ class Explorer:
     # ---- drawing ----
 
     def _changed(self, change: dict) -> None:
-        asked = any(self.controls[name] is change["owner"] for name in self._asked)
-        if not self._drawing and (asked or self._drawn != self.tabs.selected_index):
+        name = next(name for name, control in self.controls.items() if control is change["owner"])
+        held, self._drawing = self._drawing, True
+        try:
+            if name in self.follow:
+                self.follow[name]()
+        finally:
+            self._drawing = held
+        if name in self._asked or name in self.follow or self._drawn != self.tabs.selected_index:
             self.draw()
+
+    def begin(self, name: str) -> None:
+        """Bring in line what follows from a control, and draw the first time."""
+        self._changed({"owner": self.controls[name]})
 
     def draw(self) -> None:
         """Draw the open view."""
@@ -139,7 +152,7 @@ class Explorer:
         children, old = [], list(box.children)
         for item in shown:
             kind = Picture if isinstance(item, Figure) else widgets.HTML
-            child = next((child for child in old if type(child) is kind), None)
+            child = next((child for child in old if isinstance(child, kind)), None)
             if child is None:
                 child = Picture(self.picks.get(title)) if kind is Picture else kind()
             else:

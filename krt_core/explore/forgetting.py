@@ -75,9 +75,10 @@ class ForgettingExplorer(Explorer):
             "Heat map": self._pick_row, "Changes": self._pick_row, "Classes": self._pick_place,
             "Forgetting": self._pick_bar, "One session": self._pick_fallen,
         }  # fmt: skip
-        super().__init__(controls, views, folder, "forgetting", picks, headless=headless)
-        controls["setting"].observe(lambda _: self._new_setting(), "value")
-        self._new_setting()
+        super().__init__(
+            controls, views, folder, "forgetting", picks, {"setting": self._new_setting}, headless=headless
+        )
+        self.begin("setting")
 
     # ---- what is chosen ----
 
@@ -99,7 +100,6 @@ class ForgettingExplorer(Explorer):
         return sorted(self.value("classes")) or list(range(len(self.run.protocol.classes)))
 
     def _new_setting(self) -> None:
-        self._drawing = True
         runs = self.settings[self.value("setting")]
         self._groups, protocol = by_label(runs), runs[0].protocol
         self._one = {f"{label_of(run, runs)}, {replicate_of(run)}": run for run in runs}
@@ -111,11 +111,10 @@ class ForgettingExplorer(Explorer):
         classes = [(name, column) for column, name in enumerate(protocol.classes)]
         self.controls["classes"].options = classes
         self.controls["authors"].options = list(self._curves("seen"))
+        self.controls["authors"].layout.display = None if self._ap else "none"
         self.offer("run", list(self._one))
         self.offer("column", classes)
         self.controls["session"].max = self.controls["session"].value = max(2, len(protocol.sessions))
-        self._drawing = False
-        self.draw()
 
     def _show_class(self, column: int) -> None:
         self.set(column=column)

@@ -48,17 +48,15 @@ class Gallery(Explorer):
             "session": widgets.IntSlider(1, 1, 1, description="session", **slider),
             "name": widgets.Dropdown(description="class", layout=wide),
             "kind": widgets.Dropdown(options=kinds, value="misses", description="images", layout=wide),
-            "count": widgets.IntSlider(12, 3, 48, 3, description="at most", **slider),
+            "count": widgets.IntSlider(9, 3, 48, 3, description="at most", **slider),
             "threshold": widgets.FloatSlider(F1_THRESHOLD, min=0.05, max=0.95, step=0.05, description="predicted above",
                                              **slider),
         }  # fmt: skip
         controls["beside"].value = _another(self.runs)
-        # Before the base class hears of a change: then it draws once, with menus that fit.
-        controls["run"].observe(lambda _: self._new_run(), "value")
-        controls["session"].observe(lambda _: self._new_session(), "value")
+        follow = {"run": self._new_run, "session": self._new_session}
         views = {"One run": self.one_run, "Side by side": self.side_by_side, "Table": self.table}
-        super().__init__(controls, views, folder, "gallery", headless=headless)
-        self._new_run()
+        super().__init__(controls, views, folder, "gallery", follow=follow, headless=headless)
+        self.begin("run")
 
     # ---- what is chosen ----
 
@@ -82,19 +80,15 @@ class Gallery(Explorer):
 
     def _new_run(self) -> None:
         """To the last session of the run."""
-        held, self._drawing = self._drawing, True
         sessions = self.runs[self.controls["run"].value].finished_sessions
         self.controls["session"].max = sessions
         self.controls["session"].value = sessions
         self._new_session()
-        self._drawing = held
 
     def _new_session(self) -> None:
         """Only classes learned so far can be chosen."""
-        held, self._drawing = self._drawing, True
         protocol = self.runs[self.controls["run"].value].protocol
         self.offer("name", protocol.classes[: protocol.sessions[self.controls["session"].value - 1].stop])
-        self._drawing = held
 
     # ---- views ----
 

@@ -52,19 +52,17 @@ class LabelInspector(Explorer):
             "kind": widgets.Dropdown(options=kinds, value="wrong", description="images", layout=wide),
             "count": widgets.IntSlider(12, 6, 48, 6, description="at most", **slider),
         }
-        # Before the base class hears of a change: then it draws once, with menus that fit.
-        controls["run"].observe(lambda _: self._new_run(), "value")
-        controls["session"].observe(lambda _: self._new_session(), "value")
+        follow = {"run": self._new_run, "session": self._new_session}
         views = {
             "Threshold": self.threshold, "Classes": self.classes, "Sessions": self.sessions,
             "Per image": self.per_image, "Images": self.images,
         }  # fmt: skip
         if not self.runs:
             headless = ["Threshold"]  # the same words once
-        super().__init__(controls, views, folder, "pseudo_labels", {"Classes": self._pick, "Sessions": self._pick_row},
-                         headless=headless)  # fmt: skip
+        picks = {"Classes": self._pick, "Sessions": self._pick_row}
+        super().__init__(controls, views, folder, "pseudo_labels", picks, follow, headless=headless)
         if self.runs:
-            self._new_run()
+            self.begin("run")
 
     # ---- what is chosen ----
 
@@ -87,20 +85,16 @@ class LabelInspector(Explorer):
 
     def _new_run(self) -> None:
         """To the last session of the run."""
-        held, self._drawing = self._drawing, True
         sessions = self.runs[self.controls["run"].value].finished_sessions
         self.controls["session"].max = sessions
         self.controls["session"].value = sessions
         self._new_session()
-        self._drawing = held
 
     def _new_session(self) -> None:
         """Only classes that are old in the session can be chosen."""
-        held, self._drawing = self._drawing, True
         protocol = self.runs[self.controls["run"].value].protocol
         old = protocol.sessions[self.controls["session"].value - 1].start
         self.offer("name", [ALL, *protocol.classes[:old]])
-        self._drawing = held
 
     def _pick(self, axis: Axes, x: float, y: float) -> None:
         if 0 <= round(y) < len(axis.columns):

@@ -169,9 +169,9 @@ def boxes_of(dataset: MultiLabelDataset, row: int, main: str | None) -> list[tup
 
 
 def sheet(cards: Sequence[Card], title: str, across: int = 6) -> Figure:
-    """Cards in rows under a title. The axis is measured in inches from the top left."""
+    """Cards in rows of at most ``across`` under a title. The axis is measured in inches from the top left."""
     beside = any(len(card.said) > 1 for card in cards)
-    across = max(min(across, len(cards)), 2 if beside else 4)
+    across = max(-(-len(cards) // max(1, -(-len(cards) // across))), 2 if beside else 4)  # rows as even as can be
     most = LINES - 1 if beside else LINES
     written = max((_height(told, most) for card in cards for told in card.said), default=0)
     step_x = SIDE + GAP / 2 + (BESIDE if beside else 0)

@@ -1,4 +1,7 @@
-"""JupyterLab as its users have it, in a real browser: one server, one workbench folder with short trainings."""
+"""JupyterLab as its users have it, in a real browser: one server, one workbench folder with short trainings.
+
+KRT_BROWSER_RUNS names a folder of finished runs on the digits to look at instead, KRT_SCREENSHOTS one for pictures.
+"""
 
 import json
 import os
@@ -25,6 +28,9 @@ PARAMETERS = {  # name of a copy → the notebook, and what its first code cell 
 }
 
 
+IDLE = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'"
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
     """The workbench folder of the whole session: the notebooks, with parameters for short trainings."""
@@ -35,6 +41,8 @@ def home(tmp_path_factory):
         cell = next(cell for cell in book["cells"] if "parameters" in cell["metadata"].get("tags", ()))
         cell["source"] = "".join(cell["source"]) + "".join(f"\n{key} = {value!r}" for key, value in parameters.items())
         (folder / "notebooks" / f"{copy}.ipynb").write_text(json.dumps(book))
+    if runs := os.environ.get("KRT_BROWSER_RUNS"):
+        shutil.copytree(runs, folder / "outputs/demo/runs")
     return folder
 
 
@@ -104,8 +112,7 @@ class Notebook:
     def open(self):
         self.page.goto(f"{self.address}/lab/tree/notebooks/{self.name}.ipynb?reset")
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        self.page.wait_for_function("window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status=='idle'",
-                                    timeout=90_000)  # fmt: skip
+        self.page.wait_for_function(IDLE, timeout=90_000)
 
     def run_all(self, timeout=240):
         """Run all cells and wait for them; fails with the first error a cell shows."""
@@ -132,9 +139,9 @@ class Notebook:
         return self.page.locator(wrong).all_inner_texts()
 
     def restart_kernel(self):
-        self.page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
-        self.page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status=='idle'",
-                                    timeout=90_000)  # fmt: skip
+        self.page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.restartKernel()")
+        self.page.wait_for_timeout(1000)
+        self.page.wait_for_function(IDLE, timeout=90_000)
 
     def screenshot(self, locator, name):
         """Kept under the folder named by KRT_SCREENSHOTS, where there is one."""
@@ -179,9 +186,11 @@ class Shown:
         return self.changed(before, began)
 
     def choose(self, label, option):
-        """Choose from a menu; returns seconds until the picture has changed."""
+        """Choose what a menu offers with these words in it; returns seconds until the picture has changed."""
         before, began = self.pictures(), time.time()
-        self.control(label).select_option(option)
+        options = self.control(label).locator("option").all_text_contents()
+        index = next(i for i, o in enumerate(options) if option in o.replace("\xa0", " "))
+        self.control(label).select_option(index=index)
         return self.changed(before, began)
 
     def changed(self, before, began, timeout=15):
