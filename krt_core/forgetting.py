@@ -53,9 +53,9 @@ def confusions(run: Run, column: int, session: int) -> pd.DataFrame:
     With c the fallen class, n the new one, and means over test images, in points of probability:
     *together*: share of the images with c that show n too (%);
     *said instead*: score of n after the session on images with c but not n, above its score on images with neither;
-    *shift with n*, *shift without n*: change of c's score in the session on images with c, with and without n;
-    *false alarms*: change of c's score on images with n but not c. NaN where there is no such image. Raises RunError if
-    the class was not learned before.
+    *change with it*, *change without it*: of c's score in the session on images with c, with and without n;
+    *change on it alone*: of c's score on images with n but not c, where a rise is a false alarm.
+    NaN where there is no such image. Raises RunError if the class was not learned before.
     """
     taught = run.protocol.sessions[session]
     if column >= taught.start or not session:
@@ -70,9 +70,9 @@ def confusions(run: Run, column: int, session: int) -> pd.DataFrame:
             "new class": run.protocol.classes[taught.columns],
             "said instead": _means(score, with_c) - _means(score, neither),
             "together": 100 * with_both.sum(axis=0) / max(own.sum(), 1),
-            "shift with n": _means(shift[:, None], with_both),
-            "shift without n": _means(shift[:, None], with_c),
-            "false alarms": _means(shift[:, None], with_n),
+            "change with it": _means(shift[:, None], with_both),
+            "change without it": _means(shift[:, None], with_c),
+            "change on it alone": _means(shift[:, None], with_n),
             "column": np.arange(taught.start, taught.stop),
         }
     )

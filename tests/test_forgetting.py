@@ -64,11 +64,11 @@ def test_confusions(counted):
     assert table.loc["c", "said instead"] == pytest.approx(100 * (0.65 - 0.3))
     assert table.loc["d", "said instead"] == pytest.approx(100 * ((0.1 + 0.2 + 0.1) / 3 - 0.1))
     assert table.loc["c", "together"] == pytest.approx(100 / 3) and table.loc["d", "together"] == 0
-    assert table.loc["c", "shift with n"] == pytest.approx(100 * (0.7 - 0.8))
-    assert table.loc["c", "shift without n"] == pytest.approx(100 * ((0.3 - 0.9) + (0.65 - 0.7)) / 2)
-    assert np.isnan(table.loc["d", "shift with n"])
-    assert table.loc["c", "false alarms"] == pytest.approx(100 * (0.5 - 0.1), abs=1e-3)
-    assert table.loc["d", "false alarms"] == pytest.approx(100 * (0.6 - 0.2), abs=1e-3)
+    assert table.loc["c", "change with it"] == pytest.approx(100 * (0.7 - 0.8))
+    assert table.loc["c", "change without it"] == pytest.approx(100 * ((0.3 - 0.9) + (0.65 - 0.7)) / 2)
+    assert np.isnan(table.loc["d", "change with it"])
+    assert table.loc["c", "change on it alone"] == pytest.approx(100 * (0.5 - 0.1), abs=1e-3)
+    assert table.loc["d", "change on it alone"] == pytest.approx(100 * (0.6 - 0.2), abs=1e-3)
     assert table.index[0] == "c"
     with pytest.raises(RunError, match="c was not learned before session 2"):
         confusions(counted, 2, 1)

@@ -1,4 +1,4 @@
-"""The four notebooks through papermill, as `make demo` runs them, on a few epochs."""
+"""The notebooks through papermill, as `make demo` runs them, on a few epochs."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
-def test_all_four_notebooks_run_headless(tmp_path, monkeypatch):
+def test_all_notebooks_run_headless(tmp_path, monkeypatch):
     import papermill
 
     monkeypatch.setenv("KRT_HOME", str(tmp_path))
@@ -35,7 +35,7 @@ def test_all_four_notebooks_run_headless(tmp_path, monkeypatch):
     assert len(list((folder / "runs").glob("*/DONE"))) == 6
     assert {p.stem for p in (folder / "figures").glob("*.png")} >= {
         "session_sizes", "sample_images", "co_occurrence", "training_loss", "mAP_seen", "mAP_base", "class_session",
-        "forgetting_per_class", "thresholds", "retention_mass",
+        "forgetting_per_class", "thresholds", "token_mass", "gallery", "side_by_side",
     }  # fmt: skip
     assert "max_class_fixed" in (folder / "forgetting.csv").read_text()
     assert "KRT_HOME" in os.environ

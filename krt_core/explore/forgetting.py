@@ -189,8 +189,12 @@ class ForgettingExplorer(Explorer):
         if self.value("column") < self.run.protocol.sessions[session].start:
             name = self.run.protocol.classes[self.value("column")]
             details = confusions(self.run, self.value("column"), session).drop(columns="column").round(1)
-            shown += [f"{name} and the classes of session {session + 1} (points of probability; "
-                      "see krt_core.forgetting.confusions):", details.set_index("new class")]  # fmt: skip
+            words = (
+                f"{name} against the classes of session {session + 1}, in points of probability: what is said instead, "
+                "the share of its images that show both, and how its own score changed on its images with the new class, "
+                "on those without, and on images of the new class alone."
+            )
+            shown += [words, details.set_index("new class")]
         return shown
 
     def lost_images(self) -> Result:
