@@ -190,8 +190,8 @@ class ForgettingExplorer(Explorer):
             name = self.run.protocol.classes[self.value("column")]
             details = confusions(self.run, self.value("column"), session).drop(columns="column").round(1)
             words = (
-                f"{name} against the classes of session {session + 1}, in points of probability: what is said instead, "
-                "the share of its images that show both, and how its own score changed on its images with the new class, "
+                f"{name} against the classes of session {session + 1}, in points of probability: what is said instead; "
+                "the share of its images that show both; how its own score changed on its images with the new class, "
                 "on those without, and on images of the new class alone."
             )
             shown += [words, details.set_index("new class")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -20,9 +21,10 @@ MARKERS = "osD^vP*X"
 
 def save(figure: Figure, folder: str | Path, name: str) -> Figure:
     """Write ``<folder>/<name>.png`` and ``.pdf`` and return the figure."""
-    for kind in ("png", "pdf"):
-        path = resolve(folder) / f"{name}.{kind}"
-        atomic_write(path, lambda file, kind=kind: figure.savefig(file, format=kind, dpi=150, bbox_inches="tight"))
+    with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType: journals refuse Type 3 fonts
+        for kind in ("png", "pdf"):
+            path = resolve(folder) / f"{name}.{kind}"
+            atomic_write(path, lambda file, kind=kind: figure.savefig(file, format=kind, dpi=150, bbox_inches="tight"))
     return figure
 
 
