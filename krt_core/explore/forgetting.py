@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -11,8 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from .. import plots
-from ..data import MultiLabelDataset, open_dataset
-from ..errors import DataError, RunError
+from ..errors import RunError
 from ..forgetting import confusions, falls, lost_images
 from ..metrics import F1_THRESHOLD
 from ..plots.figure import by_label
@@ -20,10 +18,11 @@ from ..reference import author_ap, author_curves
 from ..report import finished_runs, label_of, replicate_of, setting_of
 from ..run import Run
 from .explorer import Explorer, Result
+from .gallery import opened_test_set
 
 METRICS = ("mAP_seen", "mAP_base", "mAP_new", "CF1", "OF1")
 FALLEN = 8  # classes in the picture of confusions
-IMAGES = 12  # lost ones shown
+IMAGES = 9  # lost ones shown
 
 
 class ForgettingExplorer(Explorer):
@@ -212,12 +211,10 @@ class ForgettingExplorer(Explorer):
         )
         if not len(table):
             return [words]
-        shown = table.head(IMAGES).drop(columns="row").set_index("image").round(3)
-        try:
-            figure = plots.lost_images(run, _test_set(run), table.head(IMAGES), column, own, session)
-        except DataError as error:
-            return [words, f"Without pictures: {error}", shown]
-        return [words, figure, shown]
+        dataset, problem = opened_test_set(run)
+        shown = table.head(IMAGES)
+        figure = plots.lost_images(run, dataset, shown, column, own, session, threshold)
+        return [words, *([problem] if problem else []), figure, shown.set_index("image").drop(columns="row").round(3)]
 
 
 def _setting(run: Run) -> str:
@@ -229,12 +226,3 @@ def _mean_and_spread(runs: Sequence[Run]) -> dict[str, str]:
     values = pd.DataFrame([run.forgetting() for run in runs])
     spread = values.std() if len(values) > 1 else None
     return {key: f"{values[key].mean():.2f}" + ("" if spread is None else f" ± {spread[key]:.2f}") for key in values}
-
-
-@lru_cache(maxsize=8)
-def _opened(data: object) -> MultiLabelDataset:
-    return open_dataset(data, "test")
-
-
-def _test_set(run: Run) -> MultiLabelDataset:
-    return _opened(run.experiment.data)

@@ -13,8 +13,7 @@ from .forgetting import (
     said_instead,
     session_curves,
 )
-from .gallery import gallery, side_by_side
-from .lost import lost_images
+from .gallery import gallery, lost_images, side_by_side
 from .pseudo_labels import (
     pseudo_label_classes,
     pseudo_label_heatmap,

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
@@ -131,6 +132,30 @@ def side_by_side(
     return sheet(cards, "\n".join([title, *names, marks]), across=3)
 
 
+def lost_images(
+    run: Run,
+    dataset: MultiLabelDataset | None,
+    table: pd.DataFrame,
+    column: int,
+    since: int,
+    session: int,
+    threshold: float = F1_THRESHOLD,
+) -> Figure:
+    """The images of `krt_core.forgetting.lost_images` with what was said after session ``since`` and is said after
+    ``session``. dataset: as in `gallery`."""
+    classes, cards = run.protocol.classes, []
+    told = (("then", PALETTE[0], scores_of(run, since)), ("now", PALETTE[1], scores_of(run, session)))
+    for row in table.row:
+        both = []
+        for head, colour, of in told:
+            lines = said(of.scores[row], of.labels[row], classes, threshold)
+            both.append(Said(lines, float(of.scores[row, column]), threshold, head, colour))
+        cards.append(make_card(dataset, str(told[1][2].ids[row]), classes[column], both))
+    title = f"{classes[column]}: then is after session {since + 1}, now after session {session + 1}"
+    marks = f"bars: {classes[column]}, tick: threshold {threshold:.2f}     {RIGHT_WRONG_MISSED}"
+    return sheet(cards, "\n".join([title, run_name(run), marks]), across=3)
+
+
 def make_card(
     dataset: MultiLabelDataset | None, image: str, main: str | None, told: Sequence[Said], note: str = ""
 ) -> Card:
@@ -243,7 +268,7 @@ class _Page:
             left, low = x, y + 0.02
             if told.head:
                 self.words(x, low + BAR / 2, f"{told.head} {told.score:.2f}", weight="bold", va="center")
-                left += 0.42
+                left += 0.36 + 0.07 * len(told.head)
             length = x + width - left
             self.filled.append((_corners(left, low, length, BAR), (0.9, 0.9, 0.9)))
             self.filled.append((_corners(left, low, length * max(told.score, 0.005), BAR), told.colour))
