@@ -16,12 +16,13 @@ from torch import Tensor
 
 from .data import MultiLabelDataset
 from .errors import DataError, RunError, did_you_mean
+from .methods import METHODS
 from .model import Network
 from .model.network import build_network
 from .protocol import Protocol
 from .run import Run
 
-STEPS = 64  # nodes of the integral: sums then hold to 1e-4 of a logit (docs/attention.md)
+STEPS = 64  # nodes of the integral: sums then hold to 1e-6 of a logit at the median (docs/attention.md)
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ def load_model(run: Run, session: int) -> Network:
     tensors = run.model_state(session)
     stops = [s.stop for s in run.protocol.sessions]
     sizes = np.diff([0, *stops])
-    heads = len({name.split(".")[1] for name in tensors if name.startswith("heads.")})
-    if heads == 1 and session > 0:  # joint training: one head holds all classes
+    if METHODS[run.experiment.method].sees == "all":  # joint training: one head holds all classes from the start
         sizes = np.array([stops[-1]])
+    heads = len({name.split(".")[1] for name in tensors if name.startswith("heads.")})
     for size in sizes[:heads]:
         model.add_session(int(size))
     model.load_state_dict(tensors)

@@ -24,6 +24,8 @@ def falls(runs: Sequence[Run], session: int, pool: str = "fixed", since: int | N
     session is the first or the runs have different class orders.
     """
     protocol, since = runs[0].protocol, session - 1 if since is None else since
+    if session >= min(run.finished_sessions for run in runs):
+        raise RunError(f"Session {session + 1} is not there: nothing can be forgotten in it.")
     if not 0 <= since < session:
         raise RunError(f"Nothing can be forgotten from session {since + 1} to session {session + 1}.")
     if any(run.protocol.classes != protocol.classes for run in runs):

@@ -1,12 +1,14 @@
 """The explorers without a browser: what is drawn, when, and from what."""
 
 import gc
+import shutil
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from benchmarks.made_up_runs import coco, finished
+from krt_core.data import MultiLabelDataset
 from krt_core.errors import RunError
 from krt_core.explore import explorer as explorer_module
 from krt_core.explore.attention import AttentionExplorer
@@ -90,9 +92,13 @@ def test_save_writes_what_is_shown(digits, home):
     explorer = ForgettingExplorer("outputs")
     open_view(explorer, "Forgetting")
     files = explorer.save()
-    names = ["forgetting_forgetting.png", "forgetting_forgetting.pdf", "forgetting_forgetting_2.csv"]
+    names = ["forgetting_forgetting.png", "forgetting_forgetting.pdf", "forgetting_forgetting.csv"]
     assert [file.name for file in files] == names and all(file.stat().st_size > 100 for file in files)
     assert "forgetting_forgetting.png" in explorer.message.value and files[0].parent == home / "outputs" / "figures"
+    assert explorer.save()[0].name == "forgetting_forgetting_2.png"  # nothing is overwritten
+    explorer.folder = home / "outputs" / "file"
+    explorer.folder.write_text("no folder")
+    assert not explorer.save() and "Not saved" in explorer.message.value
 
 
 def test_settings_are_looked_at_one_by_one(digits):
@@ -110,6 +116,59 @@ def test_settings_are_looked_at_one_by_one(digits):
     assert "AP is on the test images with a seen class" in words(explorer)
     settings.value = "digits B0-C2"
     assert explorer.controls["column"].value == 0 and not explorer.controls["authors"].options
+
+
+def test_a_method_keeps_its_name_and_colour_whatever_is_chosen(digits):
+    finished(overrides=["model.query=retention"])
+    explorer = ForgettingExplorer("outputs")
+    retention = next(name for name in explorer.controls["methods"].options if "retention" in name)
+    colours = []
+    for methods in (explorer.controls["methods"].options, (retention,)):
+        explorer.set(methods=methods)
+        axis = explorer.curves().axes[0]
+        colours += [line.get_color() for line in axis.get_lines() if line.get_label() == retention]
+    assert len(colours) == 2 and colours[0] == colours[1]
+
+
+def test_a_copy_is_no_replicate(digits, home):
+    shutil.copytree(digits[0].folder, home / "outputs" / "copy")
+    explorer = ForgettingExplorer("outputs")
+    assert {name: len(group) for name, group in explorer._groups.items()} == {"krt": 2, "finetune": 2}
+    assert "left out" in explorer.message.value and len(explorer.controls["run"].options) == 4
+
+
+def test_class_names_are_no_formulas():
+    names = ("a$x^$", "b_$5_$9", "c", "d")
+    finished(classes=names)
+    explorer = ForgettingExplorer("outputs")
+    for title in explorer.views:
+        open_view(explorer, title)
+
+
+def test_one_session_and_runs_of_unlike_length_are_told(home):
+    finished(overrides=["protocol.base=10", "protocol.increment=10"], folder="outputs/one/run")
+    explorer = ForgettingExplorer("outputs/one")
+    for title in explorer.views:
+        open_view(explorer, title)
+    assert "no time to be lost" in words(explorer)
+    open_view(explorer, "One session")
+    assert "nothing can be forgotten" in words(explorer)
+    runs = [finished(overrides=[f"seed={seed}"]) for seed in (0, 1)]
+    shutil.rmtree(runs[1].session_folder(4))
+    with pytest.raises(RunError, match="equally many sessions.*: 5.*: 4"):
+        ForgettingExplorer(runs=runs)
+    with pytest.raises(RunError, match="no run to look at"):
+        ForgettingExplorer(runs=[])
+
+
+def test_the_authors_are_laid_over_their_own_class_order_alone():
+    coco(["protocol.order_seed=3"])
+    explorer = ForgettingExplorer("outputs")
+    assert not explorer.controls["authors"].options
+    coco(folder="outputs/plain/run")
+    explorer = ForgettingExplorer("outputs/plain")
+    explorer.set(authors=explorer.controls["authors"].options[:1], metric="CF1")
+    assert "no CF1 per session" in words(explorer)
 
 
 def test_headless_shows_the_chosen_views(digits, monkeypatch):
@@ -175,8 +234,23 @@ def test_attention_of_published_and_retention_query(trained):
     first = explorer.dataset(explorer.run).ids[explorer._ranked()[0]]
     explorer.choose(str(first))
     assert explorer.value("image") == 1
-    with pytest.raises(RunError, match="set another class"):
+    with pytest.raises(RunError, match="not among the .* most lost images of class"):
         explorer.choose("nowhere")
+
+
+def test_a_joint_model_and_another_test_set_beside_it(tiny, trained, coco_root):
+    joint = train(tiny(method="joint", joint__head="ica"), "outputs/joint", show="none")
+    explorer = AttentionExplorer("outputs/joint", runs=[joint, trained[0]])
+    for title in explorer.views:
+        assert open_view(explorer, title), title
+    open_view(explorer, "Evidence")
+    explorer.set(beside=list(explorer.runs)[1])
+    assert pictures(explorer)
+    other = explorer.dataset(trained[0])
+    names = MultiLabelDataset(**{**vars(other), "ids": np.array([f"x{i}" for i in other.ids])})
+    explorer.dataset = lambda run: names if run is trained[0] else other
+    explorer.draw()
+    assert "is not in the test set of" in words(explorer) and not pictures(explorer)
 
 
 def test_attention_says_what_is_missing(trained, coco_root):

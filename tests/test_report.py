@@ -288,7 +288,7 @@ def test_latex_is_balanced_and_escaped():
 def test_class_orders_are_replicates_and_curves_average_them(some):
     assert label_of(some[0], some) == label_of(some[1], some) == "krt"
     figure = plots.session_curves(some)
-    line = next(x for x in figure.axes[0].get_lines() if x.get_label() == "krt")
+    line = next(x for x in figure.axes[0].get_lines() if x.get_label() == "krt (4 runs)")
     np.testing.assert_allclose(line.get_ydata(), np.mean([run.curve() for run in some[:4]], axis=0))
     with pytest.raises(RunError, match="class orders"):
         plots.forgetting_bars(some)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -16,9 +18,10 @@ from ..data import MultiLabelDataset, open_dataset
 from ..data.pipeline import load_image
 from ..errors import KRTError, RunError
 from ..explain import Evidence, Look, evidence, load_model, look
-from ..report import finished_runs, label_of, replicate_of
+from ..report import finished_runs
 from ..run import Run
 from .explorer import Explorer, Result
+from .gallery import named
 
 IMAGES = 100  # per class on the slider
 
@@ -28,6 +31,7 @@ class Models:
 
     def __init__(self, models: int = 16, looks: int = 512):
         self._models, self._looks = _Recent(models), _Recent(looks)
+        self._one_at_a_time = threading.Lock()  # a look ahead must not load a model a second time
 
     def look(self, run: Run, session: int, dataset: MultiLabelDataset, row: int) -> Look:
         def see() -> Look:
@@ -35,7 +39,8 @@ class Models:
             model = self._models.get((run.folder, session), lambda: load_model(run, session))
             return look(model, torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255)
 
-        return self._looks.get((run.folder, session, row), see)
+        with self._one_at_a_time:
+            return self._looks.get((run.folder, session, row), see)
 
 
 class _Recent:
@@ -68,7 +73,7 @@ class AttentionExplorer(Explorer):
         headless: Sequence[str] | None = None,
     ):
         found = finished_runs(folder) if runs is None else list(runs)
-        self.runs = {f"{label_of(run, found)}, {replicate_of(run)}": run for run in found if _has_attention(run)}
+        self.runs = named([run for run in found if _has_attention(run)])
         if not self.runs:
             raise RunError(
                 f"There is no finished run with incremental cross-attention in {folder}: krt train makes one."
@@ -86,10 +91,9 @@ class AttentionExplorer(Explorer):
             "token": widgets.IntSlider(1, 1, 1, description="token of session", **slider),
         }
         views = {"Evidence": self.evidence, "Patches": self.patches, "Tokens": self.tokens, "Mass": self.mass}
-        super().__init__(controls, views, folder, "attention", headless=headless)
-        controls["run"].observe(lambda _: self._new_run(), "value")
-        controls["column"].observe(lambda _: self._new_class(), "value")
-        self._new_run()
+        follow = {"run": self._new_run, "column": self._new_class}
+        super().__init__(controls, views, folder, "attention", follow=follow, headless=headless)
+        self.begin("run")
 
     # ---- what is chosen ----
 
@@ -109,11 +113,11 @@ class AttentionExplorer(Explorer):
         return self._datasets[key]
 
     def choose(self, image: str) -> None:
-        """Show the test image with this id, whatever its place; RunError if it does not show the class."""
-        ids = self.dataset(self.run).ids
-        place = np.flatnonzero(ids[self._ranked()] == image)
+        """Show the test image with this id; RunError if it is not among those that the slider reaches."""
+        place = np.flatnonzero(self.dataset(self.run).ids[self._ranked()] == image)
         if not len(place):
-            raise RunError(f"Test image {image!r} is not among those of class {self.class_name}: set another class.")
+            reached = f"the {len(self._ranked())} most lost images of class {self.class_name}"
+            raise RunError(f"Test image {image} is not among {reached}.")
         self.set(image=int(place[0]) + 1)
 
     @property
@@ -157,8 +161,38 @@ class AttentionExplorer(Explorer):
             )
         return np.array(found)
 
+    def _row_in(self, run: Run) -> int:
+        """Row of the image in a run's own test set. Raises RunError where it is not there."""
+        image = self.dataset(self.run).ids[self.row]
+        rows = np.flatnonzero(self.dataset(run).ids == image)
+        if not len(rows):
+            raise RunError(f"Image {image} is not in the test set of {run.folder.name}.")
+        return int(rows[0])
+
+    def _look(self, run: Run, session: int) -> Look:
+        return self.models.look(run, session, self.dataset(run), self._row_in(run))
+
     def _looks(self, run: Run) -> list[Look]:
-        return [self.models.look(run, t, self.dataset(run), self.row) for t in range(len(run.protocol.sessions))]
+        return [self._look(run, t) for t in range(len(run.protocol.sessions))]
+
+    def draw(self) -> None:
+        """Draw the open view, then look at the next image in the background: the slider is likely to go there."""
+        super().draw()
+        if self._drawing:
+            return
+        with contextlib.suppress(KRTError):  # the view has said it
+            if self.value("image") < self.controls["image"].max:
+                runs = [(run, self.dataset(run)) for run in self._both().values()]
+                row = int(self._ranked()[self.value("image")])
+                threading.Thread(target=self._look_ahead, args=(runs, row), daemon=True).start()
+
+    def _look_ahead(self, runs: list[tuple[Run, MultiLabelDataset]], row: int) -> None:
+        with contextlib.suppress(KRTError, OSError, IndexError):
+            image = runs[0][1].ids[row]
+            for run, dataset in runs:
+                at = int(np.flatnonzero(dataset.ids == image)[0])
+                for session in range(len(run.protocol.sessions)):
+                    self.models.look(run, session, dataset, at)
 
     def _both(self) -> dict[str, Run]:
         """The run, and the one beside it where that knows the same classes."""
@@ -181,38 +215,42 @@ class AttentionExplorer(Explorer):
         """Evidence maps of the class through the sessions, of both runs."""
         column, rows = self.value("column"), {}
         for name, run in self._both().items():
-            rows[name] = [evidence_of(seen, column) for seen in self._looks(run)]
+            rows[_folded(name)] = [evidence_of(seen, column) for seen in self._looks(run)]
         dataset = self.dataset(self.run)
         kind = dataset.classes.index(self.class_name)
         mine = (dataset.boxes[:, 0] == self.row) & (dataset.boxes[:, 1] == kind)
-        rows = {_folded(name): found for name, found in rows.items()}
         leak = any(run.leak for run in self._both().values())
         figure = plots.evidence_over_sessions(
             self._image(), rows, f"{self._title()}: {self.class_name}", dataset.boxes[mine, 2:], leak
         )
         error = max(abs(found.error[0]) for line in rows.values() for found in line if found is not None)
-        return [figure, f"Above each map: probability; logit = without any patch + sum of the map (to {error:.0e})."]
+        words = (
+            "Orange patches speak for the class, violet ones against it. Above each map: the probability; the logit = "
+            f"without any patch + sum of the map (to {error:.0e})."
+        )
+        if any(run.experiment.train.report == "best" for run in self._both().values()):
+            words += " This is the model after the last epoch; the scores of the run are those of its best epoch."
+        return [figure, words]
 
     def patches(self) -> Result:
         """Patch attention of one token per head: the newest, where the chosen one was not there yet."""
-        token = min(self.value("token"), self.value("session")) - 1
-        figures = []
+        session = self.value("session") - 1
+        token, figures = min(self.value("token") - 1, session), []
         for name, run in self._both().items():
-            seen = self.models.look(run, self.value("session") - 1, self.dataset(run), self.row)
-            title = f"{self._title()}\n{_folded(name)}"
-            figures.append(plots.patch_maps(self._image(), seen, min(token, seen.patches.shape[1] - 1), title))
-        return figures
+            seen = self._look(run, session)
+            at = min(token, seen.patches.shape[1] - 1)
+            title = f"{self._title()}\n{_folded(name)}\nsession {session + 1}, token {at + 1}"
+            figures.append(plots.patch_maps(self._image(), seen, at, title))
+        return [*figures, "The model after a session, the token of a session; each map to its own scale."]
 
     def tokens(self) -> Result:
         """The map of every session's token, side by side."""
         session = self.value("session") - 1
-        return [
-            plots.maps_per_token(
-                self._image(), self.models.look(run, session, self.dataset(run), self.row),
-                f"{self._title()}\n{_folded(name)}",
-            )
-            for name, run in self._both().items()
-        ]  # fmt: skip
+        figures = []
+        for name, run in self._both().items():
+            title = f"{self._title()}\n{_folded(name)}\nafter session {session + 1}"
+            figures.append(plots.maps_per_token(self._image(), self._look(run, session), title))
+        return [*figures, "Mean over heads, as shares among the patches, all to one scale."]
 
     def mass(self) -> Result:
         """Mass on the tokens, through the sessions until the chosen one."""

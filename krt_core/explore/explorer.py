@@ -180,20 +180,32 @@ class Explorer:
     # ---- keeping ----
 
     def save(self) -> list[Path]:
-        """Write what the open view shows: figures as PNG and PDF, tables as CSV; returns the files."""
+        """Write what the open view shows, figures as PNG and PDF, tables as CSV; returns the files. Older ones are not
+        overwritten: a number is added to the name."""
         title = list(self.views)[self.tabs.selected_index or 0]
         shown, problem = self.result(title)
-        stem, files = f"{self.name}_{title.lower().replace(' ', '_')}", []
-        for i, item in enumerate(item for item in shown if not isinstance(item, str)):
-            name = stem if not i else f"{stem}_{i + 1}"
-            if isinstance(item, Figure):
-                plots.save(item, self.folder / "figures", name)
-                files += [self.folder / "figures" / f"{name}.{kind}" for kind in ("png", "pdf")]
-            else:
-                files.append(plots.save_table(item, self.folder / "figures" / f"{name}.csv"))
-        where = ", ".join(path.name for path in files)
-        self.message.value = html.escape(problem or f"{where} in {self.folder / 'figures'}")
+        stem, into, files = f"{self.name}_{title.lower().replace(' ', '_')}", self.folder / "figures", []
+        try:
+            for item in shown:
+                if isinstance(item, Figure):
+                    name = _free(into, stem, "png")
+                    plots.save(item, into, name)
+                    files += [into / f"{name}.{kind}" for kind in ("png", "pdf")]
+                elif isinstance(item, pd.DataFrame):
+                    files.append(plots.save_table(item, into / f"{_free(into, stem, 'csv')}.csv"))
+        except OSError as error:  # a button's error would go unseen
+            problem = f"Not saved: {error.filename or into}: {error.strerror}"
+        self.message.value = html.escape(problem or f"{', '.join(path.name for path in files)} in {into}")
         return files
+
+
+def _free(folder: Path, stem: str, kind: str) -> str:
+    """The stem, or with the first number that makes it new."""
+    number, name = 1, stem
+    while (folder / f"{name}.{kind}").exists():
+        number += 1
+        name = f"{stem}_{number}"
+    return name
 
 
 def table_html(table: pd.DataFrame) -> str:
@@ -202,5 +214,7 @@ def table_html(table: pd.DataFrame) -> str:
 
 def describe(figure: Figure) -> str:
     """The titles in a figure, as the words a screen reader says."""
+    if alt := getattr(figure, "alt", ""):
+        return alt
     titles = [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
     return "; ".join(title.replace("\n", ", ") for title in titles if title)[:500]

@@ -15,10 +15,10 @@ from ..forgetting import confusions, falls, lost_images
 from ..metrics import F1_THRESHOLD
 from ..plots.figure import by_label
 from ..reference import author_ap, author_curves
-from ..report import finished_runs, label_of, replicate_of, setting_of
+from ..report import finished_runs, setting_of
 from ..run import Run
 from .explorer import Explorer, Result
-from .gallery import opened_test_set
+from .gallery import named, opened_test_set
 
 METRICS = ("mAP_seen", "mAP_base", "mAP_new", "CF1", "OF1")
 FALLEN = 8  # classes in the picture of confusions
@@ -41,9 +41,16 @@ class ForgettingExplorer(Explorer):
         headless: Sequence[str] | None = None,
     ):
         found = finished_runs(folder) if runs is None else list(runs)
+        if not found:
+            raise RunError("There is no run to look at: give at least one that has finished a session.")
         self.settings: dict[str, list[Run]] = {}
+        copies = []
         for run in found:
-            self.settings.setdefault(_setting(run), []).append(run)
+            group = self.settings.setdefault(_setting(run), [])
+            if any(_same(run, other) for other in group):  # a copy is no replicate
+                copies.append(run.folder.name)
+            else:
+                group.append(run)
         wide, tall = widgets.Layout(width="360px"), widgets.Layout(width="360px", height="110px")
         slider = dict(continuous_update=False, layout=wide)
         hidden = widgets.Layout(width="360px", display="none" if len(self.settings) == 1 else None)
@@ -74,10 +81,11 @@ class ForgettingExplorer(Explorer):
             "Heat map": self._pick_row, "Changes": self._pick_row, "Classes": self._pick_place,
             "Forgetting": self._pick_bar, "One session": self._pick_fallen,
         }  # fmt: skip
-        super().__init__(
-            controls, views, folder, "forgetting", picks, {"setting": self._new_setting}, headless=headless
-        )
+        follow = {"setting": self._new_setting}
+        super().__init__(controls, views, folder, "forgetting", picks, follow, headless=headless)
         self.begin("setting")
+        if copies:
+            self.message.value = f"left out, as a run of the same configuration and seed is there: {', '.join(copies)}"
 
     # ---- what is chosen ----
 
@@ -99,21 +107,22 @@ class ForgettingExplorer(Explorer):
         return sorted(self.value("classes")) or list(range(len(self.run.protocol.classes)))
 
     def _new_setting(self) -> None:
-        runs = self.settings[self.value("setting")]
-        self._groups, protocol = by_label(runs), runs[0].protocol
-        self._one = {f"{label_of(run, runs)}, {replicate_of(run)}": run for run in runs}
-        data = runs[0].experiment.data.dataset
-        self._curves = lambda key: author_curves(data, protocol.base, protocol.increment, key)
-        self._ap = author_ap(data, protocol.base, protocol.increment, protocol.classes)
+        self._all = self.settings[self.value("setting")]
+        self._groups, self._one, protocol = by_label(self._all), named(self._all), self._all[0].protocol
+        data, sessions = self._all[0].experiment.data.dataset, len(protocol.sessions)
+        at = (data, protocol.base, protocol.increment)
+        self._curves = lambda key: author_curves(*at, key, protocol.classes)
+        self._ap = author_ap(*at, protocol.classes)
         self.controls["methods"].options = list(self._groups)
         self.controls["methods"].value = list(self._groups)
         classes = [(name, column) for column, name in enumerate(protocol.classes)]
         self.controls["classes"].options = classes
-        self.controls["authors"].options = list(self._curves("seen"))
+        self.controls["authors"].options = list(self._ap)
         self.controls["authors"].layout.display = None if self._ap else "none"
         self.offer("run", list(self._one))
         self.offer("column", classes)
-        self.controls["session"].max = self.controls["session"].value = max(2, len(protocol.sessions))
+        self.controls["session"].max = max(2, sessions)
+        self.controls["session"].value = max(2, sessions)
 
     def _show_class(self, column: int) -> None:
         self.set(column=column)
@@ -142,56 +151,61 @@ class ForgettingExplorer(Explorer):
 
     def curves(self) -> Result:
         """One metric after each session, with the authors' curves where some are chosen."""
-        metric = self.value("metric")
-        key = metric.removeprefix("mAP_")
-        reference = self._curves(key) if metric.startswith("mAP_") else {}
-        return plots.session_curves(
-            self.runs, metric, {n: c for n, c in reference.items() if n in self.value("authors")}
-        )
+        metric, authors = self.value("metric"), self.value("authors")
+        if not metric.startswith("mAP_"):
+            figure = plots.session_curves(self.runs, metric, among=self._all)
+            return [figure, f"The authors' logs have no {metric} per session."] if authors else figure
+        curves = self._curves(metric.removeprefix("mAP_"))
+        reference = {name: curve for name, curve in curves.items() if name in authors}
+        return plots.session_curves(self.runs, metric, reference, self._all)
 
     def heat_map(self) -> Result:
-        """AP of every class after every session."""
-        return plots.class_session_heatmap(self.runs, self.value("pool"), self.columns)
+        """AP of every class after every session, and that of the one run in numbers."""
+        figure = plots.class_session_heatmap(self.runs, self.value("pool"), self.columns, among=self._all)
+        table = pd.DataFrame(self.run.ap_tables[self.value("pool")].T[self.columns]).round(1)
+        table.index = pd.Index([self.run.protocol.classes[c] for c in self.columns], name="class")
+        table.columns = [f"session {t + 1}" for t in table.columns]
+        return [figure, f"{self.value('run')}, AP (%). Click a class above, or choose it, for its lost images.", table]
 
     def changes(self) -> Result:
         """By how much the AP of every class changed in every session."""
-        return plots.class_session_heatmap(self.runs, self.value("pool"), self.columns, change=True)
+        return plots.class_session_heatmap(self.runs, self.value("pool"), self.columns, True, self._all)
 
     def class_curves(self) -> Result:
         """A small picture per class. The authors' AP is on the pool of seen images, whatever is chosen here."""
         chosen = {name: table for name, table in self._ap.items() if name in self.value("authors")}
-        figure = plots.class_curves(self.runs, self.value("pool"), self.columns, chosen)
-        note = (
-            "The authors' AP is on the test images with a seen class."
-            if chosen and self.value("pool") != "seen"
-            else ""
-        )
-        return [figure, note] if note else figure
+        figure = plots.class_curves(self.runs, self.value("pool"), self.columns, chosen, self._all)
+        if chosen and self.value("pool") != "seen":
+            return [figure, "The authors' AP is on the test images with a seen class."]
+        return figure
 
     def forgetting(self) -> Result:
         """Points lost per class, and every definition of forgetting."""
-        figure = plots.forgetting_bars(self.runs, self.value("kind"), self.value("pool"), self.columns)
-        table = pd.DataFrame({name: _mean_and_spread(group) for name, group in by_label(self.runs).items()})
-        return [figure, table.rename_axis("definition")]
+        figure = plots.forgetting_bars(self.runs, self.value("kind"), self.value("pool"), self.columns, self._all)
+        groups = by_label(self.runs, among=self._all)
+        table = pd.DataFrame({name: _mean_and_spread(group) for name, group in groups.items()})
+        words = "Every definition, over all classes: mean ± standard deviation over the runs of a method."
+        return [figure, words, table.rename_axis("definition")]
 
     def one_session(self) -> Result:
         """Which classes fell in the chosen session of one run, and with which new classes they are confused."""
-        session = self.value("session") - 1
-        table = falls([self.run], session, self.value("pool"))
+        session, run = self.value("session") - 1, self.run
+        name = self.value("run") + (" (LEAK)" if run.leak and "LEAK" not in self.value("run") else "")
+        table = falls([run], session, self.value("pool"))
         table = table[table.column.isin(self.columns)]
-        shown = [plots.falls_in_session(table, session)]
+        shown = [plots.falls_in_session(table, session, name)]
         fallen = table[table.change < 0].head(FALLEN)
         if len(fallen):
-            rows = {name: confusions(self.run, column, session)
-                    for name, column in zip(fallen["class"], fallen.column, strict=True)}  # fmt: skip
+            rows = {old: confusions(run, column, session)
+                    for old, column in zip(fallen["class"], fallen.column, strict=True)}  # fmt: skip
             shown.append(plots.said_instead(rows, session))
-        if self.value("column") < self.run.protocol.sessions[session].start:
-            name = self.run.protocol.classes[self.value("column")]
-            details = confusions(self.run, self.value("column"), session).drop(columns="column").round(1)
+        if self.value("column") < run.protocol.sessions[session].start:
+            old = run.protocol.classes[self.value("column")]
+            details = confusions(run, self.value("column"), session).drop(columns="column").round(1)
             words = (
-                f"{name} against the classes of session {session + 1}, in points of probability: what is said instead; "
-                "the share of its images that show both; how its own score changed on its images with the new class, "
-                "on those without, and on images of the new class alone."
+                f"{old} against the classes of session {session + 1}, in points of probability: what is said instead, "
+                "above what is said on other images; the share of its images that show both; how its own score changed "
+                "on its images with the new class, on those without, and on images of the new class alone."
             )
             shown += [words, details.set_index("new class")]
         return shown
@@ -199,10 +213,11 @@ class ForgettingExplorer(Explorer):
     def lost_images(self) -> Result:
         """The images on which the class was named right after its own session and is not now."""
         column, run, threshold = self.value("column"), self.run, self.value("threshold")
-        session, name = self.value("session") - 1, run.protocol.classes[column]
-        own = int(run.first_session[column])
-        if session <= own:
+        session, name, own = self.value("session") - 1, run.protocol.classes[column], int(run.first_session[column])
+        if session <= own or session >= run.finished_sessions:
             session = run.finished_sessions - 1
+        if session == own:
+            return f"{name} was learned in the last session: it has had no time to be lost."
         table = lost_images(run, column, session, threshold)
         total = int(run.scores(session).labels[:, column].sum())
         words = (
@@ -210,11 +225,17 @@ class ForgettingExplorer(Explorer):
             f"and are not after session {session + 1}."
         )
         if not len(table):
-            return [words]
+            return words
         dataset, problem = opened_test_set(run)
         shown = table.head(IMAGES)
         figure = plots.lost_images(run, dataset, shown, column, own, session, threshold)
-        return [words, *([problem] if problem else []), figure, shown.set_index("image").drop(columns="row").round(3)]
+        numbers = shown.set_index("image").drop(columns="row").round(3)
+        return [words, *([problem] if problem else []), figure, numbers]
+
+
+def _same(run: Run, other: Run) -> bool:
+    """Is one a copy of the other, or made by the same configuration and seed?"""
+    return (run.experiment.hash(), run.experiment.seed) == (other.experiment.hash(), other.experiment.seed)
 
 
 def _setting(run: Run) -> str:

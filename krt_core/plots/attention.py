@@ -8,6 +8,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from ..explain import Evidence, Look
 from .figure import MARKERS, PALETTE
@@ -100,39 +101,47 @@ def evidence_over_sessions(
 ) -> Figure:
     """One image: a row of evidence maps per entry (name → one per session, None where the class was not yet learned).
 
-    Orange patches speak for the class, violet ones against it, on one scale per row. Above each map stand the
-    probability, and the logit as baseline + sum of the map. boxes (m, 4) x, y, width, height of the class, as shares.
+    Orange patches speak for the class, violet ones against it, on one scale. Above each map stand the probability, and
+    the logit as baseline + sum of the map. boxes (m, 4) x, y, width, height of the class, as shares.
     """
     count = max(map(len, rows.values()))
     titles = [f"{title}\n{name}".strip() for name in rows]
-    figure, axes = _row_of_images(count + 1, len(rows), 1 + max(name.count("\n") for name in titles))
+    figure, axes = _row_of_images(count + 1, len(rows), 1 + max(name.count("\n") for name in titles), bar=True)
+    found = [one for sessions in rows.values() for one in sessions if one is not None]
+    limit = max((np.abs(one.maps[0]).max() for one in found), default=1) or 1
     for line, name, sessions in zip(axes.reshape(len(rows), -1), titles, rows.values(), strict=True):
         _show(line[0], image, name)
         _frame(line[0], image, boxes)
-        limit = max((np.abs(e.maps[0]).max() for e in sessions if e is not None), default=1) or 1
-        for t, (axis, found) in enumerate(zip(line[1:], sessions, strict=False)):
-            if found is None:
+        for t, (axis, one) in enumerate(zip(line[1:], sessions, strict=False)):
+            if one is None:
                 axis.text(0.5, 0.5, "not yet\nlearned", ha="center", va="center", fontsize=8, color="0.4",
                           transform=axis.transAxes)  # fmt: skip
                 continue
-            _overlay(axis, image, found.maps[0], FOR_AND_AGAINST, -limit, limit)
+            drawn = _overlay(axis, image, one.maps[0], FOR_AND_AGAINST, -limit, limit)
             _frame(axis, image, boxes)
-            logit, base = found.logits[0], found.baseline[0]
+            logit, base = one.logits[0], one.baseline[0]
             probability = 1 / (1 + np.exp(-float(logit)))
             axis.set_title(f"session {t + 1}: {probability:.2f}\n{logit:+.1f} = {base:+.1f} {logit - base:+.1f}",
                            fontsize=8)  # fmt: skip
+    if found:
+        place = axes.flat[-1].get_position()
+        width = figure.get_figwidth()
+        bar = figure.add_axes((place.x1 + 0.1 / width, place.y0, 0.1 / width, place.height))
+        figure.colorbar(drawn, cax=bar).set_label("a patch's part of the logit", fontsize=8)
+        bar.tick_params(labelsize=7)
     if leak:
         _write_leak(figure)
     return figure
 
 
-def _row_of_images(count: int, rows: int = 1, lines: int = 2) -> tuple[Figure, np.ndarray]:
+def _row_of_images(count: int, rows: int = 1, lines: int = 2, bar: bool = False) -> tuple[Figure, np.ndarray]:
     """Axes for square pictures under so many lines of title; no layout engine, which would take longer than the
     drawing."""
     side, head = 1.4, 0.1 + 0.15 * max(lines, 2)
-    width, height = (side + 0.08) * count + 0.1, (side + head) * rows + 0.1
+    right = 0.75 if bar else 0.1  # inches beside the last picture
+    width, height = (side + 0.08) * count + right, (side + head) * rows + 0.1
     figure = Figure(figsize=(width, height))
-    space = dict(left=0.1 / width, right=1 - 0.1 / width, bottom=0.08 / height, top=1 - head / height)
+    space = dict(left=0.1 / width, right=1 - right / width, bottom=0.08 / height, top=1 - head / height)
     axes = figure.subplots(rows, count, squeeze=False, gridspec_kw=dict(wspace=0.06, hspace=head / side, **space))
     for axis in axes.flat:
         axis.set_axis_off()
@@ -154,14 +163,16 @@ def _write_leak(figure: Figure) -> None:
 
 def _show(axis: Axes, image: np.ndarray, title: str) -> None:
     axis.imshow(image)
-    axis.set_title(title, fontsize=8)
+    axis.set_title(title, fontsize=8, parse_math=False)
 
 
-def _overlay(axis: Axes, image: np.ndarray, values: np.ndarray, cmap: str, low: float, high: float) -> None:
+def _overlay(axis: Axes, image: np.ndarray, values: np.ndarray, cmap: str, low: float, high: float) -> AxesImage:
     axis.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
     side = image.shape[0]
-    axis.imshow(values, cmap=cmap, vmin=low, vmax=high, alpha=0.6, extent=(0, side, side, 0), interpolation="nearest")
+    extent = (0, side, side, 0)
+    drawn = axis.imshow(values, cmap=cmap, vmin=low, vmax=high, alpha=0.6, extent=extent, interpolation="nearest")
     axis.set(xlim=(0, side), ylim=(side, 0))
+    return drawn
 
 
 def _frame(axis: Axes, image: np.ndarray, boxes: np.ndarray | None) -> None:

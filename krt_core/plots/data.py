@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ..data import MultiLabelDataset
 from ..data.pipeline import load_image
 from ..protocol import Protocol
-from .figure import PALETTE, new_figure
+from .figure import PALETTE, new_figure, plain
 
 
 def session_sizes(protocol: Protocol, labels: np.ndarray) -> Figure:
@@ -42,9 +42,10 @@ def co_occurrence(protocol: Protocol, labels: np.ndarray) -> Figure:
     counts = labels.astype(float).T @ labels
     share = 100 * counts / np.maximum(np.diag(counts)[:, None], 1)
     np.fill_diagonal(share, np.nan)
+    names = [plain(name) for name in protocol.classes]
     size = max(4.5, 0.28 * len(protocol.classes) + 2)
     figure, axis = new_figure(size + 1, size)
-    sns.heatmap(share, ax=axis, cmap="viridis", square=True, xticklabels=protocol.classes, yticklabels=protocol.classes,
+    sns.heatmap(share, ax=axis, cmap="viridis", square=True, xticklabels=names, yticklabels=names,
                 cbar_kws={"label": "% of the row's images"})  # fmt: skip
     for session in protocol.sessions[1:]:
         axis.axhline(session.start, color="white", lw=1.5)
@@ -69,7 +70,9 @@ def sample_images(
             present = np.flatnonzero(labels[row])
             own = range(session.start, session.stop)
             names = [protocol.classes[c] if c in own else f"({protocol.classes[c]})" for c in present]
-            axis.set_title("\n".join(", ".join(names[i : i + 2]) for i in range(0, len(names), 2)), fontsize=7)
+            axis.set_title(
+                "\n".join(", ".join(names[i : i + 2]) for i in range(0, len(names), 2)), fontsize=7, parse_math=False
+            )
         line[0].text(
             -0.12,
             0.5,

@@ -15,28 +15,34 @@ import numpy as np
 from ..metrics import F1_THRESHOLD, forgetting
 
 
-def author_curves(dataset: str, base: int, increment: int, key: str = "seen") -> dict[str, np.ndarray]:
+def author_curves(
+    dataset: str, base: int, increment: int, key: str = "seen", classes: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
     """Curves of the authors' complete runs on one protocol: name → mAP (%) after each session, in their log's numbers.
 
-    dataset "coco2014" or "voc2007"; base and increment as in a `Protocol`; key "base", "seen" or "new". Empty for a
-    protocol they published no log of. Source: the logs in the April 2024 archive of their code.
+    dataset "coco2014" or "voc2007"; base and increment as in a `Protocol`; key "base", "seen" or "new"; classes in
+    learning order. Empty for a protocol they published no log of and if these classes are not theirs, in their order.
+    Source: the logs in the April 2024 archive of their code.
     """
-    runs = _author_runs(dataset, base, increment)
+    runs = [run for run in _author_runs(dataset, base, increment) if classes is None or _learned(run) == list(classes)]
     return {_author_name(run): np.array([float(value) for value in run["mAP"][key].values()]) for run in runs}
 
 
 def author_ap(dataset: str, base: int, increment: int, classes: Sequence[str]) -> dict[str, np.ndarray]:
-    """AP (T, C) of the same runs, on the *seen* pool alone, for classes in learning order: NaN before they are learned.
-
-    Empty too where the runs learned other classes.
-    """
+    """AP (T, C) of the same runs, on the *seen* pool alone: NaN before a class is learned. classes as in
+    `author_curves`."""
     tables = {}
     for run in _author_runs(dataset, base, increment):
-        if set(run["classes"]) == set(classes):
+        if _learned(run) == list(classes):
             steps = list(run["mAP"]["seen"])  # "10", "20", ...
             ap = [[run["AP"][name].get(step, np.nan) for name in classes] for step in steps]
             tables[_author_name(run)] = np.array(ap, dtype=float)
     return tables
+
+
+def _learned(run: dict) -> list[str]:
+    """The classes of a run in the order in which it learned them."""
+    return list(run["classes"])
 
 
 def _author_name(run: dict) -> str:
