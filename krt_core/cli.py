@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 
 from .errors import ConfigError, DataError, KRTError, did_you_mean
+
+NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+ELSEWHERE = "Results go elsewhere with --folder, everything with KRT_HOME."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,6 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # `krt report | head`
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        way_out = f". {ELSEWHERE}" if error.errno in NO_PLACE else ""
+        print(f"krt: {error.filename}: {error.strerror}{way_out}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,7 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--time-limit", help="of each run, such as 90m or 12h")
     bench.add_argument("--retry-failed", action="store_true", help="also start what failed before")
-    bench.add_argument("--max-failures", type=int, default=0, help="start nothing more after so many runs have failed")
+    bench.add_argument(
+        "--max-failures",
+        type=int,
+        default=0,
+        help="start nothing more after so many runs have failed; not with --launch slurm",
+    )
     bench.add_argument("--nnodes", type=int, help="machines that share each run (with --launch torchrun)")
     bench.add_argument("--rendezvous", metavar="HOST:PORT", help="where they meet: an address of the main one")
     bench.add_argument(

@@ -1,5 +1,6 @@
 """A matrix of runs: what it expands to, who may run what, and what survives."""
 
+import errno
 import io
 import json
 import os
@@ -7,48 +8,30 @@ import signal
 import subprocess
 import sys
 import time
-from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import TINY
+from bench_world import job_of, wait_for
 
 from benchmarks import interruptions
-from krt_core.bench import follower
-from krt_core.bench import slots as slot_module
 from krt_core.bench import state as s
 from krt_core.bench.command import estimate
-from krt_core.bench.matrix import Job, check_parameters, expand, load_matrix, matrix_names, seconds_of
-from krt_core.bench.runner import Runner
-from krt_core.bench.slots import Slots, find_slots, take
-from krt_core.bench.slurm import ClusterJob
+from krt_core.bench.matrix import check_parameters, expand, load_matrix, matrix_names, seconds_of
 from krt_core.bench.state import JobFiles, State
 from krt_core.bench.view import View, clock, table
 from krt_core.bench.worker import CODES, Worker
 from krt_core.cli import main
+from krt_core.config import Data
+from krt_core.data import open_dataset
+from krt_core.data.pipeline import ImageStore
 from krt_core.errors import ConfigError
+from krt_core.home import data_dir
 from krt_core.processes import MARK, end_job, of_job, with_parent
 from krt_core.processes import PARENT as PARENT_ID
 from krt_core.session import train
 
-
-@pytest.fixture
-def matrix_file(tmp_path, coco_root):
-    """Writes a matrix over the tiny COCO folder, with a preset beside it."""
-    preset = {**{k: v for k, v in TINY.items() if "." not in k}, "extends": "digits_demo"}
-    for key, value in {**TINY, "data.root": str(coco_root)}.items():
-        if "." in key:
-            section, name = key.split(".")
-            preset.setdefault(section, {})[name] = value
-
-    def write(**content):
-        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(preset))
-        path = tmp_path / "matrix.yaml"
-        path.write_text(yaml.safe_dump({"presets": ["tiny.yaml"], "analysis": [], "folder": "outputs/m", **content}))
-        return path
-
-    return write
+pytest_plugins = ("bench_world",)
 
 
 # ---- the matrix ----
@@ -105,6 +88,9 @@ def test_a_notebook_about_a_method_needs_a_run_of_it(matrix_file):
         ({"slurm": {"partitions": "gpu"}}, ["slurm.partitions", "partition"]),
         ({"also": [{"gpus_per_run": 2}]}, ["also", "gpus_per_run"]),
         ({"also": [{"seed": [1]}]}, ["also", "seeds"]),
+        ({"also": {"presets": ["digits_demo"]}}, ["matrix.yaml", "also must be a list"]),
+        ({"also": ["digits_demo"]}, ["matrix.yaml", "also must be a list"]),
+        ({"time_limit": "-5m"}, ["time_limit", "above 0"]),
     ],
 )
 def test_a_wrong_matrix_stops_before_anything_starts(matrix_file, content, words, capsys):
@@ -127,61 +113,12 @@ def test_notebook_parameters_are_checked_by_name_and_type():
 def test_durations():
     assert [seconds_of(t) for t in ("", "45s", "1.5m", "12h", "2d")] == [None, 45, 90, 43200, 172800]
     assert clock(3723) == "1:02:03" and clock(59.6) == "1:00"
-
-
-# ---- slots ----
-
-
-@pytest.fixture
-def machine(tmp_path, monkeypatch):
-    monkeypatch.setattr(slot_module.tempfile, "gettempdir", lambda: str(tmp_path))
-    return Slots("cpu", ("0", "1", "2"), 1)
-
-
-def test_a_slot_is_taken_once_and_free_when_its_process_has_ended(machine):
-    one, two = take(machine, 1), take(machine, 2)
-    assert one.names == ("0",) and two.names == ("1", "2") and take(machine, 1) is None
-    two.close()
-    assert take(machine, 3) is None  # all or none: the two free ones are not kept
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=one.descriptors)
-    one.close()
-    assert "0" not in take(machine, 2).names  # the process holds it
-    process.kill()
-    process.wait()
-    held = take(machine, 1)
-    assert held.names == ("0",)
-    with pytest.raises(ConfigError, match="asks for 4 cpu slots, this machine has 3"):
-        take(machine, 4)
-
-
-def test_threads_do_not_depend_on_what_is_done(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert find_slots().names == tuple("01234567") and find_slots().threads == 1
-    assert find_slots(at_most=2).threads == 4 and find_slots(workers=3).threads == 2
-    assert find_slots(workers=3).environment(("1",)) == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"}
-
-
-def test_gpus_are_locked_by_their_uuid(monkeypatch, tmp_path):
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho '0, GPU-aa'\necho '1, GPU-bb'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(slot_module.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    slots = find_slots()
-    assert slots.names == ("0", "1") and slots.environment(("1",))["CUDA_VISIBLE_DEVICES"] == "1"
-    held = take(slots, 1)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa,GPU-bb")
-    assert take(find_slots(), 1).names == ("GPU-bb",) and held.names == ("0",)
+    for wrong in ("0s", "-5m", "infh", "nand", "h", "5"):
+        with pytest.raises(ConfigError, match="above 0"):
+            seconds_of(wrong)
 
 
 # ---- states ----
-
-
-def job_of(tmp_path, notebook="02_train_sessions", **parameters):
-    return Job("job", "group", notebook, parameters, str(tmp_path / "run"))
 
 
 def test_done_is_what_the_run_folder_says(tmp_path, tiny):
@@ -201,10 +138,10 @@ def test_running_is_a_job_whose_process_holds_its_lock(tmp_path):
     files = JobFiles(tmp_path, job_of(tmp_path))
     files.write(state=s.RUNNING)
     assert files.current().state == s.QUEUED and files.current().kind == "killed"
-    with files.lock() as mine:
-        assert mine and files.held() and files.current().state == s.RUNNING
-        with files.lock() as other:
-            assert not other
+    with files.lock():
+        assert files.held() and files.current().state == s.RUNNING
+        assert files.current(mine=True).state == s.QUEUED  # who holds it knows better
+        assert files.lock() is None
         files.write_job()
         assert Worker(files.folder).go() == CODES["elsewhere"]
     assert not files.held()
@@ -226,6 +163,9 @@ def failure(tmp_path, error, kills=(0, 0), monkeypatch=None):
         ("KeyError", "'cat'", (0, 0), "error"),
         ("OSError", "[Errno 28] No space left on device: 'resume.pt'", (0, 0), "disk full"),
         ("RunError", "exit code 1. Its last lines:\nRuntimeError: No space left on device", (0, 0), "disk full"),
+        ("OSError", "[Errno 122] Disk quota exceeded: 'resume.pt'", (0, 0), "disk full"),
+        ("RuntimeError", "CUDA error: out of memory\nCUDA kernel errors might be", (0, 0), "out of memory"),
+        ("OSError", "[Errno 12] Cannot allocate memory", (0, 0), "out of memory"),
         ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2 GiB", (0, 0), "out of memory"),
         ("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried", (0, 0), "out of memory"),
         ("RunError", "the training ended with exit code 137. Its last lines:", (0, 0), "killed"),
@@ -247,6 +187,59 @@ def test_failures_outside_a_cell_are_told_apart(tmp_path, monkeypatch):
     assert failure(tmp_path, DeadKernelError("Kernel died"), (0, 1), monkeypatch) == "out of memory"
     assert failure(tmp_path, RuntimeError("Kernel didn't respond"), (0, 0), monkeypatch) == "start-up"
     assert failure(tmp_path, OSError(28, "No space left on device"), (0, 0), monkeypatch) == "disk full"
+    assert failure(tmp_path, OSError(errno.EDQUOT, "over it"), (0, 0), monkeypatch) == "disk full"
+
+
+def test_a_run_with_a_gpu_slot_never_takes_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("papermill.execute_notebook", lambda *_, **__: pytest.fail("the notebook ran"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    files = JobFiles(tmp_path, job_of(tmp_path))
+    files.write_job()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)}
+    try:
+        assert Worker(files.folder, "gpu 7", gpus=1).go() == CODES["start-up"]
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert "CUDA sees 0 of 1 GPUs here (CUDA_VISIBLE_DEVICES=7)" in files.read().reason
+
+
+def test_a_full_disk_under_the_image_cache_is_named(coco_root, monkeypatch):
+    """A memory map would meet it as SIGBUS, which kills without a word."""
+    real = os.posix_fallocate
+
+    def full(handle, offset, size):
+        if size > 10_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle, offset, size)
+
+    data = open_dataset(Data(dataset="coco", root=str(coco_root)), "train")
+    monkeypatch.setattr("krt_core.data.pipeline.os.posix_fallocate", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*\.part'"):
+        ImageStore(data, 32)
+    assert not list(data_dir().rglob("*.part"))
+    monkeypatch.setattr("krt_core.data.pipeline.os.posix_fallocate", real)
+    assert ImageStore(data, 32).rows(np.arange(2)).shape == (2, 32, 32, 3)
+
+
+def test_a_folder_one_may_not_write_to_is_named_without_a_traceback(matrix_file, monkeypatch, capsys):
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("krt_core.bench.state.atomic_write", refuse)
+    assert main(["bench", str(matrix_file())]) == 2
+    said = capsys.readouterr().err
+    assert "job.json: Permission denied. Results go elsewhere with --folder" in said and "Traceback" not in said
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def without(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("krt_core.bench.locks.fcntl.flock", without)
+    with pytest.raises(ConfigError, match=rf"{tmp_path}/jobs/job/lock cannot be locked .*-o flock"):
+        JobFiles(tmp_path, job_of(tmp_path)).lock()
 
 
 def test_a_full_disk_is_named(tmp_path, tiny, monkeypatch):
@@ -329,20 +322,6 @@ def _alive(pid):
         return False
 
 
-# ---- the runner, with a stand-in for its workers ----
-
-
-class Stand(subprocess.Popen):
-    """Starts a short Python process instead of a worker: it runs what ``plan`` says for the job's next attempt."""
-
-    plan: ClassVar[dict] = {}
-
-    def __init__(self, command, **options):
-        job = os.path.basename(command[4])
-        code = self.plan[job].pop(0)
-        super().__init__([sys.executable, "-c", code], **options)
-
-
 def test_a_reason_with_brackets_is_shown_as_it_is(matrix_file):
     matrix = load_matrix(matrix_file(methods=["krt"]))
     job = expand(matrix)[0]
@@ -353,43 +332,6 @@ def test_a_reason_with_brackets_is_shown_as_it_is(matrix_file):
     assert "[enforce fail at alloc.cpp]" in captured.get()
 
 
-@pytest.fixture
-def run_matrix(matrix_file, monkeypatch, machine):
-    def go(plan, **options):
-        matrix = load_matrix(matrix_file(methods=["krt", "finetune"], workers=2))
-        jobs = expand(matrix)
-        Stand.plan = {job.id: list(plan[job.experiment.method]) for job in jobs}
-        monkeypatch.setattr("krt_core.bench.runner.subprocess.Popen", Stand)
-        runner = Runner(matrix, jobs, View(live=False), **options)
-        runner.go()
-        return {job.experiment.method: runner.states[job.id] for job in jobs}, Stand.plan
-
-    return go
-
-
-ENDS = {kind: f"import os; os._exit({code})" for kind, code in CODES.items()}
-KILLED = "import os; os.kill(os.getpid(), 9)"
-
-
-@pytest.mark.slow
-def test_what_was_killed_goes_on_and_what_failed_waits_to_be_asked(run_matrix):
-    states, left = run_matrix({"krt": [KILLED, ENDS["start-up"], ENDS[""]], "finetune": [ENDS["disk full"], ENDS[""]]})
-    assert states["krt"].state == s.DONE and states["finetune"].state == s.FAILED
-    assert states["finetune"].kind == "disk full" and [len(v) for v in left.values()] == [0, 1]
-    states, left = run_matrix({"krt": [KILLED] * 4, "finetune": [ENDS[""]]})
-    assert states["krt"].state == s.FAILED and "signal 9" in states["krt"].reason
-    assert states["finetune"].state == s.FAILED and sum(map(len, left.values())) == 2  # not asked to be tried again
-    states, left = run_matrix({"krt": [ENDS[""]], "finetune": [ENDS[""]]}, retry_failed=True)
-    assert states["krt"].state == states["finetune"].state == s.DONE
-
-
-@pytest.mark.slow
-def test_a_limit_of_failures_ends_it(run_matrix, monkeypatch):
-    monkeypatch.setattr("krt_core.bench.runner.find_slots", lambda *_: Slots("cpu", ("0",), 1))
-    states, left = run_matrix({"krt": [ENDS["error"]], "finetune": [ENDS[""]]}, max_failures=1)
-    assert states["krt"].state == s.FAILED and states["finetune"].state == s.QUEUED
-
-
 # ---- everything for real ----
 
 
@@ -397,7 +339,6 @@ def test_a_limit_of_failures_ends_it(run_matrix, monkeypatch):
 @pytest.mark.notebook
 @pytest.mark.timeout(900)
 def test_a_matrix_runs_once_survives_kills_and_gives_the_same(matrix_file, tmp_path, machine, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))  # slots of its own
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = matrix_file(methods=["krt replay.per_class=2"], seeds=[0, 1], analysis=["03_forgetting_analysis"],
                        overrides={"train.epochs": 12})  # fmt: skip
@@ -416,7 +357,6 @@ def test_a_matrix_runs_once_survives_kills_and_gives_the_same(matrix_file, tmp_p
 @pytest.mark.notebook
 @pytest.mark.timeout(300)
 def test_being_asked_to_stop_and_running_out_of_time(matrix_file, tmp_path, machine, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     path = matrix_file(overrides={"train.epochs": 5000})
     folder = tmp_path / "outputs" / "m"
@@ -430,94 +370,3 @@ def test_being_asked_to_stop_and_running_out_of_time(matrix_file, tmp_path, mach
     state = json.loads(next(folder.glob("jobs/*/state.json")).read_text())
     assert (state["state"], state["kind"], state["attempts"]) == (s.FAILED, "time limit", 2)
     assert interruptions.left_after(folder) < 10
-
-
-def wait_for(what, seconds):
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    return found
-
-
-# ---- clusters, with stand-ins for their commands; tests/cluster has trials of the real ones ----
-
-
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """sbatch, srun and squeue that take every job and have none."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name, says in (("sbatch", "Submitted batch job 42"), ("srun", ""), ("squeue", "")):
-        (tools / name).write_text(f"#!/bin/sh\necho '{says}'\n")
-        (tools / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    return tools
-
-
-def test_jobs_are_submitted_to_slurm_as_one_array(matrix_file, slurm, capsys):
-    asked = {"partition": "lab", "gpus": 2, "minutes": 90, "options": {"account": "us"}}
-    path = matrix_file(seeds=[0, 1, 2], launch="slurm", slurm=asked, time_limit="2h")
-    jobs = expand(load_matrix(path))
-    assert main(["bench", str(path)]) == 1  # submitted, but not done
-    folder = path.parent / "outputs" / "m"
-    (script,) = folder.glob("slurm/*_submission.sh")
-    text = script.read_text()
-    for line in ("--array=0-2%3", "--partition=lab", "--time=90", "--gpus-per-node=2", "--account=us", "--requeue"):
-        assert f"#SBATCH {line}" in text
-    states = [JobFiles(folder, job).read() for job in jobs]
-    assert [state.slot for state in states] == ["slurm 42_0", "slurm 42_1", "slurm 42_2"]
-    assert all(state.state == s.QUEUED for state in states)
-    (slurm / "squeue").write_text("#!/bin/sh\n[ -f $0.once ] || echo '42_0 42_1 42_2'\ntouch $0.once\n")
-    before = script.stat().st_mtime_ns
-    main(["bench", str(path)])  # they are still in the queue: nothing is submitted twice
-    assert [p.stat().st_mtime_ns for p in folder.glob("slurm/*_submission.sh")] == [before]
-
-
-def test_without_slurm_it_says_so(matrix_file, monkeypatch, tmp_path, capsys):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert main(["bench", str(matrix_file(launch="slurm"))]) == 2
-    assert "needs the commands of Slurm" in capsys.readouterr().err
-
-
-def test_a_cluster_job_ends_its_process_before_it_is_queued_again(tmp_path, monkeypatch):
-    job = ClusterJob()
-    job.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    again = job.checkpoint(str(tmp_path), 90.0)
-    assert job.process.poll() is not None and again.args == (str(tmp_path), 90.0)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ({"launch": "torchrun"}, ["nnodes"]),
-        ({"nnodes": 2}, ["launch: torchrun"]),
-        ({"launch": "torchrun", "nnodes": 2}, ["--rendezvous HOST:PORT"]),
-        ({"launch": "torchrun", "nnodes": 2, "rendezvous": "here"}, ["HOST:PORT", "here"]),
-    ],
-)
-def test_several_machines_need_to_know_where_to_meet(matrix_file, content, words, capsys):
-    assert main(["bench", str(matrix_file(**content))]) == 2
-    said = capsys.readouterr().err
-    assert all(word in said for word in words), said
-
-
-def test_another_machine_follows_the_main_one(matrix_file, monkeypatch):
-    path = matrix_file(launch="torchrun", nnodes=2, rendezvous="here:1", seeds=[0, 1])
-    matrix = load_matrix(path)
-    jobs = expand(matrix)
-    assert jobs[0].parameters["machines"] == 2 and jobs[0].parameters["rendezvous"] == "here:1"
-    files, seen = [JobFiles(matrix.folder, job) for job in jobs], []
-    plan = iter(
-        [
-            lambda: files[0].write(state=s.RUNNING, attempts=1),
-            lambda: files[0].write(state=s.RUNNING, attempts=2),
-            lambda: (files[0].write(state=s.DONE), files[1].write(state=s.RUNNING, attempts=1)),
-            lambda: (files[1].write(state=s.DONE), follower.tell_followers(matrix)),
-        ]
-    )
-    monkeypatch.setattr(follower.time, "sleep", lambda _: next(plan)())
-    monkeypatch.setattr(follower, "_join", lambda m, f, rank: seen.append((f.job.id, rank)))
-    monkeypatch.setattr(follower, "_end", lambda *_: None)
-    assert follower.follow(matrix, jobs, 1, View(live=False)) == 0
-    assert seen == [(jobs[0].id, 1), (jobs[0].id, 1), (jobs[1].id, 1)]  # each attempt once

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from pathlib import Path
 
+from ..errors import ConfigError
 from ..home import outputs_dir
 from ..report import LeftOut
 from ..report.write import write_report
 from ..run import Run, find_runs, in_order
 from . import state as s
-from .follower import tell_followers
+from .follower import leading
 from .matrix import Job, Matrix
 from .runner import Runner
 from .slots import find_slots
@@ -24,12 +26,13 @@ REPORTS = ("report.html", "table.csv", "table.tex")
 def run(matrix: Matrix, jobs: list[Job], retry_failed: bool = False, max_failures: int = 0) -> int:
     """Run what is not done; 0 if everything is done then, 1 if something failed, 130 if it was stopped."""
     if matrix.launch == "slurm":
+        if max_failures:
+            raise ConfigError("--max-failures is for runs on this machine: Slurm has all of them from the beginning.")
         done, stopped = run_on_slurm(matrix, jobs, View(), retry_failed), False
     else:
         runner = Runner(matrix, jobs, View(), retry_failed, max_failures)
-        done, stopped = runner.go(), runner.stopped
-    if matrix.launch == "torchrun" and not stopped:
-        tell_followers(matrix)
+        with leading(matrix) if matrix.launch == "torchrun" else contextlib.nullcontext():
+            done, stopped = runner.go(), runner.stopped
     if not stopped:
         write_reports(matrix, jobs)
     return 130 if stopped else 0 if done else 1

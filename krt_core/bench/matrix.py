@@ -6,6 +6,7 @@ import ast
 import functools
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -94,6 +95,10 @@ def load_matrix(source: str | Path, **changes: Any) -> Matrix:
     if "presets" not in content:
         raise ConfigError(f"{source}: a matrix needs the key presets, such as presets: [digits_demo].")
     also = content.pop("also", None) or []
+    if not isinstance(also, list) or not all(isinstance(block, dict) for block in also):
+        raise ConfigError(
+            f"{source}: also must be a list of combinations, such as also: [{{methods: [joint]}}], found {also!r}."
+        )
     for block in also:
         for key in block.keys() - AXES:
             raise ConfigError(f"{source}: also cannot change {key!r}.{did_you_mean(key, AXES)}")
@@ -232,6 +237,9 @@ def seconds_of(limit: str, where: str = "time limit") -> float | None:
     factors = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     number, unit = limit[:-1], limit[-1]
     try:
-        return float(number) * factors[unit]
+        seconds = float(number) * factors[unit]
     except (ValueError, KeyError):
-        raise ConfigError(f"{where} must be a number with s, m, h or d, such as 90m; found {limit!r}.") from None
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"{where} must be a number above 0 with s, m, h or d, such as 90m; found {limit!r}.")
+    return seconds

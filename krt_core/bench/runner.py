@@ -6,27 +6,24 @@ import os
 import signal
 import subprocess
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
+from typing import IO
 
-from ..home import home
-from ..processes import MARK, end_job, of_job, out_of_memory_kills, parent_is_this, with_parent
+from ..processes import end_job, of_job, out_of_memory_kills
 from . import state as s
 from .matrix import Job, Matrix, seconds_of
 from .slots import SlotLock, Slots, find_slots, take
+from .start import record_ending, start_worker
 from .state import JobFiles, State
 from .view import View
-from .worker import CODES
-
-KINDS = {code: kind for kind, code in CODES.items()}
-AGAIN = {"start-up": 1, "killed": 2}  # how often a job that ended so is started again in one start of the matrix
 
 
 @dataclass
 class Running:
     files: JobFiles
     process: subprocess.Popen
-    slot: SlotLock
+    lock: IO  # of the job, held here too until it is written down how it ended
     kills: int  # of the system for memory before it started
 
 
@@ -39,9 +36,9 @@ class Runner:
         self.time_limit = seconds_of(matrix.time_limit)
         self.states: dict[str, State] = {}
         self.running: dict[str, Running] = {}
-        self.ended_by: Counter[tuple[str, str]] = Counter()  # (job, kind)
+        self.ended_by: defaultdict[str, Counter[str]] = defaultdict(Counter)  # job → kinds
         self.failures = 0
-        self.stopped = False
+        self.stopped = self.told_to_wait = False
 
     def go(self) -> bool:
         """Work until nothing is left that can be done here; returns whether everything is done."""
@@ -79,7 +76,12 @@ class Runner:
         if self.stopped:
             return False
         for name in self._startable():
+            if not self._ready(name) or not self._still_queued(name):
+                continue
             if (slot := take(slots, self.matrix.gpus_per_run)) is None:
+                if not self.running and not self.told_to_wait:
+                    self.told_to_wait = True
+                    self.view.say(f"waits for a free {slots.kind} slot (taken by another krt bench)")
                 break
             self._start(name, slot, slots)
         self.view.show(self.files, self.states)
@@ -89,10 +91,10 @@ class Runner:
 
     def _first_state(self, files: JobFiles) -> State:
         state = files.current(self._inputs(files))
-        if state.state == s.QUEUED and of_job(files.mark) and not files.held():
-            end_job(files.mark)  # left over from a start that was killed
-        if state.state == s.DONE and files.read().state != s.DONE:  # killed just after the last file was written
-            files.write(state=s.DONE, kind="", reason="")
+        if state.state == s.QUEUED and of_job(files.mark) and (lock := files.lock()):
+            with lock:
+                end_job(files.mark)  # left over from a start that was killed
+        self._note_done(files, state)
         return replace(state, state=s.QUEUED) if state.state == s.FAILED and self.retry_failed else state
 
     def _startable(self) -> list[str]:
@@ -102,8 +104,31 @@ class Runner:
         return [name for name, state in self.states.items() if state.state == s.QUEUED and self._ready(name)]
 
     def _ready(self, name: str) -> bool:
-        needed = [self.states[other].state for other in self.files[name].job.needs]
+        job = self.files[name].job
+        if self.matrix.nnodes > 1 and job.trains and self._a_training_runs():
+            return False  # all of them meet at the same address
+        needed = [self.states[other].state for other in job.needs]
         return not needed or (s.DONE in needed and not {s.QUEUED, s.RUNNING} & set(needed))
+
+    def _a_training_runs(self) -> bool:
+        return any(self.files[name].job.trains for name, state in self.states.items() if state.state == s.RUNNING)
+
+    def _still_queued(self, name: str, mine: bool = False) -> bool:
+        """Another start may have taken or ended it since. mine: its lock is held here."""
+        files = self.files[name]
+        now = files.current(self._inputs(files), mine)
+        if now.state == s.FAILED and self.retry_failed and now.attempts == self.states[name].attempts:
+            return True  # failed before this start
+        if now.state != s.QUEUED:
+            self.states[name] = now
+            self._note_done(files, now)
+        return now.state == s.QUEUED
+
+    def _note_done(self, files: JobFiles, state: State) -> None:
+        """Where a run was killed just after its last file was written."""
+        if state.state == s.DONE and files.read().state != s.DONE and (lock := files.lock()):
+            with lock:
+                files.write(state=s.DONE, kind="", reason="")
 
     def _inputs(self, files: JobFiles) -> str:
         return s.inputs_of([self.files[name] for name in files.job.needs])
@@ -121,47 +146,29 @@ class Runner:
 
     def _start(self, name: str, slot: SlotLock, slots: Slots) -> None:
         files = self.files[name]
-        command = with_parent("krt_core.bench.worker", str(files.folder), "--slot", str(slot))
-        command += ["--time-limit", str(self.time_limit)] if self.time_limit else []
-        environment = {**os.environ, **parent_is_this(), **slots.environment(slot.names)}
-        environment.update({MARK: files.mark, "KRT_HOME": str(home())})
-        with files.log.open("ab") as log:
-            process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                start_new_session=True, pass_fds=slot.descriptors,
-            )  # fmt: skip
-        slot.close()  # the process holds it now
-        self.running[name] = Running(files, process, slot, out_of_memory_kills())
+        with slot:  # the process holds it from here on
+            if (lock := files.lock()) is None:
+                self.states[name] = replace(self.states[name], state=s.RUNNING)  # elsewhere
+                return
+            if not self._still_queued(name, mine=True):
+                lock.close()
+                return
+            environment, kills = {**os.environ, **slots.environment(slot.names)}, out_of_memory_kills()
+            gpus = len(slot.names) if slots.kind == "gpu" else 0
+            process = start_worker(files, lock, str(slot), self.time_limit, gpus, environment, slot.descriptors)
+        self.running[name] = Running(files, process, lock, kills)
         self.states[name] = replace(self.states[name], state=s.RUNNING, slot=str(slot), reason="", kind="")
         self.view.say(f"{name}: started on {slot}")
 
     def _finished(self, name: str) -> None:
         running = self.running.pop(name)
-        files, code = running.files, running.process.returncode
-        end_job(files.mark, grace=0)
-        if code in KINDS:
-            kind, reason = KINDS[code], files.read().reason
-        else:
-            memory = out_of_memory_kills() > running.kills
-            kind = "out of memory" if memory else "killed"
-            reason = "the system killed it for memory" if memory else f"its process was killed by signal {-code}"
-            if code > 0:
-                kind, reason = "start-up", f"its process ended with exit code {code}: see {files.log}"
-        if kind == "elsewhere":
-            self.states[name] = replace(self.states[name], state=s.RUNNING)
-            return
-        self.ended_by[name, kind] += 1
-        again = self.ended_by[name, kind] <= AGAIN.get(kind, 0)
-        ended = s.DONE if not kind else s.QUEUED if again or kind == "stopped" else s.FAILED
-        stored = s.QUEUED if kind in ("killed", "stopped") else ended  # a later start goes on with what was killed
-        try:
-            state = files.write(state=stored, kind=kind, reason=reason, exit_code=code)
-        except OSError:  # a full disk
-            state = replace(files.read(), kind=kind, reason=reason, exit_code=code)
-        self.states[name] = replace(state, state=ended)
-        self.failures += ended == s.FAILED
-        words = {s.DONE: "done", s.QUEUED: f"{kind} ({reason}), goes on", s.FAILED: f"failed: {kind} ({reason})"}
-        self.view.say(f"{name}: {words[ended]}")
+        with running.lock:
+            state = record_ending(running.files, running.process.returncode, running.kills, self.ended_by[name])
+        self.states[name] = state
+        self.failures += state.state == s.FAILED
+        why = f"{state.kind} ({state.reason})"
+        words = {s.DONE: "done", s.QUEUED: f"{why}, goes on", s.FAILED: f"failed: {why}"}
+        self.view.say(f"{name}: {words[state.state]}")
 
     # ---- the end ----
 

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import re
+import stat
 import subprocess
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from ..errors import ConfigError
+from .locks import try_lock
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+FOLDER = "KRT_SLOTS"  # environment variable: where the folder of the locks is, if not in /tmp
 
 
 @dataclass(frozen=True)
 class Slots:
-    """The slots of this machine. kind "gpu": names are what CUDA_VISIBLE_DEVICES takes; "cpu": numbered shares."""
+    """The slots of this machine. kind "gpu": names as CUDA_VISIBLE_DEVICES takes them; "cpu": cores, as in 0 or 4-7."""
 
     kind: str
     names: tuple[str, ...]
     threads: int  # per slot
-    locks: dict[str, str] = field(default_factory=dict)  # what the lock of a slot is called, where not by its name
+    locks: dict[str, tuple[str, ...]] = field(default_factory=dict)  # what a slot locks, where not just its name
 
     def environment(self, taken: tuple[str, ...]) -> dict[str, str]:
         """What a run in these slots must see."""
         threads = str(self.threads if self.kind == "cpu" else self.threads * len(taken))
         gpus = ",".join(taken) if self.kind == "gpu" else ""
-        return {"CUDA_VISIBLE_DEVICES": gpus, "OMP_NUM_THREADS": threads}
+        return {VISIBLE: gpus, "OMP_NUM_THREADS": threads}
 
 
 def find_slots(workers: int = 0, at_most: int | None = None) -> Slots:
@@ -37,24 +41,53 @@ def find_slots(workers: int = 0, at_most: int | None = None) -> Slots:
     """
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = list(range(os.cpu_count() or 1))
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+    named = tuple(name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip())
     if torch.cuda.is_available():
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = tuple(visible.split(",")) if visible else tuple(str(i) for i in range(torch.cuda.device_count()))
-        return Slots("gpu", names, max(1, cores // len(names)), _gpu_locks(names))
-    count = max(1, min(workers or cores, at_most or cores))
-    return Slots("cpu", tuple(str(i) for i in range(count)), max(1, cores // count))
+        names = named or tuple(str(i) for i in range(torch.cuda.device_count()))
+        return Slots("gpu", names, max(1, len(cores) // len(names)), _gpu_locks(names))
+    if torch.version.cuda and named and re.match(r"\d|GPU-|MIG-", named[0]):
+        raise ConfigError(
+            f"{VISIBLE}={','.join(named)}, but CUDA sees no such GPU: correct it, or empty it for the CPU."
+        )
+    count = max(1, min(workers or len(cores), at_most or len(cores)))
+    threads = max(1, len(cores) // count)
+    shares = [tuple(_core(cores, i) for i in range(k * threads, (k + 1) * threads)) for k in range(count)]
+    locks = {share[0] if threads == 1 else f"{share[0]}-{share[-1]}": share for share in shares}
+    return Slots("cpu", tuple(locks), threads, locks)
 
 
-def _gpu_locks(names: tuple[str, ...]) -> dict[str, str]:
-    """What each GPU is called whatever name it was asked for by: its UUID, as nvidia-smi tells it."""
-    command = ["nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader"]
+def _core(cores: list[int], position: int) -> str:
+    """A core by its number; where more runs are asked for than there are cores, the second on core 3 is 3+1."""
+    around, place = divmod(position, len(cores))
+    return f"{cores[place]}+{around}" if around else str(cores[place])
+
+
+def _gpu_locks(names: tuple[str, ...]) -> dict[str, tuple[str]]:
+    """What each GPU is called whatever name it was asked for by: its UUID, as nvidia-smi tells it. ConfigError where
+    there is no such GPU: CUDA would see none, and the runs would take the CPU."""
     try:
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+        command = ["nvidia-smi", "-L"]
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    except FileNotFoundError:
         return {}
-    uuids = dict(line.split(", ", 1) for line in listed.strip().splitlines())
-    return {name: uuids.get(name, name) for name in names}
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(
+            f"nvidia-smi -L, which names the GPUs that runs take turns on, does not work: {error}"
+        ) from None
+    known = re.findall(r"^\s*(?:GPU (\d+)|MIG).*\(UUID: ([^)]+)\)", listed, re.MULTILINE)
+    found: dict[str, tuple[str]] = {}
+    for name in names:
+        uuids = [
+            uuid for index, uuid in known if name == index or (name[:4] in ("GPU-", "MIG-") and uuid.startswith(name))
+        ]
+        if len(uuids) != 1 or (uuids[0],) in found.values():
+            wrong = "stands there twice" if len(uuids) == 1 else "is no GPU of this machine, or more than one"
+            raise ConfigError(f"{VISIBLE}={','.join(names)}: {name} {wrong}. nvidia-smi -L lists:\n{listed.strip()}")
+        found[name] = (uuids[0],)
+    return found
 
 
 class SlotLock:
@@ -76,13 +109,11 @@ class SlotLock:
         for file in self.files:
             file.close()
 
+    def __enter__(self) -> SlotLock:
+        return self
 
-def _open(path: Path) -> IO:
-    """A lock file that any user of the machine may have made."""
-    try:
-        return path.open("rb")
-    except FileNotFoundError:
-        return os.fdopen(os.open(path, os.O_RDONLY | os.O_CREAT, 0o444), "rb")
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def take(slots: Slots, count: int) -> SlotLock | None:
@@ -91,22 +122,59 @@ def take(slots: Slots, count: int) -> SlotLock | None:
         raise ConfigError(
             f"A run asks for {count} {slots.kind} slots, this machine has {len(slots.names)}: lower gpus_per_run."
         )
-    folder = Path(tempfile.gettempdir()) / "krt-slots"
-    if not folder.is_dir():
-        folder.mkdir(exist_ok=True)
-        folder.chmod(0o1777)  # shared by all users of the machine
-    taken: list[tuple[str, IO]] = []
+    names: list[str] = []
+    held: list[IO] = []
     for name in slots.names:
-        file = _open(folder / f"{slots.kind}-{slots.locks.get(name, name)}")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            continue
-        taken.append((name, file))
-        if len(taken) == count:
-            names, files = zip(*taken, strict=True)
-            return SlotLock(slots.kind, names, list(files))
-    for _, file in taken:
+        files = _lock_all([f"{slots.kind}-{lock}" for lock in slots.locks.get(name, (name,))])
+        if files:
+            names.append(name)
+            held += files
+        if len(names) == count:
+            return SlotLock(slots.kind, tuple(names), held)
+    for file in held:
         file.close()
     return None
+
+
+def _lock_all(names: list[str]) -> list[IO]:
+    """The locked files of these names; empty where one of them is taken."""
+    folder = Path(os.environ.get(FOLDER) or "/tmp") / "krt-slots"  # not TMPDIR, which differs between users and jobs
+    files: list[IO] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        about = folder.stat()
+        if about.st_uid == os.getuid() and stat.S_IMODE(about.st_mode) != 0o1777:
+            folder.chmod(0o1777)  # shared by all users of the machine
+        for name in names:
+            files.append(_open(folder / name))
+            if not try_lock(files[-1]):
+                break
+        else:
+            return files
+    except PermissionError as error:
+        path = next(p for p in (Path(error.filename), *folder.parents) if os.path.exists(p))
+        raise ConfigError(
+            f"The locks of this machine's slots: {path}, which belongs to {_owner(path)}, does not allow this user in. "
+            f"They can delete it while no krt bench runs; or name another folder with {FOLDER}, whose users take turns "
+            "among themselves only."
+        ) from None
+    for file in files:
+        file.close()
+    return []
+
+
+def _open(path: Path) -> IO:
+    """A lock file that any user of the machine may have made, and any may open."""
+    try:
+        file = path.open("xb")
+    except FileExistsError:
+        return path.open("rb")
+    os.fchmod(file.fileno(), 0o444)  # whatever the umask
+    return file
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.owner()
+    except KeyError:  # a user whom this machine, or this container, has no name for
+        return f"user {path.stat().st_uid}"

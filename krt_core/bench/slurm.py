@@ -6,38 +6,48 @@ import getpass
 import os
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, RunError
-from ..home import home
-from ..processes import MARK, parent_is_this, with_parent
+from ..home import atomic_write
+from ..processes import out_of_memory_kills
 from . import state as s
 from .matrix import Job, Matrix, seconds_of
+from .start import record_ending, start_worker
 from .state import JobFiles, State
 from .view import View
+from .worker import CODES
 
-PREFIX = "slurm "  # of the slot of a job that was submitted
+INTERVAL = 10.0  # seconds between two questions to Slurm, which serves everyone
+PATIENCE = 1800.0  # seconds for which it may fail to answer
 
 
 class ClusterJob:
-    """What submitit calls on a node: the process of one job. Slurm's warning (before the time limit, or when the job is
-    preempted) ends it and queues it again; it then goes on after its last finished epoch."""
+    """What submitit calls on a node: the process of one job, started again as on this machine. Slurm's warning (before
+    the time limit, or when the job is preempted) ends it and queues it again; it then goes on after its last finished
+    epoch."""
 
     process: subprocess.Popen | None = None
 
-    def __call__(self, folder: str, time_limit: float | None = None) -> int:
-        command = with_parent("krt_core.bench.worker", folder, "--slot", PREFIX + _own_id())
-        command += ["--time-limit", str(time_limit)] if time_limit else []
-        environment = {**os.environ, **parent_is_this(), MARK: folder, "KRT_HOME": str(home())}
-        environment.setdefault("OMP_NUM_THREADS", os.environ.get("SLURM_CPUS_PER_TASK", "1"))
-        with (Path(folder) / "log.txt").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        return self.process.wait()
+    def __call__(self, folder: str, time_limit: float | None = None, gpus: int = 0) -> int:
+        files, ended_by = JobFiles.of(folder), Counter()
+        environment = {"OMP_NUM_THREADS": os.environ.get("SLURM_CPUS_PER_TASK", "1"), **os.environ}
+        if (lock := files.lock()) is None:
+            return CODES["elsewhere"]
+        with lock:
+            again = True
+            while again:
+                kills = out_of_memory_kills()
+                self.process = start_worker(files, lock, f"slurm {_own_id()}", time_limit, gpus, environment)
+                while self.process.poll() is None:  # not wait(): `checkpoint` interrupts it and could not wait then
+                    time.sleep(0.5)
+                state = record_ending(files, self.process.returncode, kills, ended_by)
+                again = state.state == s.QUEUED and state.kind != "stopped"
+        return self.process.returncode
 
-    def checkpoint(self, folder: str, time_limit: float | None = None) -> Any:
+    def checkpoint(self, folder: str, time_limit: float | None = None, gpus: int = 0) -> Any:
         """submitit's question what to queue again: the same, once this process has ended."""
         import submitit
 
@@ -47,7 +57,7 @@ class ClusterJob:
                 self.process.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-        return submitit.helpers.DelayedSubmission(ClusterJob(), folder, time_limit)
+        return submitit.helpers.DelayedSubmission(ClusterJob(), folder, time_limit, gpus)
 
 
 def _own_id() -> str:
@@ -61,36 +71,73 @@ def run_on_slurm(matrix: Matrix, jobs: list[Job], view: View, retry_failed: bool
     Ctrl-C ends the watching, not the jobs. Returns whether everything is done.
     """
     files = {job.id: JobFiles(matrix.folder, job) for job in jobs}
-    states, queue = _states(files), _queue()
-    wanted = []
-    for name, state in states.items():
-        again = state.state == s.FAILED and retry_failed
-        if again or (state.state == s.QUEUED and _id(state) not in queue):
-            wanted.append(files[name])
+    queue = _queue()
+    wanted = [f for f in _wanted(files, queue, retry_failed) if _reset(f)]
     trainings, analyses = [f for f in wanted if f.job.trains], [f for f in wanted if not f.job.trains]
     view.begin(f"{len(wanted)} of {len(jobs)} jobs to submit to Slurm", matrix.folder)
-    if trainings:
-        _submit(matrix, trainings, [])
-    if analyses:
-        queue = _queue()
-        arrays = {_id(state).split("_")[0] for state in _states(files).values() if _id(state) in queue}
-        _submit(matrix, analyses, sorted(arrays))
-    while True:
-        queue, states = _queue(), _states(files)
-        view.show(files, states)
-        if not any(state.state == s.RUNNING or _id(state) in queue for state in states.values()):
-            break
-        time.sleep(2)
-    view.end(files, states)
+    left = ""
+    try:
+        if trainings:
+            queue |= _submit(matrix, trainings, [])
+        if analyses:
+            arrays = {_id(f).split("_")[0] for f in files.values() if f.job.trains and _id(f) in queue}
+            queue |= _submit(matrix, analyses, sorted(arrays))
+        left = "the jobs go on; the same command watches them again"
+        _watch(files, queue, view)
+        left = ""
+    finally:
+        states = _states(files)
+        view.end(files, states)
+        if left:
+            view.say(left)
     return all(state.state == s.DONE for state in states.values())
+
+
+def _wanted(files: dict[str, JobFiles], queue: set[str], retry_failed: bool) -> list[JobFiles]:
+    """What is to be submitted: an analysis that is done too, where a training it reads is still to end."""
+    states, wanted = _states(files), []
+    moving = {name for name, state in states.items() if state.state == s.RUNNING or _id(files[name]) in queue}
+    for name, state in states.items():  # trainings first
+        if name in moving or (state.state == s.FAILED and not retry_failed):
+            continue
+        if state.state != s.DONE or moving & set(files[name].job.needs):
+            wanted.append(files[name])
+            moving.add(name)
+    return wanted
+
+
+def _reset(files: JobFiles) -> bool:
+    """Make a job ready to be submitted, unless a process has begun with it."""
+    if (lock := files.lock()) is None:
+        return False
+    with lock:
+        files.write_job()
+        files.write(state=s.QUEUED, kind="", reason="")
+    return True
+
+
+def _watch(files: dict[str, JobFiles], queue: set[str], view: View) -> None:
+    """Show how far everything is until Slurm has nothing left. A controller that is away for a while is waited for."""
+    answered = time.monotonic()
+    while True:
+        try:
+            queue, answered = _queue(), time.monotonic()
+        except RunError:
+            if time.monotonic() - answered > PATIENCE:
+                raise
+        states = _states(files)
+        view.show(files, states)
+        if not any(state.state == s.RUNNING or _id(files[name]) in queue for name, state in states.items()):
+            return
+        time.sleep(INTERVAL)
 
 
 def _states(files: dict[str, JobFiles]) -> dict[str, State]:
     return {name: f.current(s.inputs_of([files[other] for other in f.job.needs])) for name, f in files.items()}
 
 
-def _submit(matrix: Matrix, wanted: list[JobFiles], after: list[str]) -> None:
-    """Submit jobs as one array that starts after the given ones have ended."""
+def _submit(matrix: Matrix, wanted: list[JobFiles], after: list[str]) -> set[str]:
+    """Submit jobs as one array that starts after the given ones have ended; returns their ids."""
     import submitit
 
     asked = matrix.slurm
@@ -107,22 +154,24 @@ def _submit(matrix: Matrix, wanted: list[JobFiles], after: list[str]) -> None:
         executor.update_parameters(slurm_partition=asked.partition)
     if asked.memory_gb:
         executor.update_parameters(mem_gb=asked.memory_gb)
-    if asked.gpus:
-        executor.update_parameters(gpus_per_node=asked.gpus)
-    for files in wanted:
-        files.write_job()
+    gpus = max(asked.gpus, matrix.gpus_per_run) if asked.gpus else 0
+    if gpus:
+        executor.update_parameters(gpus_per_node=gpus)
     count, limit = len(wanted), seconds_of(matrix.time_limit)
     try:
-        made = executor.map_array(ClusterJob(), [str(f.folder) for f in wanted], [limit] * count)
+        made = executor.map_array(ClusterJob(), [str(f.folder) for f in wanted], [limit] * count, [gpus] * count)
     except (submitit.core.utils.FailedJobError, OSError) as error:
         raise RunError(f"Slurm did not take the jobs: {error}") from None
     for files, job in zip(wanted, made, strict=True):
-        files.write(state=s.QUEUED, slot=PREFIX + job.job_id, kind="", reason="")
+        atomic_write(files.folder / "slurm_id", job.job_id)
+    return {job.job_id for job in made}
 
 
-def _id(state: State) -> str:
-    """Slurm's id of a job that was submitted; else empty."""
-    return state.slot.removeprefix(PREFIX) if state.slot.startswith(PREFIX) else ""
+def _id(files: JobFiles) -> str:
+    """Slurm's id of a job that was submitted; else empty. In a file that only who submits writes: the worker may be
+    writing state.json already."""
+    file = files.folder / "slurm_id"
+    return file.read_text() if file.is_file() else ""
 
 
 def _queue() -> set[str]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import RunError
 from ..home import atomic_write
 from ..run import Run
+from .locks import try_lock
 from .matrix import Job, notebook_path
 
 QUEUED, RUNNING, DONE, FAILED = "queued", "running", "done", "failed"
@@ -56,8 +55,13 @@ class JobFiles:
 
     @property
     def mark(self) -> str:
-        """Names this job among all processes of the machine."""
+        """Names what the worker of this job has started among all processes of the machine."""
         return str(self.folder)
+
+    @property
+    def worker_mark(self) -> str:
+        """That of workers, so that one which ends what it has started cannot end another worker of the job."""
+        return f"{self.folder} worker"
 
     def write_job(self) -> Path:
         """What its process needs to know."""
@@ -80,9 +84,9 @@ class JobFiles:
         atomic_write(self.folder / "state.json", json.dumps(asdict(state), indent=1))
         return state
 
-    def current(self, inputs: str = "") -> State:
+    def current(self, inputs: str = "", mine: bool = False) -> State:
         """The state as it is in truth, whatever was written last: done is what the run folder (or the inputs of an
-        analysis) says, running is a job whose process holds its lock."""
+        analysis) says, running is a job whose process holds its lock. mine: the caller holds it, so nobody runs it."""
         state = self.read()
         if self.job.trains:
             done = self.run is not None and self.run.done
@@ -90,7 +94,7 @@ class JobFiles:
             done = state.state == DONE and state.inputs == inputs
         if done:
             return replace(state, state=DONE, reason="", kind="")
-        if self.held():
+        if not mine and self.held():
             return replace(state, state=RUNNING)
         if state.state == RUNNING:
             return replace(state, state=QUEUED, kind="killed", reason="its process was killed")
@@ -105,32 +109,25 @@ class JobFiles:
 
     # ---- one process per job ----
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[bool]:
-        """Hold the job; yields False where another process does. A killed process lets go of it."""
+    def lock(self) -> IO | None:
+        """Hold the job until the returned file, and those that other processes inherit, are closed; a killed process
+        lets go of it. None where another process holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a") as file:
-            for last in (False, False, True):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if last:
-                        yield False
-                        return
-                    time.sleep(0.2)  # someone may only have looked
-            yield True
+        file = (self.folder / "lock").open("a")
+        for wait in (0.2, 0.2, 0):  # someone may only have looked
+            if try_lock(file):
+                return file
+            time.sleep(wait)
+        file.close()
+        return None
 
     def held(self) -> bool:
         """Does a process work on the job?"""
         try:
             with (self.folder / "lock").open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return not try_lock(file, shared=True)
         except FileNotFoundError:
             return False
-        except BlockingIOError:
-            return True
-        return False
 
 
 def now() -> str:

@@ -23,24 +23,33 @@ from ..processes import MARK, end_job, out_of_memory_kills, parent_is_this
 from . import state as s
 from .state import JobFiles
 
-# What a job may end by, and the exit code that says so even where the disk is full and state.json cannot.
+# What a job may end by, and the exit code that says so even where the disk is full and state.json cannot. None is 1 or
+# 2, which Python itself ends with.
 CODES = {
-    "": 0, "error": 1, "time limit": 4, "out of memory": 5, "disk full": 6, "killed": 7, "start-up": 8, "stopped": 9,
-    "elsewhere": 10,
+    "": 0, "time limit": 4, "out of memory": 5, "disk full": 6, "killed": 7, "start-up": 8, "stopped": 9,
+    "elsewhere": 10, "error": 11,
 }  # fmt: skip
+DISK_FULL = r"No space left on device|Disk quota exceeded"
+OUT_OF_MEMORY = r"OutOfMemoryError|MemoryError|CUDA (error: )?out of memory|(can't|Cannot) allocate memory"
 GOES_ON = ("killed", "stopped")  # not the job's fault: it is queued again
 
 
 class Worker:
-    def __init__(self, folder: str | Path, slot: str = "", time_limit: float | None = None):
+    """locked: this process has inherited the lock of the job. gpus: so many CUDA must see here."""
+
+    def __init__(
+        self, folder: str | Path, slot: str = "", time_limit: float | None = None, locked: bool = False, gpus: int = 0
+    ):
         self.files, self.slot, self.time_limit = JobFiles.of(folder), slot, time_limit
+        self.locked, self.gpus = locked, gpus
         self.began, self.kills = "", out_of_memory_kills()
 
     def go(self) -> int:
         """Run the job; returns the exit code of `CODES`."""
-        with self.files.lock() as mine:
-            if not mine:
-                return CODES["elsewhere"]
+        lock = contextlib.nullcontext() if self.locked else self.files.lock()
+        if lock is None:
+            return CODES["elsewhere"]
+        with lock:
             before = self.files.read()
             self.seconds_before, self.began = before.seconds, s.now()
             self.write(
@@ -67,6 +76,7 @@ class Worker:
     def execute(self) -> None:
         import papermill
 
+        check_gpus(self.gpus)
         job = self.files.job
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
         logging.getLogger().handlers[0].addFilter(_knows_the_parameters)
@@ -84,9 +94,9 @@ class Worker:
         if isinstance(error, PapermillExecutionError):
             text = f"{error.ename}: {error.evalue}"
         reason = _first_line(text)
-        if "No space left on device" in text or getattr(error, "errno", None) == errno.ENOSPC:
+        if re.search(DISK_FULL, text) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return "disk full", reason
-        if re.search(r"OutOfMemoryError|MemoryError|CUDA out of memory|can't allocate memory", text):
+        if re.search(OUT_OF_MEMORY, text):
             return "out of memory", reason
         dead = type(error).__name__ == "DeadKernelError"  # of nbclient, below papermill
         if dead or re.search(r"exit code (137|143)\b", text):
@@ -125,6 +135,19 @@ class Worker:
             _say(f"state.json cannot be written: {error}")
 
 
+def check_gpus(wanted: int) -> None:
+    """A training takes the CPU where it finds no GPU: hours later someone would wonder why."""
+    if wanted:
+        import torch
+
+        seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if seen < wanted:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            raise RuntimeError(
+                f"CUDA sees {seen} of {wanted} GPUs here (CUDA_VISIBLE_DEVICES={visible}): see nvidia-smi"
+            )
+
+
 def _knows_the_parameters(record: logging.LogRecord) -> bool:
     """Leaves out what papermill says of parameters: it cannot read all of them, and `expand` has checked them."""
     return not record.getMessage().startswith(("Unable to parse line", "Passed unknown parameter"))
@@ -152,8 +175,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", help="jobs/<id> of a matrix, with job.json")
     parser.add_argument("--slot", default="")
     parser.add_argument("--time-limit", type=float, help="seconds")
+    parser.add_argument("--locked", action="store_true", help="the lock of the job was inherited")
+    parser.add_argument("--gpus", type=int, default=0, help="so many CUDA must see")
     options = parser.parse_args(arguments)
-    worker = Worker(options.folder, options.slot, options.time_limit)
+    worker = Worker(options.folder, options.slot, options.time_limit, options.locked, options.gpus)
     os.environ.update({MARK: worker.files.mark, **parent_is_this()})
     return worker.go()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -120,7 +121,9 @@ class ImageStore:
         if not resume:
             done_path.unlink(missing_ok=True)  # flags of another build must never vouch for an empty array
         array = np.lib.format.open_memmap(part, mode="r+" if resume else "w+", dtype=np.uint8, shape=shape)
+        allocate(part)
         done = np.lib.format.open_memmap(done_path, mode="r+" if resume else "w+", dtype=bool, shape=shape[:1])
+        allocate(done_path)
 
         def store(row: int) -> None:
             array[row] = load_image(self.dataset.path(row), self.size)
@@ -136,6 +139,19 @@ class ImageStore:
                     progress(what, int(done.sum()), len(done))
         os.replace(part, path)
         done_path.unlink()
+
+
+def allocate(path: Path) -> None:
+    """Have the disk set the blocks of a file aside: a memory map that meets a full disk kills the process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # others: a file system that cannot set aside
+                path.unlink()
+                raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def batches(

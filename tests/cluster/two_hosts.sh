@@ -34,7 +34,7 @@ export OMP_NUM_THREADS=1
 for host in 1 0; do
   # each host has its own idea of which slots of the machine are free
   mkdir -p "$folder/tmp$host"
-  TMPDIR=$folder/tmp$host GLOO_SOCKET_IFNAME=krtlink$host ip netns exec krt$host \
+  KRT_SLOTS=$folder/tmp$host GLOO_SOCKET_IFNAME=krtlink$host ip netns exec krt$host \
     "$krt" bench "$folder/matrix.yaml" --folder "$folder/two" --launch torchrun --nnodes 2 --node-rank $host \
     --rendezvous 10.77.0.1:29555 > "$folder/host$host.log" 2>&1 &
   pids[host]=$!
