@@ -13,6 +13,7 @@ import pandas as pd
 
 from .errors import RunError, did_you_mean
 from .metrics import F1_THRESHOLD
+from .report import setting_of
 from .run import Run, Scores
 
 KINDS = {  # of one run: what is shown first
@@ -104,15 +105,16 @@ def paired(run_a: Run, run_b: Run, session: int) -> tuple[Scores, Scores, int]:
     """The scores of two runs for the same images, both with the columns of run_a, and the session of run_b.
 
     A run that has fewer sessions is taken after its last. Classes that run_b has not learned by then are NaN. Raises
-    RunError where the runs were not tested on the same images and classes.
+    RunError where the runs were not tested on the same images with the same labels: ids alone may be mere numbers.
     """
     session_b = min(session, run_b.finished_sessions - 1)
     a, b = scores_of(run_a, session), scores_of(run_b, session_b)
     names_a, names_b = run_a.protocol.classes, run_b.protocol.classes
-    if a.ids is not b.ids and (set(names_a) != set(names_b) or not np.array_equal(a.ids, b.ids)):
+    if a is not b and not _tested_alike(a, b, names_a, names_b):
+        (data_a, _), (data_b, _) = setting_of(run_a), setting_of(run_b)
         raise RunError(
-            f"{run_a.folder.name} and {run_b.folder.name} were not tested on the same images and classes: "
-            "choose two runs of one data set."
+            f"{run_a.folder.name} ({data_a}) and {run_b.folder.name} ({data_b}) were not tested on the same images, "
+            "classes and labels: choose two runs of one data set."
         )
     scores = b.scores
     if names_a != names_b or scores.shape[1] != a.scores.shape[1]:
@@ -121,6 +123,13 @@ def paired(run_a: Run, run_b: Run, session: int) -> tuple[Scores, Scores, int]:
         known = [column for column, name in enumerate(names_a[: scores.shape[1]]) if name in place]
         scores[:, known] = b.scores[:, [place[names_a[column]] for column in known]]
     return a, Scores(b.ids, scores, a.labels), session_b
+
+
+def _tested_alike(a: Scores, b: Scores, names_a: Sequence[str], names_b: Sequence[str]) -> bool:
+    if set(names_a) != set(names_b) or not np.array_equal(a.ids, b.ids):
+        return False
+    same = names_a == names_b
+    return np.array_equal(a.labels, b.labels if same else b.labels[:, [names_b.index(name) for name in names_a]])
 
 
 def check_learned(run: Run, session: int, column: int) -> None:

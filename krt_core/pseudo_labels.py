@@ -24,10 +24,15 @@ from .run import Run
 from .view import session_view
 
 GRID = 200  # thresholds of `PseudoLabels.curve`
-KINDS = {
+KINDS = {  # of all old classes together
     "right": "only right labels, the most certain first",
     "wrong": "a wrong label, the most certain first",
     "missed": "a label missed, the least certain first",
+}
+KINDS_OF_ONE = {  # of one class: the labels of the others do not matter
+    "right": "its label is right, the most certain first",
+    "wrong": "its label is wrong, the most certain first",
+    "missed": "its label is missed, the least certain first",
 }
 
 
@@ -146,23 +151,28 @@ def pseudo_labels(run: Run, session: int, train_set: MultiLabelDataset | None = 
 def quality(run: Run, train_set: MultiLabelDataset | None = None, class_name: str | None = None) -> pd.DataFrame:
     """How good the pseudo labels of each session were; index: session, from 2.
 
-    Columns: threshold (the mean where classes have their own), per image: expected, found (what the search counted,
-    shown labels included), hidden and given; precision, recall and F1 in percent over all labels together (micro) and
-    as means over those classes for which they are defined (macro). class_name: of one class alone, for the sessions in
-    which it is old; micro and macro are then the same. Raises as `pseudo_labels`.
+    Columns: threshold (the mean where classes have their own); converged: did the search meet its band, 1 or 0, NaN
+    where that is not known; per image: expected, found (what the search counted, shown labels included), hidden and
+    given; precision, recall and F1 in percent over all labels together (micro) and as means over those classes for
+    which they are defined (macro). class_name: of one class alone, for the sessions in which it is old; without
+    expected and found, which are totals over all classes, and micro and macro are the same. Raises as `pseudo_labels`.
     """
     lines = {}
-    for session in range(1, run.finished_sessions):
+    for session in sessions_with_old(run):
         record, old = threshold_record(run, session), run.protocol.sessions[session].start
         if class_name is not None and class_name not in run.protocol.classes[:old]:
             continue
         images, counts = _counts_of(run, session, train_set)
-        threshold = record["threshold"]
-        if class_name is not None:
+        line = {"threshold": record["threshold"], "converged": float(record["converged"])}
+        if class_name is None:
+            line |= {"expected": record["target"], "found": record["found"]}
+        else:
             column = run.protocol.classes.index(class_name)
             counts = counts[:, column : column + 1]
-            threshold = record["per_class"][column] if record["per_class"] else threshold
-        line = {"threshold": threshold, "expected": record["target"], "found": record["found"]}
+            if record["per_class"]:
+                line["threshold"] = record["per_class"][column]
+                if not record["converged"]:  # the search of some class failed, of this one or of another
+                    line["converged"] = float("nan")
         line |= {"hidden": counts[0].sum() / images, "given": counts[1].sum() / images}
         lines[session + 1] = line | averages(counts)
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("session")
@@ -170,15 +180,23 @@ def quality(run: Run, train_set: MultiLabelDataset | None = None, class_name: st
 
 def class_quality(run: Run, train_set: MultiLabelDataset | None = None) -> dict[str, np.ndarray]:
     """precision and recall (%), each (T - 1, C_old of the last session): a row per session from the second, NaN where
-    undefined or not yet learned."""
-    sessions = range(1, run.finished_sessions)
-    width = run.protocol.sessions[run.finished_sessions - 1].start
+    undefined or not yet learned. Raises as `pseudo_labels`."""
+    sessions = sessions_with_old(run)
+    width = run.protocol.sessions[sessions[-1]].start
     tables = {key: np.full((len(sessions), width), np.nan) for key in ("precision", "recall")}
     for row, session in enumerate(sessions):
         _, counts = _counts_of(run, session, train_set)
         for key, table in tables.items():
             table[row, : counts.shape[1]] = _counted(counts)[key]
     return tables
+
+
+def sessions_with_old(run: Run) -> range:
+    """The finished sessions that have old classes. RunError where there is none (any more)."""
+    sessions = range(1, run.finished_sessions)
+    if not sessions:
+        raise RunError(f"{run.folder} has no finished session after the first: train it on, or choose another run.")
+    return sessions
 
 
 def averages(counts: np.ndarray) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from benchmarks.made_up_runs import coco, finished
 from krt_core import plots
@@ -97,7 +98,7 @@ def test_pictures_of_every_size():
             plots.said_instead({"first": confusions(run, 0, 3)}, 3),
         ]
         for figure in figures:
-            figure.canvas.draw()
+            FigureCanvasAgg(figure).draw()
     assert len(plots.class_curves([large]).axes[0].places) == 80
 
 
@@ -112,7 +113,7 @@ def test_the_authors_ap_is_laid_over():
         seen = author_curves("coco2014", 10, 10)[name]
         assert np.nanmean(table[-1]) == pytest.approx(seen[-1], abs=0.1)
     assert not author_ap("coco2014", 10, 10, ("ant", "bee"))
-    plots.class_curves([run], reference=tables).canvas.draw()
+    FigureCanvasAgg(plots.class_curves([run], reference=tables)).draw()
 
 
 def test_lost_images_without_a_data_set(counted):

@@ -1,17 +1,19 @@
 """Pseudo labels against the truth, on six images that can be counted by hand; the inspector on made-up runs."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import CLASSES
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from benchmarks.made_up_runs import coco, finished
 from krt_core.data import MultiLabelDataset, open_dataset
 from krt_core.dpl import find_thresholds
 from krt_core.errors import DataError, RunError
-from krt_core.explore.pseudo_labels import LabelInspector
+from krt_core.explore.pseudo_labels import ALL, LabelInspector
 from krt_core.plots.pseudo_labels import (
     pseudo_label_classes,
     pseudo_label_heatmap,
@@ -21,13 +23,26 @@ from krt_core.plots.pseudo_labels import (
     pseudo_labels_per_image,
     thresholds,
 )
-from krt_core.pseudo_labels import averages, class_quality, gives_pseudo_labels, pseudo_labels, quality
+from krt_core.pseudo_labels import (
+    KINDS_OF_ONE,
+    averages,
+    class_quality,
+    gives_pseudo_labels,
+    pseudo_labels,
+    quality,
+)
 from krt_core.run import Run
 from krt_core.session import train
 
 
-def record(threshold, per_class=()):
-    return {"threshold": threshold, "target": 1.0, "found": 1.0, "steps": 3, "converged": True, "per_class": per_class}
+def draw(figure):
+    """A bare figure has no canvas that draws."""
+    FigureCanvasAgg(figure).draw()
+
+
+def record(threshold, per_class=(), converged=True):
+    found = {"target": 1.0, "found": 1.0, "steps": 3, "converged": converged}
+    return {"threshold": threshold, **found, "per_class": per_class}
 
 
 def change_state(run, session, **values):
@@ -72,7 +87,8 @@ def test_counts(counted):
     np.testing.assert_allclose(line[["precision macro", "recall macro", "F1 macro"]], [50, 75, (50 + 200 / 3) / 2])
     assert line.hidden == pytest.approx(4 / 6) and line.given == 1
     only = quality(counted[0], counted[1], "b").loc[2]
-    assert only["recall micro"] == only["recall macro"] == 100
+    assert only["recall micro"] == only["recall macro"] == 100 and only.given == 4 / 6
+    assert {"expected", "found"} <= set(line.index) and not {"expected", "found"} & set(only.index)  # of all classes
     assert class_quality(counted[0], counted[1])["recall"].tolist() == [[50, 100]]
 
 
@@ -95,7 +111,7 @@ def test_nothing_given_or_hidden_is_not_a_number(counted, recwarn):
     assert np.isnan(line["precision micro"]) and np.isnan(line["precision macro"]) and line["recall macro"] == 0
     assert np.isnan(averages(np.zeros((3, 2), int))["F1 macro"])
     for figure in every_figure(run, dataset, 1):
-        figure.canvas.draw()
+        draw(figure)
     assert not recwarn.list
 
 
@@ -148,21 +164,78 @@ def test_classes_in_another_order_than_the_data_set(counted):
     assert (pseudo_labels(run, 1, turned).hidden == pseudo_labels(run, 1, dataset).hidden).all()
 
 
+def test_a_search_that_failed_is_marked(counted):
+    run, dataset = counted
+    found = pseudo_labels(run, 1, dataset)
+    assert quality(run, dataset).converged.tolist() == [1]
+    assert pseudo_label_threshold(found, quality(run, dataset)).axes[0].get_legend() is None
+    change_state(run, 1, method={"thresholds": {"1": record(0.5, converged=False)}})
+    table = quality(run, dataset, "a")
+    assert table.converged.tolist() == [0]
+    axis = pseudo_label_threshold(found, table, 0).axes[0]
+    (hollow,) = [line for line in axis.lines if line.get_markerfacecolor() == "white"]
+    assert hollow.get_xydata().tolist() == [[2, 0.5]]
+    assert axis.get_legend().get_texts()[0].get_text() == "did not meet the band: closest"
+    change_state(run, 1, method={"thresholds": {"1": record(0.7, [0.85, 0.55], False)}})
+    assert quality(run, dataset).converged.tolist() == [0]
+    assert quality(run, dataset, "a").converged.isna().all()  # the search of b may be the one
+
+
+def test_thresholds_per_class_are_no_point_of_the_curve(counted):
+    run, dataset = counted
+    single = pseudo_label_threshold(pseudo_labels(run, 1, dataset), quality(run, dataset)).axes[1]
+    assert [0.5] in [list(line.get_xdata()) for line in single.lines] and single.get_legend() is None
+    change_state(run, 1, method={"thresholds": {"1": record(0.7, [0.85, 0.55])}})
+    found, table = pseudo_labels(run, 1, dataset), quality(run, dataset)
+    axis = pseudo_label_threshold(found, table).axes[1]
+    assert not [line for line in axis.lines if set(line.get_xdata()) == {0.7}] and "one threshold" in axis.get_title()
+    levels = [line.get_ydata()[0] for line in axis.lines if line.get_ls() == ":"]
+    assert levels == table.loc[2, ["precision micro", "recall micro"]].tolist()
+    assert axis.get_legend().get_title().get_text() == "with a threshold for each class"
+    of_one = pseudo_label_threshold(found, quality(run, dataset, "a"), 0).axes[1]
+    assert [0.85] in [list(line.get_xdata()) for line in of_one.lines]
+
+
+def test_images_that_hide_nothing_are_not_restored(counted):
+    found = pseudo_labels(counted[0], 1, counted[1])  # of 0, 2 and 3 the last misses one; 1, 4 and 5 hide none
+    words = pseudo_labels_per_image(found).get_suptitle()
+    assert "3 of 6 images hide old labels; on 67 % of these all are restored and none is wrong." in words
+
+
+def test_dollars_are_no_mathematics(counted):
+    old, dataset = counted
+    names = (r"$\alph$", r"$\frac$", "y$", "z")  # the first two cannot be read as mathematics
+    run = finished(overrides=["method=krt", "seed=5"], classes=names)
+    shutil.copy(old.session_folder(0) / "ahead.npz", run.session_folder(0))
+    change_state(run, 0, memory={"ranked": [[4], []], "sessions": [0, 0]})
+    change_state(run, 1, method={"thresholds": {"1": record(0.5)}})
+    dataset = a_dataset(dataset.labels, names)
+    assert run.protocol.classes == names
+    figures = every_figure(run, dataset, 1, names[1])
+    for figure in figures:
+        draw(figure)
+    assert all(names[1] in (getattr(figure, "alt", "") or figure.get_suptitle()) for figure in figures[1:])
+
+
 # ---- pictures and the inspector ----
 
 
-def every_figure(run, dataset, session):
+def every_figure(run, dataset, session, name=""):
     found = pseudo_labels(run, session, dataset)
     return [
         thresholds([run]),
-        pseudo_label_quality(run, dataset),
-        pseudo_label_quality([run], dataset, found.classes[0]),
-        pseudo_label_threshold(found, quality(run, dataset)),
-        pseudo_label_threshold(found, quality(run, dataset, found.classes[0]), 0),
-        pseudo_label_classes(found, 0),
-        pseudo_label_heatmap(run, dataset),
-        pseudo_labels_per_image(found),
-        *(pseudo_label_images(found, kind, column) for kind in ("right", "wrong", "missed") for column in (None, 1)),
+        pseudo_label_quality(run, dataset, name=name),
+        pseudo_label_quality([run], dataset, found.classes[0], name=name),
+        pseudo_label_threshold(found, quality(run, dataset), name=name),
+        pseudo_label_threshold(found, quality(run, dataset, found.classes[0]), 0, name=name),
+        pseudo_label_classes(found, 0, name=name),
+        pseudo_label_heatmap(run, dataset, name=name),
+        pseudo_labels_per_image(found, name=name),
+        *(
+            pseudo_label_images(found, kind, column, name=name)
+            for kind in ("right", "wrong", "missed")
+            for column in (None, 1)
+        ),
     ]
 
 
@@ -196,7 +269,7 @@ def test_pictures_of_every_size(counted):
     dataset = a_dataset(rng.random((300, 80)) < 0.1, large.protocol.classes)
     for run, data, session in ((*counted, 1), (restored(large, dataset), dataset, 7)):
         for figure in every_figure(run, data, session):
-            figure.canvas.draw()
+            draw(figure)
     figure = pseudo_label_classes(pseudo_labels(large, 7, dataset))
     assert [column for axis in figure.axes for column in axis.columns] == list(range(70))
 
@@ -228,12 +301,13 @@ def test_inspector(coco_root):
     inspector.draw()
     before = shown(inspector)
     inspector.controls["session"].value = 3
-    assert shown(inspector) != before and inspector.controls["name"].options == ("all", "ant", "bee")
+    assert shown(inspector) != before
+    assert inspector.controls["name"].options == (("all old classes", ALL), ("ant", "ant"), ("bee", "bee"))
     before = shown(inspector)
     inspector.controls["name"].value = "bee"
     assert shown(inspector) != before
     inspector.controls["session"].value = 2
-    assert inspector.value("name") == "all"  # bee is not old in session 2
+    assert inspector.value("name") == ALL  # bee is not old in session 2
     for title in ("Classes", "Sessions", "Per image", "Images"):
         inspector.tabs.selected_index = list(inspector.views).index(title)
         before = shown(inspector)
@@ -242,6 +316,61 @@ def test_inspector(coco_root):
     before = shown(inspector)
     inspector.controls["kind"].value = "missed"
     assert shown(inspector) != before
+
+
+def test_figures_say_which_run_and_what_they_show(coco_root):
+    runs = [made_up(coco_root, "method=krt", *more) for more in ((), ("model.query=retention",))]
+    inspector = LabelInspector(runs=runs)
+    name = "krt, model.query=retention, seed 0"
+    inspector.set(run=name)
+    for title in inspector.views:
+        shown = inspector.result(title)[0]
+        figures = [item for item in shown if hasattr(item, "axes") and hasattr(item, "savefig")]
+        assert len(figures) == (2 if title == "Sessions" else 1)
+        for figure in figures:
+            assert name in (getattr(figure, "alt", "") or figure.get_suptitle()), title
+    about, table = inspector.result("Threshold")[0][1:]
+    assert "found: what it counted" in about and set(table.converged) <= {"yes", "no"} and "found" in table
+    inspector.set(name="ant")
+    about, table = inspector.result("Threshold")[0][1:]
+    assert about.startswith("Labels of ant per image") and "found" not in table and "given" in table
+
+
+def test_kinds_of_images_in_words_of_what_is_chosen(coco_root):
+    inspector = LabelInspector(runs=[made_up(coco_root, "method=krt")])
+    words = [label for label, _ in inspector.controls["kind"].options]
+    assert words[0] == "right: only right labels, the most certain first"
+    inspector.set(kind="right", name="ant")
+    words = [label for label, _ in inspector.controls["kind"].options]
+    assert words[0] == "right: its label is right, the most certain first" and inspector.value("kind") == "right"
+    (figure,) = inspector.result("Images")[0]
+    assert f"ant: {KINDS_OF_ONE['right']}" in figure.alt
+    inspector.set(name=ALL)
+    assert "only right labels" in inspector.controls["kind"].options[0][0]
+
+
+def test_a_class_named_all_can_be_chosen(coco_root):
+    run = finished(overrides=["method=krt"], classes=("all", "b", "c", "d"))
+    change_state(run, 1, method={"thresholds": {"1": record(0.5)}})
+    inspector = LabelInspector(runs=[run])
+    assert inspector.column is None
+    inspector.controls["name"].value = "all"
+    assert inspector.column == 0
+
+
+def test_a_run_folder_that_is_deleted_while_it_is_shown(coco_root):
+    runs = [made_up(coco_root, "method=krt", f"seed={seed}") for seed in (0, 1)]
+    inspector = LabelInspector(runs=runs)
+    inspector.draw()
+    for run in runs:
+        shutil.rmtree(run.folder)
+    for name in ("krt, seed 0", "krt, seed 1"):  # the second was not looked at before
+        inspector.set(run=name)
+        for title in inspector.views:
+            inspector.tabs.selected_index = list(inspector.views).index(title)
+            inspector.draw()
+            assert "finished" in text(inspector) and "<pre>" not in text(inspector), title
+            assert not hasattr(inspector.tabs.children[inspector.tabs.selected_index].children[0], "png")
 
 
 def test_a_click_on_a_class_shows_its_images(coco_root):
@@ -281,4 +410,4 @@ def test_a_training_gives_what_its_search_counted(tiny):
     assert (found.scores > found.thresholds).sum() / len(found.rows) == pytest.approx(kept["found"])
     assert len(found.rows) > found.own and found.visible[found.own :].any() and not found.visible[: found.own].any()
     for figure in every_figure(run, None, 1):
-        figure.canvas.draw()
+        draw(figure)

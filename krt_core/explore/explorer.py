@@ -214,7 +214,7 @@ def table_html(table: pd.DataFrame) -> str:
 
 def describe(figure: Figure) -> str:
     """The titles in a figure, as the words a screen reader says."""
-    if alt := getattr(figure, "alt", ""):
-        return alt
+    if alt := getattr(figure, "alt", ""):  # of one whose title is plain text
+        return alt.replace("\n", ", ")
     titles = [figure.get_suptitle(), *(axis.get_title() for axis in figure.axes)]
     return "; ".join(title.replace("\n", ", ") for title in titles if title)[:500]

@@ -228,7 +228,7 @@ class ForgettingExplorer(Explorer):
             return words
         dataset, problem = opened_test_set(run)
         shown = table.head(IMAGES)
-        figure = plots.lost_images(run, dataset, shown, column, own, session, threshold)
+        figure = plots.lost_images(run, dataset, shown, column, own, session, threshold, name=self.value("run"))
         numbers = shown.set_index("image").drop(columns="row").round(3)
         return [words, *([problem] if problem else []), figure, numbers]
 

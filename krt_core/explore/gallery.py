@@ -14,7 +14,7 @@ from ..errors import DataError, RunError
 from ..metrics import F1_THRESHOLD
 from ..plots.gallery import gallery, run_name, side_by_side
 from ..predictions import KINDS, PAIR_KINDS, images_table, paired, scores_of, select
-from ..report import finished_runs
+from ..report import finished_runs, setting_of
 from ..run import Run
 from .explorer import Explorer, Result
 
@@ -52,7 +52,7 @@ class Gallery(Explorer):
             "threshold": widgets.FloatSlider(F1_THRESHOLD, min=0.05, max=0.95, step=0.05, description="predicted above",
                                              **slider),
         }  # fmt: skip
-        controls["beside"].value = _another(self.runs)
+        controls["beside"].value = _another(self.runs, names[0])
         follow = {"run": self._new_run, "session": self._new_session}
         views = {"One run": self.one_run, "Side by side": self.side_by_side, "Table": self.table}
         super().__init__(controls, views, folder, "gallery", follow=follow, headless=headless)
@@ -79,15 +79,21 @@ class Gallery(Explorer):
         return self.run.protocol.classes.index(self.value("name"))
 
     def _new_run(self) -> None:
-        """To the last session of the run."""
-        sessions = self.runs[self.controls["run"].value].finished_sessions
+        """To the last session of the run, beside one of the same data set."""
+        chosen, beside = self.controls["run"].value, self.controls["beside"].value
+        if beside != NONE and _data_of(self.runs[beside]) != _data_of(self.runs[chosen]):
+            self.controls["beside"].value = _another(self.runs, chosen)
+        sessions = max(1, self.runs[chosen].finished_sessions)  # 0: the folder is gone, as the view will say
         self.controls["session"].max = sessions
         self.controls["session"].value = sessions
         self._new_session()
 
     def _new_session(self) -> None:
         """Only classes learned so far can be chosen."""
-        protocol = self.runs[self.controls["run"].value].protocol
+        try:
+            protocol = self.runs[self.controls["run"].value].protocol
+        except RunError:  # which the view will say
+            return
         self.offer("name", protocol.classes[: protocol.sessions[self.controls["session"].value - 1].stop])
 
     # ---- views ----
@@ -105,6 +111,7 @@ class Gallery(Explorer):
             self.value("kind"),
             self.value("count"),
             self.value("threshold"),
+            name=self.value("run"),
         )
         return [figure, note] if note else figure
 
@@ -115,7 +122,7 @@ class Gallery(Explorer):
             raise RunError(f"Choose a second run to see side by side ({self.controls['beside'].description}).")
         figure = side_by_side(
             self.run, self.other, dataset, self.session, self.column, self.value("kind"), self.value("count"),
-            self.value("threshold"),
+            self.value("threshold"), names=(self.value("run"), self.value("beside")),
         )  # fmt: skip
         return [figure, note] if note else figure
 
@@ -153,8 +160,13 @@ def _opened(data: Data) -> MultiLabelDataset:
     return open_dataset(data, "test")
 
 
-def _another(runs: dict[str, Run]) -> str:
-    """The first run of another method than the first: what one would look at beside it."""
-    first = next(iter(runs.values()))
-    others = [name for name, run in runs.items() if run.experiment.method != first.experiment.method]
-    return (others or list(runs)[1:] or [NONE])[0]
+def _another(runs: dict[str, Run], chosen: str) -> str:
+    """What one would look at beside a run: the first of another method, else another run, of the same data set."""
+    one = runs[chosen]
+    others = [name for name, run in runs.items() if name != chosen and _data_of(run) == _data_of(one)]
+    unlike = [name for name in others if runs[name].experiment.method != one.experiment.method]
+    return (unlike or others or [NONE])[0]
+
+
+def _data_of(run: Run) -> str:
+    return setting_of(run)[0]

@@ -13,16 +13,37 @@ from ..plots.pseudo_labels import (
     pseudo_label_classes,
     pseudo_label_heatmap,
     pseudo_label_images,
+    pseudo_label_quality,
     pseudo_label_threshold,
     pseudo_labels_per_image,
 )
-from ..pseudo_labels import KINDS, PseudoLabels, averages, gives_pseudo_labels, pseudo_labels, quality
+from ..pseudo_labels import (
+    KINDS,
+    KINDS_OF_ONE,
+    PseudoLabels,
+    averages,
+    gives_pseudo_labels,
+    pseudo_labels,
+    quality,
+)
 from ..report import finished_runs
 from ..run import Run
 from .explorer import Explorer, Result
 from .gallery import named
 
-ALL = "all"
+ALL = 0  # instead of the name of a class, which is text
+ANY = ("all old classes", ALL)
+ABOUT_ALL = (
+    "Old labels per image. expected: what the search aimed at; found: what it counted above its threshold, all old "
+    "classes together; hidden: what is to be restored; given: what was added. The last two leave out the labels that "
+    "exemplars show anyway, found has them. converged: did the search come close enough to expected? If not, its "
+    "threshold is the closest one that it met."
+)
+ABOUT_ONE = (
+    "Labels of {name} per image. hidden: what is to be restored; given: what was added, both without the labels that "
+    "exemplars show anyway. converged: did the search come close enough to what it expected? If not, its threshold is "
+    "the closest one that it met; – where each class has a search of its own and it is not known which failed."
+)
 
 
 class LabelInspector(Explorer):
@@ -44,15 +65,14 @@ class LabelInspector(Explorer):
         )
         wide = widgets.Layout(width="360px")
         slider = dict(continuous_update=False, layout=wide)
-        kinds = [(f"{kind}: {words}", kind) for kind, words in KINDS.items()]
         controls = {
             "run": widgets.Dropdown(options=list(self.runs), description="run", layout=wide),
             "session": widgets.IntSlider(2, 2, 2, description="session", **slider),
-            "name": widgets.Dropdown(options=[ALL], description="class", layout=wide),
-            "kind": widgets.Dropdown(options=kinds, value="wrong", description="images", layout=wide),
+            "name": widgets.Dropdown(options=[ANY], description="class", layout=wide),
+            "kind": widgets.Dropdown(options=_menu(KINDS), value="wrong", description="images", layout=wide),
             "count": widgets.IntSlider(12, 6, 48, 6, description="at most", **slider),
         }
-        follow = {"run": self._new_run, "session": self._new_session}
+        follow = {"run": self._new_run, "session": self._new_session, "name": self._new_class}
         views = {
             "Threshold": self.threshold, "Classes": self.classes, "Sessions": self.sessions,
             "Per image": self.per_image, "Images": self.images,
@@ -85,16 +105,23 @@ class LabelInspector(Explorer):
 
     def _new_run(self) -> None:
         """To the last session of the run."""
-        sessions = self.runs[self.controls["run"].value].finished_sessions
+        sessions = max(2, self.runs[self.controls["run"].value].finished_sessions)  # 0: gone, as the view will say
         self.controls["session"].max = sessions
         self.controls["session"].value = sessions
         self._new_session()
 
     def _new_session(self) -> None:
         """Only classes that are old in the session can be chosen."""
-        protocol = self.runs[self.controls["run"].value].protocol
+        try:
+            protocol = self.runs[self.controls["run"].value].protocol
+        except RunError:  # which the view will say
+            return
         old = protocol.sessions[self.controls["session"].value - 1].start
-        self.offer("name", [ALL, *protocol.classes[:old]])
+        self.offer("name", [ANY, *((name, name) for name in protocol.classes[:old])])
+
+    def _new_class(self) -> None:
+        """For one class the labels of the others do not matter."""
+        self.offer("kind", _menu(KINDS if self.controls["name"].value == ALL else KINDS_OF_ONE))
 
     def _pick(self, axis: Axes, x: float, y: float) -> None:
         if 0 <= round(y) < len(axis.columns):
@@ -119,10 +146,10 @@ class LabelInspector(Explorer):
         found, column = self.found, self.column
         name = None if column is None else found.classes[column]
         table = quality(self.run, class_name=name)
-        return [
-            pseudo_label_threshold(found, table, column),
-            table.round({key: 3 if key == "threshold" else 2 for key in table}),
-        ]
+        shown = table.round({key: 3 if key == "threshold" else 2 for key in table})
+        shown["converged"] = shown["converged"].map({1: "yes", 0: "no"})
+        about = ABOUT_ALL if name is None else ABOUT_ONE.format(name=name)
+        return [pseudo_label_threshold(found, table, column, name=self.value("run")), about, shown]
 
     def classes(self) -> Result:
         """Precision and recall of each old class in the session."""
@@ -130,16 +157,24 @@ class LabelInspector(Explorer):
         table = found.per_class().set_index("class")
         mean = averages(table[["hidden", "given", "right"]].to_numpy().T)
         words = ", ".join(f"{key} {value:.1f} %" for key, value in mean.items())
-        return [pseudo_label_classes(found, self.column), words, table.round(3)]
+        return [pseudo_label_classes(found, self.column, name=self.value("run")), words, table.round(3)]
 
     def sessions(self) -> Result:
-        """Precision and recall of each class in every session."""
-        return pseudo_label_heatmap(self.run)
+        """Precision and recall in every session, of each class and of all together or of the chosen one."""
+        run, column, name = self.run, self.column, self.value("run")
+        of = None if column is None else run.protocol.classes[column]
+        return [pseudo_label_heatmap(run, name=name), pseudo_label_quality(run, class_name=of, name=name)]
 
     def per_image(self) -> Result:
         """How many old labels an image hides and how many it gets."""
-        return pseudo_labels_per_image(self.found)
+        return pseudo_labels_per_image(self.found, name=self.value("run"))
 
     def images(self) -> Result:
         """Training images on which the pseudo labels were right, wrong or missing."""
-        return pseudo_label_images(self.found, self.value("kind"), self.column, self.value("count"))
+        return pseudo_label_images(
+            self.found, self.value("kind"), self.column, self.value("count"), name=self.value("run")
+        )
+
+
+def _menu(kinds: dict[str, str]) -> list[tuple[str, str]]:
+    return [(f"{kind}: {words}", kind) for kind, words in kinds.items()]

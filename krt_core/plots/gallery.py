@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 
 from ..data import MultiLabelDataset
 from ..data.pipeline import load_image
@@ -55,15 +55,17 @@ class Said:
 
 @dataclass(frozen=True)
 class Card:
-    """One image: pixels (S, S, 3), or None where there is no file, which ``missing`` names; boxes (name, x, y, width,
-    height) in shares of the image; one `Said` below it, or two beside it; main: the class in question, in bold."""
+    """One image by its id: pixels (S, S, 3), or None where there is no file, which ``missing`` names; one `Said` below
+    it, or two beside it; main: the class in question, in bold; boxes (name, x, y, width, height) in shares of the
+    image; note: what stands behind its id."""
 
-    title: str
+    image: str
     pixels: np.ndarray | None
     missing: str
     said: Sequence[Said]
     main: str | None = None
     boxes: Sequence[tuple[str, float, float, float, float]] = field(default_factory=list)
+    note: str = ""
 
 
 def gallery(
@@ -74,12 +76,15 @@ def gallery(
     kind: str = "misses",
     count: int = 12,
     threshold: float = F1_THRESHOLD,
+    *,
+    name: str = "",
 ) -> Figure:
     """Test images of one of `krt_core.predictions.KINDS` for a class after a session, with boxes, the class's score and
     what else is predicted.
 
-    dataset: the test set, or None: grey cards instead of images, as for a file that is missing. Raises RunError for an
-    unknown kind or a class that is still to come.
+    dataset: the test set, or None: grey cards instead of images, as for a file that is missing. name: how the run is
+    called; by itself it cannot tell in what it differs from others. Raises RunError for an unknown kind or a class that
+    is still to come.
     """
     check_learned(run, session, column)
     scores, classes = scores_of(run, session), run.protocol.classes
@@ -93,7 +98,7 @@ def gallery(
     order = KINDS[kind].split("; ")[1]
     title = f"{classes[column]} after session {session + 1}: {len(cards)} of {len(rows)} {kind}, {order}"
     marks = f"bars: {classes[column]}, tick: threshold {threshold:.2f}     {RIGHT_WRONG_MISSED}"
-    return sheet(cards, "\n".join([title, run_name(run), marks]))
+    return sheet(cards, "\n".join([title, name or run_name(run), marks]))
 
 
 def side_by_side(
@@ -105,11 +110,14 @@ def side_by_side(
     kind: str = "differ most",
     count: int = 12,
     threshold: float = F1_THRESHOLD,
+    *,
+    names: Sequence[str] = (),
 ) -> Figure:
     """The same test images with what two runs say of them; column and dataset as run_a has them, kind one of
-    `krt_core.predictions.PAIR_KINDS`, or of `KINDS`: then by the scores of run_a.
+    `krt_core.predictions.PAIR_KINDS`, or of `KINDS`: then by the scores of run_a. names: how the two are called.
 
-    Raises RunError where the runs were not tested on the same images and classes or one has not learned the class yet.
+    Raises RunError where the runs were not tested on the same images, classes and labels or one has not learned the
+    class yet.
     """
     check_learned(run_a, session, column)
     a, b, session_b = paired(run_a, run_b, session)
@@ -123,13 +131,14 @@ def side_by_side(
             told.append(Said(lines, float(values[column]), threshold, head, colour))
         cards.append(make_card(dataset, str(a.ids[row]), classes[column], told))
     order = PAIR_KINDS.get(kind, f"{kind} of A, {KINDS.get(kind, '').split('; ')[-1]}")
-    names = [
-        f"{letter}: {run_name(run, (run_a, run_b))}, after session {s + 1}"
-        for letter, run, s in (("A", run_a, session), ("B", run_b, session_b))
+    names = names or [run_name(run, (run_a, run_b)) for run in (run_a, run_b)]
+    heads = [
+        f"{letter}: {name}, after session {s + 1}"
+        for letter, name, s in zip("AB", names, (session, session_b), strict=True)
     ]
     title = f"{classes[column]}, {order}: {len(cards)} of {len(rows)} images"
     marks = f"bars: {classes[column]}, tick: threshold {threshold:.2f}     {RIGHT_WRONG_MISSED}"
-    return sheet(cards, "\n".join([title, *names, marks]), across=3)
+    return sheet(cards, "\n".join([title, *heads, marks]), across=3)
 
 
 def lost_images(
@@ -140,9 +149,11 @@ def lost_images(
     since: int,
     session: int,
     threshold: float = F1_THRESHOLD,
+    *,
+    name: str = "",
 ) -> Figure:
     """The images of `krt_core.forgetting.lost_images` with what was said after session ``since`` and is said after
-    ``session``. dataset: as in `gallery`."""
+    ``session``. dataset and name: as in `gallery`."""
     classes, cards = run.protocol.classes, []
     told = (("then", PALETTE[0], scores_of(run, since)), ("now", PALETTE[1], scores_of(run, session)))
     for row in table.row:
@@ -153,19 +164,19 @@ def lost_images(
         cards.append(make_card(dataset, str(told[1][2].ids[row]), classes[column], both))
     title = f"{classes[column]}: then is after session {since + 1}, now after session {session + 1}"
     marks = f"bars: {classes[column]}, tick: threshold {threshold:.2f}     {RIGHT_WRONG_MISSED}"
-    return sheet(cards, "\n".join([title, run_name(run), marks]), across=3)
+    return sheet(cards, "\n".join([title, name or run_name(run), marks]), across=3)
 
 
 def make_card(
     dataset: MultiLabelDataset | None, image: str, main: str | None, told: Sequence[Said], note: str = ""
 ) -> Card:
     """The card of an image by its id."""
-    title = f"image {image}{note}"
     rows = np.flatnonzero(dataset.ids == image) if dataset is not None else ()
     if not len(rows):
-        return Card(title, None, "no such image in the data set" if dataset is not None else "no data set", told, main)
+        missing = "no such image in the data set" if dataset is not None else "no data set"
+        return Card(image, None, missing, told, main, note=note)
     path = dataset.path(int(rows[0]))
-    return Card(title, thumbnail(path), path.name, told, main, boxes_of(dataset, int(rows[0]), main))
+    return Card(image, thumbnail(path), path.name, told, main, boxes_of(dataset, int(rows[0]), main), note)
 
 
 def thumbnail(path: Path) -> np.ndarray | None:
@@ -194,7 +205,8 @@ def boxes_of(dataset: MultiLabelDataset, row: int, main: str | None) -> list[tup
 
 
 def sheet(cards: Sequence[Card], title: str, across: int = 6) -> Figure:
-    """Cards in rows of at most ``across`` under a title. The axis is measured in inches from the top left."""
+    """Cards in rows of at most ``across`` under a title, which is also the figure's `alt`. The axis is measured in
+    inches from the top left."""
     beside = any(len(card.said) > 1 for card in cards)
     across = max(-(-len(cards) // max(1, -(-len(cards) // across))), 2 if beside else 4)  # rows as even as can be
     most = LINES - 1 if beside else LINES
@@ -208,7 +220,8 @@ def sheet(cards: Sequence[Card], title: str, across: int = 6) -> Figure:
     page.words(0.1, 0.1, "\n".join(lines), size=9, linespacing=1.3)
     for i, card in enumerate(cards):
         left, top = 0.1 + step_x * (i % across), head + step_y * (i // across)
-        page.words(left, top, card.title, size=8)
+        room = step_x - GAP / 2 - length_of(f"image {card.note}", "normal", 8)
+        page.words(left, top, f"image {_cut(card.image, room, 8)}{card.note}", size=8)
         top += LINE + 0.04
         page.image(left, top, card)
         page.boxes(left, top, card)
@@ -216,7 +229,9 @@ def sheet(cards: Sequence[Card], title: str, across: int = 6) -> Figure:
         for told in card.said:
             page.write(x, y, BESIDE - 0.15 if beside else SIDE, told, card.main, most)
             y += max(SIDE / 2, written)
-    return page.finish()
+    figure = page.finish()
+    figure.alt = title
+    return figure
 
 
 def _height(told: Said, most: int) -> float:
@@ -243,7 +258,7 @@ class _Page:
     def image(self, left: float, top: float, card: Card) -> None:
         if card.pixels is None:
             self.filled.append((_corners(left, top, SIDE, SIDE), (0.85, 0.85, 0.85)))
-            words = f"{card.title.removeprefix('image ')}\n{textwrap.fill(card.missing, 22)}"
+            words = _folded(_cut(card.missing, 5 * SIDE), 0.92 * SIDE)  # letters on screen are a little wider
             self.words(left + SIDE / 2, top + SIDE / 2, words, ha="center", va="center")
         else:
             extent = (left, left + SIDE, top + SIDE, top)
@@ -259,7 +274,7 @@ class _Page:
                 named.add(name)
                 base = y + 0.1 if y < top + 0.1 else y - 0.02  # inside where there is no room above the box
                 weight = "bold" if main else "normal"
-                self.plates.append(_corners(x, base - 0.09, 0.04 + _length(name, weight), 0.12))
+                self.plates.append(_corners(x, base - 0.09, 0.04 + length_of(name, weight), 0.12))
                 self.words(x + 0.02, base, name, size=NAME, va="baseline", weight=weight, zorder=4)
 
     def write(self, x: float, y: float, width: float, told: Said, main: str | None, most: int) -> None:
@@ -299,10 +314,38 @@ class _Page:
         return self.figure
 
 
-@lru_cache(maxsize=1024)
-def _length(name: str, weight: str) -> float:
-    """Inches of a name on a box."""
-    return TextPath((0, 0), name, prop=FontProperties(size=NAME, weight=weight)).get_extents().width / 72
+@lru_cache(maxsize=4096)
+def length_of(words: str, weight: str = "normal", size: float = NAME) -> float:
+    """Inches of words in a line."""
+    font = FontProperties(size=size, weight=weight)
+    return text_to_path.get_text_width_height_descent(words, font, ismath=False)[0] / 72
+
+
+def _cut(words: str, width: float, size: float = 7.5) -> str:
+    """What of the words fits into so many inches: the middle goes, for the ends of ids and file names tell them apart.
+
+    >>> _cut("COCO_val2014_000000581781", 1.0)
+    'COCO_va…581781'
+    """
+    if len(words) * size / 72 <= width or length_of(words, size=size) <= width:  # few letters are wider than high
+        return words
+    keep = int(len(words) * width / length_of(words, size=size))
+    while keep > 2 and length_of(_middle_out(words, keep), size=size) > width:
+        keep -= 1
+    return _middle_out(words, keep)
+
+
+def _folded(words: str, width: float, size: float = 7.5) -> str:
+    """The words in lines of at most so many inches."""
+    for letters in range(22, 1, -1):
+        lines = textwrap.wrap(words, letters)
+        if all(length_of(line, size=size) <= width for line in lines):
+            break
+    return "\n".join(lines)
+
+
+def _middle_out(words: str, keep: int) -> str:
+    return f"{words[: keep - keep // 2]}…{words[len(words) - keep // 2 :]}"
 
 
 def _corners(x: float, y: float, width: float, height: float) -> np.ndarray:

@@ -11,18 +11,27 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from ..data import MultiLabelDataset
 from ..errors import RunError
-from ..pseudo_labels import KINDS, PseudoLabels, class_quality, gives_pseudo_labels, quality
+from ..pseudo_labels import (
+    KINDS,
+    KINDS_OF_ONE,
+    PseudoLabels,
+    class_quality,
+    gives_pseudo_labels,
+    quality,
+)
 from ..run import Run
 from .figure import MARKERS, PALETTE, by_label, new_figure, style_of
-from .gallery import Said, make_card, run_name, sheet
+from .gallery import Said, length_of, make_card, run_name, sheet
 
 PARTS = {"hidden": PALETTE[7], "given": PALETTE[0], "right": PALETTE[2]}
 PRECISION, RECALL = dict(color=PALETTE[0], marker="o"), dict(color=PALETTE[1], marker="D")
 PER_COLUMN = 36  # classes below one another
+CLOSEST = "did not meet the band: closest"  # threshold of a search that failed
 
 
 def thresholds(runs: Sequence[Run]) -> Figure | None:
@@ -43,16 +52,20 @@ def thresholds(runs: Sequence[Run]) -> Figure | None:
     right.set(xlabel="session", ylabel="old labels per image", title="Pseudo labels found")
     for axis in (left, right):
         axis.set_xticks(x)
-        axis.legend(fontsize=8)
+        _no_math(axis.legend(fontsize=8))
     return figure
 
 
 def pseudo_label_quality(
-    runs: Run | Sequence[Run], train_set: MultiLabelDataset | None = None, class_name: str | None = None
+    runs: Run | Sequence[Run],
+    train_set: MultiLabelDataset | None = None,
+    class_name: str | None = None,
+    *,
+    name: str = "",
 ) -> Figure:
     """Precision and recall of the pseudo labels in each session: a line over all labels together (micro), a dashed one
     for the mean over classes (macro). Replicates are averaged, with a band of one standard deviation. class_name: of
-    one class alone.
+    one class alone. name: how a single run is called.
 
     Runs without pseudo labels are left out; RunError where there is none with them. train_set: see
     `krt_core.pseudo_labels.pseudo_labels`.
@@ -78,46 +91,61 @@ def pseudo_label_quality(
     last = max(run.finished_sessions for run in runs)
     for axis, key in zip(axes, ("precision", "recall"), strict=True):
         axis.set(xlabel="session", ylim=(-3, 103), xlim=(1.7, last + 0.3), xticks=range(2, last + 1))
-        axis.set_title(f"{key.capitalize()} of {of} (%)", fontsize=10)
+        axis.set_title(f"{key.capitalize()} of {of} (%)", fontsize=10, parse_math=False)
         axis.grid(alpha=0.3)
-    handles = [Line2D([], [], label=textwrap.shorten(name, 90), **style_of(i)) for i, name in enumerate(groups)]
+    names = [name] if name and len(runs) == 1 else groups
+    handles = [Line2D([], [], label=textwrap.shorten(words, 90), **style_of(i)) for i, words in enumerate(names)]
     if class_name is None:
         handles.append(Line2D([], [], color="0.3", ls="--", lw=1, label="dashed: mean over classes (macro)"))
-    figure.legend(handles=handles, fontsize=8, loc="lower center", frameon=False)
+    _no_math(figure.legend(handles=handles, fontsize=8, loc="lower center", frameon=False))
+    figure.alt = f"Precision and recall of {of} in each session: {', '.join(names)}"
     return figure
 
 
-def pseudo_label_threshold(found: PseudoLabels, table: pd.DataFrame | None = None, column: int | None = None) -> Figure:
-    """One session: the threshold among those of the other sessions; what another one would have given; precision and
-    recall of every session.
+def pseudo_label_threshold(
+    found: PseudoLabels, table: pd.DataFrame | None = None, column: int | None = None, *, name: str = ""
+) -> Figure:
+    """One session: the threshold among those of the other sessions, hollow where the search did not meet its band; what
+    another one would have given; precision and recall of every session.
 
     table: `krt_core.pseudo_labels.quality` of the run (and class), where it is at hand. column: of one class alone.
+    name: how the run is called.
     """
     run, session = found.run, found.session
-    name = None if column is None else found.classes[column]
-    table = quality(run, class_name=name) if table is None else table
+    of = None if column is None else found.classes[column]
+    table = quality(run, class_name=of) if table is None else table
+    single = column is not None or len(set(found.thresholds.tolist())) == 1
     figure = Figure(figsize=(13, 3.6))
     axes = figure.subplots(1, 3, gridspec_kw=dict(left=0.062, right=0.985, top=0.85, bottom=0.14, wspace=0.2))
     axes[0].plot(table.index, table.threshold, "o-", color="0.2")
+    if (failed := table[table.converged == 0]).size:
+        axes[0].plot(failed.index, failed.threshold, "o", color="0.2", mfc="white", label=CLOSEST)
+        axes[0].legend(fontsize=8)
     for at, value in table.threshold.items():
         axes[0].annotate(f"{value:.3f}", (at, value), (0, 7), textcoords="offset points", ha="center", fontsize=8,
                          bbox=dict(facecolor="white", alpha=0.7, lw=0, pad=0.5))  # fmt: skip
     room = 0.05 + 0.15 * (table.threshold.max() - table.threshold.min())
     axes[0].set(xlabel="session", ylabel="threshold (probability)",
                 ylim=(max(0, table.threshold.min() - room), table.threshold.max() + room))  # fmt: skip
-    axes[0].set_title("Threshold" if len(set(found.thresholds.tolist())) == 1 or name else
-                      "Threshold (mean over classes)", fontsize=10)  # fmt: skip
+    axes[0].set_title("Threshold" if single else "Threshold (mean over classes)", fontsize=10)
     curve, at = found.curve(column), table.loc[session + 1]
     for key, style in (("precision", PRECISION), ("recall", RECALL)):
         axes[1].plot(curve.threshold, curve[key], color=style["color"], ls="-" if key == "precision" else "--")
-        axes[1].plot(at.threshold, at[f"{key} micro"], ms=8, mec="0.2", clip_on=False, **style)
+        if single:
+            axes[1].plot(at.threshold, at[f"{key} micro"], ms=8, mec="0.2", clip_on=False, **style)
+        else:
+            axes[1].axhline(at[f"{key} micro"], color=style["color"], lw=1, ls=":", label=f"{key} as it was")
         axes[2].plot(table.index, table[f"{key} micro"], label=key, **style)
-        if name is None:
+        if of is None:
             axes[2].plot(table.index, table[f"{key} macro"], ls="--", lw=1, ms=4, mfc="white", **style,
                          label=f"{key}, mean over classes")  # fmt: skip
-    axes[1].axvline(at.threshold, color="0.2", lw=1, ls=":")
+    if single:
+        axes[1].axvline(at.threshold, color="0.2", lw=1, ls=":")
+    else:  # no point of the curves, which have one threshold for all
+        axes[1].legend(fontsize=8, title="with a threshold for each class", title_fontsize=8)
     axes[1].set(xlabel="threshold (probability)", ylim=(-3, 103), xlim=(0, 1))
-    axes[1].set_title(f"Session {session + 1}, had the threshold been another (%)", fontsize=10)
+    had = "had the threshold been another" if single else "had all classes had one threshold"
+    axes[1].set_title(f"Session {session + 1}, {had} (%)", fontsize=10)
     axes[2].set(xlabel="session", ylim=(-3, 103))
     axes[2].set_title("Precision and recall of each session (%)", fontsize=10)
     axes[2].legend(fontsize=8)
@@ -127,15 +155,17 @@ def pseudo_label_threshold(found: PseudoLabels, table: pd.DataFrame | None = Non
         axis.set_xticks(range(2, run.finished_sessions + 1))
     for axis in axes:
         axis.grid(alpha=0.3)
-    figure.suptitle(f"{_title(found)}: {name or 'all old classes'}", fontsize=10, y=0.985)
+    title = f"{_title(found, name)}: {'all old classes' if of is None else of}"
+    figure.suptitle(title, fontsize=_size(figure, title), y=0.985, parse_math=False)
     return figure
 
 
-def pseudo_label_classes(found: PseudoLabels, column: int | None = None) -> Figure:
+def pseudo_label_classes(found: PseudoLabels, column: int | None = None, *, name: str = "") -> Figure:
     """Precision and recall of the pseudo labels of every old class in one session, in learning order. Up to
     `PER_COLUMN` classes have their numbers of labels beside them: right / given / hidden.
 
-    column: a class to be set in bold. Each axis has its classes, from the top, in `columns`.
+    column: a class to be set in bold. name: how the run is called. Each axis has its classes, from the top, in
+    `columns`.
     """
     table = found.per_class()
     parts = [table.iloc[i : i + PER_COLUMN] for i in range(0, len(table), PER_COLUMN)]
@@ -153,7 +183,7 @@ def pseudo_label_classes(found: PseudoLabels, column: int | None = None) -> Figu
         axis.columns = part.index.tolist()
     handles = [Line2D([], [], ls="", label=key, **style) for key, style in
                (("precision", PRECISION), ("recall", RECALL))]  # fmt: skip
-    figure.text(0.1 / width, 1 - 0.12 / height, f"{_title(found)}: pseudo labels per class", fontsize=10, va="top")
+    _title_as_text(figure, f"{_title(found, name)}: pseudo labels per class")
     figure.legend(handles=handles, fontsize=8, ncols=2, frameon=False, loc="upper left",
                   bbox_to_anchor=((margin - 0.1) / width, 1 - 0.3 / height))  # fmt: skip
     return figure
@@ -181,8 +211,9 @@ def _dots(axis: Axes, table: pd.DataFrame, column: int | None, counts: bool) -> 
     axis.grid(axis="x", alpha=0.3)
 
 
-def pseudo_label_heatmap(run: Run, train_set: MultiLabelDataset | None = None) -> Figure:
-    """Precision and recall (%) of every class in every session in which it was old; grey where undefined."""
+def pseudo_label_heatmap(run: Run, train_set: MultiLabelDataset | None = None, *, name: str = "") -> Figure:
+    """Precision and recall (%) of every class in every session in which it was old; grey where undefined. name: how the
+    run is called."""
     tables, names = class_quality(run, train_set), run.protocol.classes
     columns = next(iter(tables.values())).shape[1]
     margin, height = 0.075 * max(map(len, names[:columns])) + 0.35, max(2.6, 0.2 * columns + 1.25)
@@ -204,18 +235,14 @@ def pseudo_label_heatmap(run: Run, train_set: MultiLabelDataset | None = None) -
     for c in range(columns):
         axes[0].text(-0.7, c, names[c], ha="right", va="center", fontsize=8, parse_math=False)
     figure.colorbar(image, cax=figure.add_axes((1 - 0.8 / width, 0.5 / height, 0.16 / width, 1 - 1.22 / height)))
-    figure.text(
-        0.1 / width,
-        1 - 0.12 / height,
-        f"{run_name(run)}: pseudo labels per class and session (grey: undefined, or not yet old)",
-        fontsize=10,
-        va="top",
-    )
+    what = "pseudo labels per class and session (grey: undefined, or not yet old)"
+    _title_as_text(figure, f"{name or run_name(run)}: {what}")
     return figure
 
 
-def pseudo_labels_per_image(found: PseudoLabels) -> Figure:
-    """How many old labels an image hides and how many it is given: each by itself, and one against the other."""
+def pseudo_labels_per_image(found: PseudoLabels, *, name: str = "") -> Figure:
+    """How many old labels an image hides and how many it is given: each by itself, and one against the other. name: how
+    the run is called."""
     counts = {key: getattr(found, key).sum(axis=1) for key in PARTS}
     most = int(max(values.max(initial=0) for values in counts.values()))
     figure = Figure(figsize=(11, 3.9))
@@ -241,18 +268,21 @@ def pseudo_labels_per_image(found: PseudoLabels) -> Figure:
     right.set_yticks(range(0, most + 1, 1 + most // 10))
     right.set_title("images (%)", fontsize=9)
     figure.colorbar(image, cax=figure.add_axes((0.95, 0.13, 0.012, 0.7)))
-    exact = 100 * (~found.wrong & ~found.missed).all(axis=1).mean()
-    words = (
-        f"{_title(found)}: old labels per image. On {exact:.0f} % of {len(found.rows)} images all of them are restored "
-    )
-    figure.suptitle(words + "and none is wrong.", fontsize=10, x=0.01, ha="left")
+    exact = (~found.wrong & ~found.missed).all(axis=1)[hide := counts["hidden"] > 0]
+    words = f"{hide.sum()} of {len(hide)} images hide old labels"
+    if len(exact):
+        words += f"; on {100 * exact.mean():.0f} % of these all are restored and none is wrong"
+    title = f"{_title(found, name)}: {words}."
+    figure.suptitle(title, fontsize=_size(figure, title), x=0.01, ha="left", parse_math=False)
     return figure
 
 
-def pseudo_label_images(found: PseudoLabels, kind: str = "wrong", column: int | None = None, count: int = 12) -> Figure:
+def pseudo_label_images(
+    found: PseudoLabels, kind: str = "wrong", column: int | None = None, count: int = 12, *, name: str = ""
+) -> Figure:
     """Training images by what their pseudo labels are, one of `KINDS`, with boxes and scores.
 
-    column: an old class; None: any. Raises RunError for an unknown kind.
+    column: an old class; None: any. name: how the run is called. Raises RunError for an unknown kind.
     """
     rows, cards = found.images(kind, column), []
     for row in rows[:count]:
@@ -267,11 +297,32 @@ def pseudo_label_images(found: PseudoLabels, kind: str = "wrong", column: int | 
         main, note = None if column is None else found.classes[column], " (exemplar)" if row >= found.own else ""
         cards.append(make_card(found.dataset, str(found.ids[row]), main, [told], note))
     of = "any old class" if column is None else found.classes[column]
-    title = f"{_title(found)}, {of}: {KINDS[kind]}; {len(cards)} of {len(rows)} images"
+    words = (KINDS if column is None else KINDS_OF_ONE)[kind]
+    title = f"{_title(found, name)}, {of}: {words}; {len(cards)} of {len(rows)} images"
     bars = "" if column is None else f"bars: {found.classes[column]}, tick: its threshold     "
     marks = f"{bars}✓ right   ✗ wrong   ○ missed   = shown anyway     numbers: the old model's probability"
     return sheet(cards, f"{title}\n{marks}")
 
 
-def _title(found: PseudoLabels) -> str:
-    return f"{run_name(found.run)}, session {found.session + 1}"
+def _title(found: PseudoLabels, name: str) -> str:
+    return f"{name or run_name(found.run)}, session {found.session + 1}"
+
+
+def _title_as_text(figure: Figure, title: str) -> None:
+    """A title from the left margin on; the figure's `alt` too, for to matplotlib it is no title."""
+    width, height = figure.get_size_inches()
+    size = _size(figure, title)
+    figure.text(0.1 / width, 1 - 0.12 / height, title, fontsize=size, va="top", parse_math=False)
+    figure.alt = title
+
+
+def _size(figure: Figure, title: str) -> float:
+    """Points at which a title fits into the width: 10, or less for the long name of a run. On screen letters are up to
+    8 % wider than in print."""
+    return max(6.0, min(10.0, 9.2 * (figure.get_size_inches()[0] - 0.2) / length_of(title, size=10)))
+
+
+def _no_math(legend: Legend) -> None:
+    """A `$` in a name is no mathematics."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
