@@ -7,13 +7,16 @@ class's logit. docs/attention.md has the formulas and how far each of them can b
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .config import Experiment
 from .data import MultiLabelDataset
 from .errors import DataError, RunError, did_you_mean
 from .methods import METHODS
@@ -70,7 +73,7 @@ class Evidence:
 def load_model(run: Run, session: int) -> Network:
     """The network as it was after a session (0 is the first), in eval mode on the CPU; RunError if unfinished."""
     state = run.session_state(session)
-    model = build_network(run.experiment)
+    model = copy.deepcopy(_without_sessions(run.experiment))
     tensors = run.model_state(session)
     stops = [s.stop for s in run.protocol.sessions]
     sizes = np.diff([0, *stops])
@@ -84,6 +87,12 @@ def load_model(run: Run, session: int) -> Network:
         raise RunError(f"{run.folder}: classes of session {session + 1} do not follow from the protocol.")
     model.leak = run.leak
     return model.eval()
+
+
+@lru_cache(maxsize=1)
+def _without_sessions(experiment: Experiment) -> Network:
+    """Building a large backbone takes four times as long as copying it."""
+    return build_network(experiment)
 
 
 @torch.no_grad()

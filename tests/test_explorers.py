@@ -259,7 +259,7 @@ def test_attention_says_what_is_missing(trained, coco_root):
     for image in path.glob("*.png"):
         image.unlink()
     explorer.models.__init__()
-    open_view(explorer, "Patches")
+    explorer.draw()
     assert "is missing, though the annotations list it" in words(explorer)
     finished(overrides=["method=finetune"], folder="outputs/other/plain")
     with pytest.raises(RunError, match="no finished run with incremental cross-attention"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -39,8 +40,11 @@ class Models:
             model = self._models.get((run.folder, session), lambda: load_model(run, session))
             return look(model, torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255)
 
+        key = run.folder, session, row
+        if key in self._looks.made:  # without waiting for a look ahead
+            return self._looks.made[key]
         with self._one_at_a_time:
-            return self._looks.get((run.folder, session, row), see)
+            return self._looks.get(key, see)
 
 
 class _Recent:
@@ -78,7 +82,7 @@ class AttentionExplorer(Explorer):
             raise RunError(
                 f"There is no finished run with incremental cross-attention in {folder}: krt train makes one."
             )
-        self.models, self._datasets, self._orders = Models(), {}, _Recent(64)
+        self.models, self._datasets, self._orders, self._ahead = Models(), {}, _Recent(64), 0
         wide = widgets.Layout(width="360px")
         slider = dict(continuous_update=False, layout=widgets.Layout(width="360px"))
         names = list(self.runs)
@@ -90,7 +94,7 @@ class AttentionExplorer(Explorer):
             "session": widgets.IntSlider(1, 1, 1, description="model after session", **slider),
             "token": widgets.IntSlider(1, 1, 1, description="token of session", **slider),
         }
-        views = {"Evidence": self.evidence, "Patches": self.patches, "Tokens": self.tokens, "Mass": self.mass}
+        views = {"Patches": self.patches, "Tokens": self.tokens, "Mass": self.mass, "Evidence": self.evidence}
         follow = {"run": self._new_run, "column": self._new_class}
         super().__init__(controls, views, folder, "attention", follow=follow, headless=headless)
         self.begin("run")
@@ -176,23 +180,28 @@ class AttentionExplorer(Explorer):
         return [self._look(run, t) for t in range(len(run.protocol.sessions))]
 
     def draw(self) -> None:
-        """Draw the open view, then look at the next image in the background: the slider is likely to go there."""
+        """Draw the open view, then look in the background at what is likely to be asked for next: this image after the
+        other sessions, and the next image."""
         super().draw()
         if self._drawing:
             return
         with contextlib.suppress(KRTError):  # the view has said it
-            if self.value("image") < self.controls["image"].max:
-                runs = [(run, self.dataset(run)) for run in self._both().values()]
-                row = int(self._ranked()[self.value("image")])
-                threading.Thread(target=self._look_ahead, args=(runs, row), daemon=True).start()
+            runs = [(run, self.dataset(run)) for run in self._both().values()]
+            place = self.value("image")
+            images = runs[0][1].ids[self._ranked()[place - 1 : place + 1]]
+            self._ahead += 1
+            threading.Thread(target=self._look_ahead, args=(runs, images, self._ahead), daemon=True).start()
 
-    def _look_ahead(self, runs: list[tuple[Run, MultiLabelDataset]], row: int) -> None:
+    def _look_ahead(self, runs: list[tuple[Run, MultiLabelDataset]], images: np.ndarray, number: int) -> None:
         with contextlib.suppress(KRTError, OSError, IndexError):
-            image = runs[0][1].ids[row]
-            for run, dataset in runs:
-                at = int(np.flatnonzero(dataset.ids == image)[0])
-                for session in range(len(run.protocol.sessions)):
-                    self.models.look(run, session, dataset, at)
+            for image in images:
+                for run, dataset in runs:
+                    row = int(np.flatnonzero(dataset.ids == image)[0])
+                    for session in range(len(run.protocol.sessions)):
+                        if number != self._ahead:  # something else has been drawn since
+                            return
+                        self.models.look(run, session, dataset, row)
+                        time.sleep(0.01)  # so that whoever waits for a look gets his turn
 
     def _both(self) -> dict[str, Run]:
         """The run, and the one beside it where that knows the same classes."""
