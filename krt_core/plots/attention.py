@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -82,9 +81,16 @@ def token_mass(seen: Sequence[Look], images: str = "") -> Figure:
     axes[0].legend(title="session of\nthe token", fontsize=7, title_fontsize=7, ncols=2)
     for axis, kind in ((axes[2], "retention"), (axes[3], "transfer")):
         mass = 100 * getattr(seen[-1], kind).mean(axis=0)  # (T, H)
-        sns.heatmap(mass, ax=axis, cmap="viridis", vmin=0, annot=mass.size <= 80, fmt=".0f", annot_kws={"fontsize": 8},
-                    xticklabels=range(1, mass.shape[1] + 1), yticklabels=range(1, len(mass) + 1),
-                    cbar_kws={"label": "attention (%)"})  # fmt: skip
+        drawn = axis.imshow(mass, cmap="viridis", vmin=0, aspect="auto")
+        if mass.size <= 40:
+            for (t, h), value in np.ndenumerate(mass):
+                dark = value < 0.6 * mass.max()
+                axis.text(
+                    h, t, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if dark else "black"
+                )
+        axis.set_xticks(range(mass.shape[1]), range(1, mass.shape[1] + 1))
+        axis.set_yticks(range(len(mass)), range(1, len(mass) + 1))
+        figure.colorbar(drawn, ax=axis, label="attention (%)")
         axis.set(xlabel="head", ylabel="session of the token")
         axis.set_title(f"on the {kind} token, last model shown", fontsize=9)
     figure.suptitle(f"Attention mass on the tokens{images and ': ' + images}", fontsize=10)
