@@ -43,7 +43,7 @@ def test_3_forgetting(notebook, home):
     explorer.open("Heat map")
     explorer.box.locator("button", has_text="Save").click()
     explorer.box.locator(".widget-html-content", has_text="forgetting_heat_map.png").wait_for()
-    assert {p.suffix for p in (home / "outputs/demo/figures").glob("forgetting_heat_map.*")} == {".png", ".pdf"}
+    assert {p.suffix for p in (home / "outputs/demo/figures").glob("forgetting_heat_map.*")} == {".png", ".pdf", ".csv"}
     box = explorer.image().bounding_box()
     explorer.image().click(position={"x": box["width"] * 0.3, "y": box["height"] * 0.25})
     explorer.box.locator("p", has_text="learned in session").wait_for()
