@@ -15,24 +15,24 @@ from .metrics import F1_THRESHOLD
 from .run import Run
 
 
-def falls(runs: Sequence[Run], session: int, pool: str = "fixed", since: int | None = None) -> pd.DataFrame:
+def falls(runs: Sequence[Run], session: int, pool: str = "fixed") -> pd.DataFrame:
     """How the AP of every class learned before ``session`` changed in it, the greatest fall first.
 
-    runs: replicates with one class order, over which is averaged. pool: as in `krt_core.run.ap_tables`. since: the
-    session to compare with; None: the one before. Columns: class, learned (its session, from 1), before, after (% AP),
-    change and its std over runs (points; NaN for one run), column (in learning order). Raises RunError where the
-    session is the first or the runs have different class orders.
+    runs: replicates with one class order, over which is averaged. pool: as in `krt_core.run.ap_tables`. Columns: class,
+    learned (its session, from 1), before, after (% AP), change and its std over runs (points; NaN for one run), column
+    (in learning order). Raises RunError where the session is the first or not there, or the runs have different class
+    orders.
     """
-    protocol, since = runs[0].protocol, session - 1 if since is None else since
+    protocol = runs[0].protocol
     if session >= min(run.finished_sessions for run in runs):
         raise RunError(f"Session {session + 1} is not there: nothing can be forgotten in it.")
-    if not 0 <= since < session:
-        raise RunError(f"Nothing can be forgotten from session {since + 1} to session {session + 1}.")
+    if session < 1:
+        raise RunError("Nothing can be forgotten in the first session.")
     if any(run.protocol.classes != protocol.classes for run in runs):
         raise RunError("These runs learned their classes in different orders: look at them one by one.")
-    known = protocol.sessions[since].stop
+    known = protocol.sessions[session].start
     tables = np.stack([run.ap_tables[pool][:, :known] for run in runs])  # (R, T, known)
-    before, after = tables[:, since], tables[:, session]
+    before, after = tables[:, session - 1], tables[:, session]
     change = after - before
     spread = change.std(axis=0, ddof=1) if len(runs) > 1 else np.full(known, np.nan)
     table = pd.DataFrame(
@@ -88,17 +88,14 @@ def _means(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def lost_images(
-    run: Run, column: int, session: int | None = None, threshold: float = F1_THRESHOLD, since: int | None = None
-) -> pd.DataFrame:
+def lost_images(run: Run, column: int, session: int | None = None, threshold: float = F1_THRESHOLD) -> pd.DataFrame:
     """Test images that show a class, right once and wrong now, those whose score fell most first.
 
-    Right once: score > threshold after session ``since`` (None: the class's own); wrong now: score ≤ threshold after
-    ``session`` (None: the last finished). Columns: image (id), before, now (probabilities), fall, row (of the scores).
+    Right once: score > threshold after the class's own session; wrong now: score ≤ threshold after ``session`` (None:
+    the last finished). Columns: image (id), before, now (probabilities), fall, row (of the scores).
     """
     session = run.finished_sessions - 1 if session is None else session
-    since = int(run.first_session[column]) if since is None else since
-    then, now = run.scores(since), run.scores(session)
+    then, now = run.scores(int(run.first_session[column])), run.scores(session)
     before, after = then.scores[:, column], now.scores[:, column]
     rows = np.flatnonzero(now.labels[:, column] & (before > threshold) & (after <= threshold))
     rows = rows[np.argsort(after[rows] - before[rows], kind="stable")]

@@ -12,6 +12,7 @@ from typing import Any
 
 from .errors import RunError
 from .home import atomic_write
+from .processes import MARK
 
 
 class Progress:
@@ -123,5 +124,5 @@ def _choose() -> str:
 
 def headless_kernel() -> bool:
     """True under papermill and nbconvert, whose kernels are started without the session name of JupyterLab or the marks
-    of VS Code."""
-    return not {"JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_IPC_HOOK"} & os.environ.keys()
+    of VS Code; and in a job of `krt bench`, which may have been started in a terminal that has these marks."""
+    return MARK in os.environ or not {"JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_IPC_HOOK"} & os.environ.keys()

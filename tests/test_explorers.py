@@ -134,7 +134,7 @@ def test_a_copy_is_no_replicate(digits, home):
     shutil.copytree(digits[0].folder, home / "outputs" / "copy")
     explorer = ForgettingExplorer("outputs")
     assert {name: len(group) for name, group in explorer._groups.items()} == {"krt": 2, "finetune": 2}
-    assert "left out" in explorer.message.value and len(explorer.controls["run"].options) == 4
+    assert "Left out" in words(explorer) and len(explorer.controls["run"].options) == 4
 
 
 def test_class_names_are_no_formulas():

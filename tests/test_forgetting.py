@@ -43,7 +43,7 @@ def test_falls(counted):
     np.testing.assert_allclose(table.after, [100 * (1 + 1 + 3 / 5) / 3, 100])
     np.testing.assert_allclose(table.change, table.after - table.before)
     assert np.isnan(table["std"]).all()
-    with pytest.raises(RunError, match="from session 0 to session 1"):
+    with pytest.raises(RunError, match="in the first session"):
         falls([counted], 0)
 
 

@@ -121,7 +121,7 @@ class ImageStore:
         if not resume:
             done_path.unlink(missing_ok=True)  # flags of another build must never vouch for an empty array
         array = np.lib.format.open_memmap(part, mode="r+" if resume else "w+", dtype=np.uint8, shape=shape)
-        allocate(part)
+        allocate(part, begun=resume)
         done = np.lib.format.open_memmap(done_path, mode="r+" if resume else "w+", dtype=bool, shape=shape[:1])
         allocate(done_path)
 
@@ -141,8 +141,9 @@ class ImageStore:
         done_path.unlink()
 
 
-def allocate(path: Path) -> None:
-    """Have the disk set the blocks of a file aside: a memory map that meets a full disk kills the process."""
+def allocate(path: Path, begun: bool = False) -> None:
+    """Have the disk set the blocks of a file aside: a memory map that meets a full disk kills the process. Where there
+    is no room, a file that nothing was written to yet is removed."""
     if not hasattr(os, "posix_fallocate"):
         return
     with path.open("r+b") as file:
@@ -150,7 +151,8 @@ def allocate(path: Path) -> None:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):  # others: a file system that cannot set aside
-                path.unlink()
+                if not begun:
+                    path.unlink()
                 raise OSError(error.errno, error.strerror, str(path)) from None
 
 

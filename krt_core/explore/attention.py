@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from .. import plots
-from ..data import MultiLabelDataset, open_dataset
+from ..data import MultiLabelDataset
 from ..data.pipeline import load_image
 from ..errors import KRTError, RunError
 from ..explain import Evidence, Look, evidence, load_model, look
 from ..report import finished_runs
 from ..run import Run
 from .explorer import Explorer, Result
-from .gallery import named
+from .gallery import named, opened_once
 
 IMAGES = 100  # per class on the slider
 
@@ -82,7 +82,7 @@ class AttentionExplorer(Explorer):
             raise RunError(
                 f"There is no finished run with incremental cross-attention in {folder}: krt train makes one."
             )
-        self.models, self._datasets, self._orders, self._ahead = Models(), {}, _Recent(64), 0
+        self.models, self._orders, self._ahead = Models(), _Recent(64), 0
         wide = widgets.Layout(width="360px")
         slider = dict(continuous_update=False, layout=widgets.Layout(width="360px"))
         names = list(self.runs)
@@ -111,10 +111,7 @@ class AttentionExplorer(Explorer):
         return int(self._ranked()[self.value("image") - 1])
 
     def dataset(self, run: Run) -> MultiLabelDataset:
-        key = str(run.experiment.data)
-        if key not in self._datasets:
-            self._datasets[key] = open_dataset(run.experiment.data, "test")
-        return self._datasets[key]
+        return opened_once(run.experiment.data)
 
     def choose(self, image: str) -> None:
         """Show the test image with this id; RunError if it is not among those that the slider reaches."""

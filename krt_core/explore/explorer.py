@@ -69,6 +69,7 @@ class Explorer:
                 raise RunError(f"There is no view {title!r}.{did_you_mean(title, views)}")
         self.seconds = 0.0  # that the last drawing took
         self.message = widgets.HTML()
+        self.notice = ""  # what holds for all views
         self.tabs = widgets.Tab([widgets.VBox() for _ in views], titles=list(views))
         save = widgets.Button(description="Save", icon="save", tooltip=f"write what is shown to {folder}/figures")
         save.on_click(lambda _: self.save())
@@ -145,7 +146,8 @@ class Explorer:
             made = self.views[title]()
         except KRTError as error:
             return [], str(error)
-        return ([made] if isinstance(made, Figure | pd.DataFrame | str) else list(made)), ""
+        shown = [made] if isinstance(made, Figure | pd.DataFrame | str) else list(made)
+        return ([self.notice, *shown] if self.notice else shown), ""
 
     def _fill(self, box: widgets.VBox, shown: list[Shown], title: str) -> None:
         """Reuse the widgets that are there, so that nothing flickers; close the others, which would stay for ever."""

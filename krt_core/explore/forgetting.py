@@ -48,7 +48,7 @@ class ForgettingExplorer(Explorer):
         for run in found:
             group = self.settings.setdefault(_setting(run), [])
             if any(_same(run, other) for other in group):  # a copy is no replicate
-                copies.append(run.folder.name)
+                copies.append(str(run.folder))
             else:
                 group.append(run)
         wide, tall = widgets.Layout(width="360px"), widgets.Layout(width="360px", height="110px")
@@ -83,9 +83,9 @@ class ForgettingExplorer(Explorer):
         }  # fmt: skip
         follow = {"setting": self._new_setting}
         super().__init__(controls, views, folder, "forgetting", picks, follow, headless=headless)
-        self.begin("setting")
         if copies:
-            self.message.value = f"left out, as a run of the same configuration and seed is there: {', '.join(copies)}"
+            self.notice = f"Left out, as a run of the same configuration and seed is there: {', '.join(copies)}."
+        self.begin("setting")
 
     # ---- what is chosen ----
 

@@ -150,13 +150,14 @@ def named(runs: Sequence[Run]) -> dict[str, Run]:
 def opened_test_set(run: Run) -> tuple[MultiLabelDataset | None, str]:
     """The test set of a run; None, and why, where it is not there."""
     try:
-        return _opened(run.experiment.data), ""
+        return opened_once(run.experiment.data), ""
     except DataError as error:
         return None, f"Without pictures: {error}"
 
 
 @lru_cache(maxsize=4)
-def _opened(data: Data) -> MultiLabelDataset:
+def opened_once(data: Data) -> MultiLabelDataset:
+    """Opened once for all explorers. DataError where it is not there."""
     return open_dataset(data, "test")
 
 
