@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from krt_core.config import load_experiment
-from krt_core.home import outputs_dir
+from krt_core.machine.home import outputs_dir
 from krt_core.model.ica import Attention, IncrementalCrossAttention, looped
 from krt_core.session import train
 

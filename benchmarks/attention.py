@@ -15,11 +15,12 @@ import torch
 
 from krt_core.data import open_dataset
 from krt_core.data.pipeline import load_image
-from krt_core.explain import evidence, load_model, look
-from krt_core.plots.figure import by_label
-from krt_core.pointing import WAYS, pointing_game
-from krt_core.report import finished_runs
-from krt_core.run import Run
+from krt_core.lab.analysis.explain import evidence, look
+from krt_core.lab.analysis.pointing import WAYS, pointing_game
+from krt_core.lab.figures.figure import by_label
+from krt_core.lab.report import finished_runs
+from krt_core.runs.folder import Run
+from krt_core.weights.convert import load_model
 
 
 def pointing(runs: list[Run], images: int) -> dict[str, str]:

@@ -29,7 +29,7 @@ MOVES = 7
 
 
 def forgetting() -> None:
-    from krt_core.explore.forgetting import ForgettingExplorer
+    from krt_core.lab.explorers.forgetting import ForgettingExplorer
 
     for method in METHODS:
         for seed in SEEDS:
@@ -38,7 +38,7 @@ def forgetting() -> None:
 
 
 def attention(folder: Path) -> None:
-    from krt_core.explore.attention import AttentionExplorer
+    from krt_core.lab.explorers.attention import AttentionExplorer
 
     root = write_photos(folder / "photos", 2, 60)
     overrides = ["data.dataset=coco", f"data.root={root}", "protocol.increment=1", "model.weights="]

@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from krt_core.config import load_experiment
 from krt_core.data.pipeline import Batch
-from krt_core.device import Runtime, choose_runtime, environment
 from krt_core.learn import make_optimiser
+from krt_core.machine.device import Runtime, choose_runtime, environment
 from krt_core.model.inference import for_inference
 from krt_core.protocol import make_protocol
 

@@ -20,17 +20,17 @@ from PIL import Image
 from krt_core.config import load_experiment
 from krt_core.data import open_dataset
 from krt_core.data.pipeline import Batch, ImageStore, batches
-from krt_core.device import choose_runtime, environment
 from krt_core.dpl import ThresholdRecord
 from krt_core.errors import DataError
 from krt_core.evaluate import predict, session_metrics
 from krt_core.learn import make_optimiser
+from krt_core.machine.device import choose_runtime, environment
 from krt_core.methods import METHODS, Context
 from krt_core.metrics import average_precision, forgetting, precision_recall_f1
 from krt_core.model.inference import for_inference
 from krt_core.model.network import build_network
 from krt_core.protocol import make_protocol
-from krt_core.run import ap_tables
+from krt_core.runs.folder import ap_tables
 
 from .measure import seconds, side_by_side
 

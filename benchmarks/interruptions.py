@@ -19,10 +19,10 @@ from pathlib import Path
 
 import psutil
 
-from krt_core.bench.matrix import expand, load_matrix
-from krt_core.home import outputs_dir
-from krt_core.processes import MARK
-from krt_core.run import find_runs
+from krt_core.lab.bench.matrix import expand, load_matrix
+from krt_core.machine.home import outputs_dir
+from krt_core.machine.processes import MARK
+from krt_core.runs.folder import find_runs
 
 VICTIMS = ("runner", "job", "kernel", "torchrun", "everything")
 PERSONAL = ("seconds", "peak_memory_mb", "commit")  # of a summary: what two equal runs may differ in
@@ -48,7 +48,7 @@ def is_a(kind: str, process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         words = " ".join(process.cmdline())
         return {
-            "job": "krt_core.bench.worker" in words,
+            "job": "krt_core.lab.bench.worker" in words,
             "kernel": "ipykernel_launcher" in words,
             "torchrun": "krt_core.cli train" in words,
         }.get(kind, False)

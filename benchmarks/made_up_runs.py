@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from krt_core import reference
 from krt_core.config import load_experiment
 from krt_core.evaluate import session_metrics
+from krt_core.lab.report import published as reference
 from krt_core.protocol import make_protocol
-from krt_core.run import Run, Scores
+from krt_core.runs.folder import Run, Scores
 
 DIGITS = ("eight", "five", "four", "nine", "one", "seven", "six", "three", "two", "zero")
 

@@ -23,8 +23,7 @@ from krt_core.losses import asymmetric_loss, token_distillation
 from krt_core.memory import herding
 from krt_core.model import Network, Output
 from krt_core.model.ica import looped
-from krt_core.protocol import Protocol
-from krt_core.view import View
+from krt_core.protocol import Protocol, View
 
 
 class Images(Dataset):

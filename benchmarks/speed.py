@@ -25,18 +25,17 @@ from torch.utils.data import DataLoader
 from krt_core.config import Experiment, load_experiment
 from krt_core.data import MultiLabelDataset, open_dataset
 from krt_core.data.pipeline import ImageStore, batches
-from krt_core.device import Runtime, choose_runtime, environment
 from krt_core.dpl import ThresholdRecord
 from krt_core.evaluate import predict, session_metrics
 from krt_core.learn import make_optimiser
+from krt_core.machine.device import Runtime, choose_runtime, environment
 from krt_core.memory import Memory
 from krt_core.methods import METHODS, Context, Method
 from krt_core.model.ica import IncrementalCrossAttention, looped
 from krt_core.model.inference import for_inference
 from krt_core.model.network import Network, build_network
-from krt_core.protocol import Protocol, make_protocol
+from krt_core.protocol import Protocol, make_protocol, session_view
 from krt_core.session import _Training, train
-from krt_core.view import session_view
 
 from . import published
 from .measure import seconds, side_by_side

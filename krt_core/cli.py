@@ -128,8 +128,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train(options: argparse.Namespace) -> int:
     from .config import load_experiment
-    from .distributed import leave_world
     from .launch import Machines, launch
+    from .machine.distributed import leave_world
 
     experiment = load_experiment(options.preset, options.overrides)
     rank = int(os.environ.get("SLURM_NODEID", "0")) if options.nnodes > 1 else 0
@@ -145,10 +145,10 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from .bench.command import dry_run, run, status
-    from .bench.follower import follow
-    from .bench.matrix import expand, load_matrix
-    from .bench.view import View
+    from .lab.bench.command import dry_run, run, status
+    from .lab.bench.follower import follow
+    from .lab.bench.matrix import expand, load_matrix
+    from .lab.bench.view import View
 
     keys = ("folder", "gpus_per_run", "workers", "launch", "time_limit", "nnodes", "rendezvous")
     matrix = load_matrix(options.matrix, **{key: getattr(options, key) for key in keys})
@@ -166,7 +166,7 @@ def _data(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from .data import DEFAULT_ROOTS, download
-    from .home import resolve
+    from .machine.home import resolve
 
     if options.name not in DEFAULT_ROOTS:
         raise DataError(f"There is no data set {options.name!r} to get.{did_you_mean(options.name, DEFAULT_ROOTS)}")
@@ -185,7 +185,7 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .model.checkpoint import inspect
+    from .weights.checkpoint import inspect
 
     found = inspect(options.checkpoint)
     lines = {
@@ -204,15 +204,15 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _import(options: argparse.Namespace) -> int:
     from .config import load_experiment
-    from .convert import import_published
+    from .evaluate import import_published
 
     print(import_published(load_experiment(options.preset, options.set), options.files, options.folder).folder)
     return 0
 
 
 def _export(options: argparse.Namespace) -> int:
-    from .convert import export_published
-    from .run import Run
+    from .runs.folder import Run
+    from .weights.convert import export_published
 
     run = Run(options.run)
     print(export_published(run, (options.session or run.finished_sessions) - 1, options.file))
@@ -220,8 +220,8 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .report import collect, runs_table, summary_table
-    from .report.write import write_report
+    from .lab.report import collect, runs_table, summary_table
+    from .lab.report.write import write_report
 
     runs, left_out = collect(options.runs)
     for other in left_out:

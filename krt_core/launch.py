@@ -15,9 +15,9 @@ from pathlib import Path
 
 from .config import Experiment
 from .errors import ConfigError, RunError
-from .home import outputs_dir, resolve
-from .processes import MARK, die_with_parent, parent_is_this, with_parent
-from .run import Run
+from .machine.home import outputs_dir, resolve
+from .machine.processes import MARK, die_with_parent, parent_is_this, with_parent
+from .runs.folder import Run
 from .session import train
 
 
@@ -61,7 +61,7 @@ def launch(
     cannot be shared so, RunError if the training failed. Ending this process ends them too. machines: where several
     share a run, each starts ``processes`` of its processes.
     """
-    if MARK in os.environ:  # in a notebook of a matrix, see krt_core.bench
+    if MARK in os.environ:  # in a notebook of a matrix, see krt_core.lab.bench
         die_with_parent()
     machines = machines or Machines()
     total = processes * machines.count
@@ -75,7 +75,7 @@ def launch(
         preset.write_text(experiment.to_yaml())
         command = with_parent(
             "krt_core.launch", *machines.arguments(), f"--nproc-per-node={processes}",
-            "-m", "krt_core.processes", "krt_core.cli", "train", str(preset), "--folder", str(path),
+            "-m", "krt_core.machine.processes", "krt_core.cli", "train", str(preset), "--folder", str(path),
         )  # fmt: skip
         command += ["--device", device] if device else []
         command += ["--allow-leak"] if allow_leak else []

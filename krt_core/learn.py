@@ -13,9 +13,9 @@ from torch import nn
 
 from .config import Train
 from .data.pipeline import ImageStore, batches
-from .device import Runtime
+from .machine.device import Runtime
 from .methods import Method
-from .view import View
+from .protocol import View
 
 
 class Learner:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .model.ica import full_precision
+from .machine.precision import full_precision
 
 
 def asymmetric_loss(

@@ -19,21 +19,20 @@ import torch
 from .config import Experiment
 from .data import open_dataset
 from .data.pipeline import ImageStore
-from .device import Runtime, choose_runtime, environment, peak_memory_mb, reset_peak_memory
 from .errors import DataError, RunError
 from .evaluate import predict, session_metrics
 from .learn import Learner, set_seed
+from .machine.device import Runtime, choose_runtime, environment, peak_memory_mb, reset_peak_memory
 from .memory import Memory
 from .methods import METHODS, Context
 from .model import Network
-from .model.checkpoint import load_backbone
 from .model.inference import for_inference
 from .model.network import build_network
 from .model.norm import synchronise
-from .progress import Progress
-from .protocol import Session, check_labels, make_protocol
-from .run import Ahead, Run, Scores
-from .view import View, seen_frequency, session_view
+from .protocol import Session, View, check_labels, make_protocol, seen_frequency, session_view
+from .runs.folder import Ahead, Run, Scores
+from .runs.progress import Progress
+from .weights.checkpoint import load_backbone
 
 
 def train(

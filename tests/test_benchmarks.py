@@ -13,15 +13,14 @@ from benchmarks.photos import write_photos
 from krt_core.config import load_experiment
 from krt_core.data import open_dataset
 from krt_core.data.pipeline import Batch, ImageStore
-from krt_core.device import choose_runtime
 from krt_core.evaluate import predict, session_metrics
 from krt_core.learn import set_seed
+from krt_core.machine.device import choose_runtime
 from krt_core.memory import Memory
 from krt_core.model.network import build_network
-from krt_core.protocol import make_protocol
-from krt_core.run import Run
+from krt_core.protocol import make_protocol, session_view
+from krt_core.runs.folder import Run
 from krt_core.session import train
-from krt_core.view import session_view
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ from krt_core.config import Replay
 from krt_core.dpl import exact_threshold, find_thresholds, search_threshold
 from krt_core.losses import asymmetric_loss, token_distillation
 from krt_core.memory import Memory, herding
-from krt_core.protocol import make_protocol
-from krt_core.view import seen_frequency
+from krt_core.protocol import make_protocol, seen_frequency
 
 
 def test_asymmetric_loss_is_the_formula():

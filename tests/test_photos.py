@@ -7,7 +7,7 @@ import pytest
 
 from krt_core.config import load_experiment
 from krt_core.data import open_dataset
-from krt_core.run import Run
+from krt_core.runs.folder import Run
 from krt_core.session import train
 
 FOLDER = os.environ.get("KRT_VOC_SUB", "")

@@ -78,7 +78,7 @@ def test_no_path_of_one_machine_and_no_registry_host():
 
 
 def test_author_curves_are_their_logs():
-    from krt_core.reference import author_curves
+    from krt_core.lab.report.published import author_curves
 
     coco = author_curves("coco2014", 10, 10)
     best = next(curve for name, curve in coco.items() if "λ 80" in name)

@@ -20,15 +20,15 @@ import krt_core.methods.krt as krt_module
 import krt_core.session as session_module
 from krt_core.config import Model, load_experiment
 from krt_core.dpl import ThresholdRecord, search_threshold
-from krt_core.explain import load_model
 from krt_core.losses import asymmetric_loss, pod_spatial, token_distillation
 from krt_core.memory import herding
 from krt_core.metrics import average_precision, forgetting, precision_recall_f1
 from krt_core.model import Network
 from krt_core.model.backbone import make_backbone
 from krt_core.model.ica import looped
-from krt_core.model.published import load_published, save_published, to_published
 from krt_core.session import train
+from krt_core.weights.convert import load_model
+from krt_core.weights.published import load_published, save_published, to_published
 
 GOLDEN = Path(os.environ.get("KRT_GOLDEN") or Path(__file__).parent / "golden")
 TRACE = Path(os.environ.get("KRT_TRACE") or GOLDEN / "krt_training.json")

@@ -11,11 +11,12 @@ import torch
 
 import krt_core.session as session_module
 from krt_core.errors import CheckpointError, ConfigError, DataError, RunError
-from krt_core.explain import choose_images, evidence, grad_cam, load_model, look
+from krt_core.lab.analysis.explain import choose_images, evidence, grad_cam, look
 from krt_core.learn import make_optimiser
-from krt_core.progress import Progress
-from krt_core.run import Run, find_runs
+from krt_core.runs.folder import Run, find_runs
+from krt_core.runs.progress import Progress
 from krt_core.session import train
+from krt_core.weights.convert import load_model
 
 
 def test_krt_end_to_end(tiny):
@@ -206,7 +207,7 @@ def test_another_number_of_processes_is_another_training(tiny, monkeypatch):
 
 
 def test_different_settings_are_never_averaged_as_seeds(tiny):
-    from krt_core.report import runs_table, summary_table
+    from krt_core.lab.report import runs_table, summary_table
 
     variants = [tiny(method="finetune", train__epochs=1, seed=s) for s in (0, 1)]
     variants.append(tiny(method="finetune", train__epochs=1, finetune__head="ica"))

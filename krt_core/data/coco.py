@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from . import MultiLabelDataset
+from .dataset import MultiLabelDataset
 
 # split → (annotation files to look for, image folders to look for), first match wins
 LAYOUT = {

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import DataError
-from ..home import file_digest
+from ..machine.home import file_digest
 
 Report = Callable[[str, int, int], None]  # (file name, bytes done, bytes in all or 0)
 CHUNK = 1 << 20

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..device import Runtime
 from ..errors import DataError
-from ..home import data_dir, only_one
-from . import MultiLabelDataset
+from ..machine.device import Runtime
+from ..machine.home import data_dir, only_one
 from .augment import Draws, augment, draw
 from .augment_batch import augment_batch
+from .dataset import MultiLabelDataset
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..machine.precision import full_precision
+
 
 class Attention(NamedTuple):
     """Attention of the query, per session and head. Masses of one row sum to 1: transfer + retention + patches."""
@@ -176,11 +178,6 @@ class SessionHead(nn.Module):
 
     def forward(self, token: Tensor) -> Tensor:
         return self.head(self.norm(token))
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """float32 whatever the autocast; float64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _truncated_normal(*shape: int) -> Tensor:

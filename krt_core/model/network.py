@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Experiment
+from ..machine.precision import full_precision
 from .backbone import Backbone, make_backbone
-from .ica import Attention, IncrementalCrossAttention, SessionHead, _truncated_normal, full_precision
+from .ica import Attention, IncrementalCrossAttention, SessionHead, _truncated_normal
 
 
 @dataclass

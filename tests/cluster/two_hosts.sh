@@ -44,7 +44,7 @@ cat "$folder"/host*.log
 .venv/bin/python - "$folder" <<'PY'
 import json, sys
 import numpy as np
-from krt_core.run import find_runs
+from krt_core.runs.folder import find_runs
 (one,), (two,) = (find_runs(f"{sys.argv[1]}/{name}") for name in ("one", "two"))
 loss = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(one.epochs, two.epochs, strict=True))
 sessions = range(one.finished_sessions)

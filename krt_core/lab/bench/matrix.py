@@ -1,0 +1,245 @@
+"""From a matrix in YAML to jobs with stable names."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from ...config import Experiment, convert, load_experiments, parse_yaml, preset_names
+from ...errors import ConfigError, did_you_mean
+from ...launch import Machines
+from ...machine.home import home, resolve
+
+TRAINING = "02_train_sessions"
+AXES = ("presets", "methods", "seeds", "class_orders", "overrides")
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What each run asks of Slurm; empty or 0: the cluster's default."""
+
+    partition: str = ""
+    minutes: int = 720  # a run that needs longer is requeued and goes on
+    gpus: int = 1
+    cpus_per_run: int = 8
+    memory_gb: float = 0
+    at_once: int = 64  # tasks of the job array that may run at the same time
+    requeues: int = 20  # how often the time limit may requeue a run
+    options: dict = field(default_factory=dict)  # further sbatch options, such as {"account": "lab"}
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Every combination of presets, methods, seeds, class orders and overrides is a run."""
+
+    presets: tuple[str, ...]  # shipped names, or YAML files beside the matrix
+    methods: tuple[str, ...] = ("krt",)  # a method, and what to change for it: "krt replay.per_class=20"
+    seeds: tuple[int, ...] = (0,)
+    class_orders: tuple[int | None, ...] = (None,)  # null: alphabetical; a number: that shuffle
+    overrides: tuple[dict, ...] = ()  # each entry is a variant of every run; one entry: a change to all of them
+    also: tuple[Any, ...] = ()  # further combinations: any of the five keys above, the others as they stand here
+    folder: str = ""  # where everything goes; empty: outputs/<name of the matrix>
+    analysis: tuple[str, ...] = ("03_forgetting_analysis", "04_attention_maps")  # notebooks for each group of runs
+    gpus_per_run: int = 1  # more: the processes of a run share every batch; without GPUs each is a share of the cores
+    workers: int = 0  # runs at once on a machine without GPUs; 0: one per core
+    time_limit: str = ""  # of each run, such as 90m or 12h; empty: none
+    launch: Literal["local", "slurm", "torchrun"] = "local"  # torchrun: each run on several machines at once
+    slurm: Slurm = Slurm()
+    nnodes: int = 1  # machines that share each run, with gpus_per_run each (torchrun)
+    rendezvous: str = ""  # host:port on the main one, where they meet (torchrun)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook to be executed: the training of one run, or an analysis of the runs of one group."""
+
+    id: str  # names its files; the same in every start
+    group: str  # data set, protocol and class order: what can be analysed together
+    notebook: str
+    parameters: dict[str, Any]
+    run_folder: str = ""  # training only
+    needs: tuple[str, ...] = ()  # ids of the trainings an analysis reads
+    experiment: Experiment | None = field(default=None, compare=False)
+
+    @property
+    def trains(self) -> bool:
+        return bool(self.run_folder)
+
+
+def matrix_names() -> list[str]:
+    files = resources.files("krt_core.lab.bench.matrices").iterdir()
+    return sorted(file.name[:-5] for file in files if file.name.endswith(".yaml"))
+
+
+def load_matrix(source: str | Path, **changes: Any) -> Matrix:
+    """Read a matrix (a shipped name or a YAML file). ConfigError names what is wrong. changes: keys to set; None is
+    left out."""
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        content, place = parse_yaml(path.read_text(), str(path)), path.resolve().parent
+    elif path.stem in matrix_names():
+        place = Path(str(resources.files("krt_core.lab.bench.matrices")))
+        content = parse_yaml((place / f"{path.stem}.yaml").read_text(), f"matrix {path.stem}")
+    else:
+        hint = did_you_mean(path.stem, matrix_names())
+        raise ConfigError(f"There is no matrix file {source} and no shipped matrix of that name.{hint}")
+    content.update({key: value for key, value in changes.items() if value is not None})
+    if "presets" not in content:
+        raise ConfigError(f"{source}: a matrix needs the key presets, such as presets: [digits_demo].")
+    also = content.pop("also", None) or []
+    if not isinstance(also, list) or not all(isinstance(block, dict) for block in also):
+        raise ConfigError(
+            f"{source}: also must be a list of combinations, such as also: [{{methods: [joint]}}], found {also!r}."
+        )
+    for block in also:
+        for key in block.keys() - AXES:
+            raise ConfigError(f"{source}: also cannot change {key!r}.{did_you_mean(key, AXES)}")
+    blocks = [_block({**content, **block}, place, str(source)) for block in ({}, *also)]
+    return replace(blocks[0], also=tuple(blocks[1:]), folder=str(resolve(blocks[0].folder or f"outputs/{path.stem}")))
+
+
+def _block(content: dict[str, Any], place: Path, source: str) -> Matrix:
+    """One block of a matrix, checked, with presets that can be found from anywhere."""
+    if isinstance(content.get("overrides"), dict):
+        content["overrides"] = [content["overrides"]]
+    matrix = convert(Matrix, content, "", source)
+    for key, least in (("gpus_per_run", 1), ("workers", 0)):
+        if getattr(matrix, key) < least:
+            raise ConfigError(f"{source}: {key} must be at least {least}.")
+    seconds_of(matrix.time_limit, f"{source}: time_limit")
+    if (matrix.launch == "torchrun") != (matrix.nnodes > 1):
+        raise ConfigError(f"{source}: nnodes above 1 and launch: torchrun go together.")
+    Machines(matrix.nnodes, 0, matrix.rendezvous)  # says what is wrong with them
+    return replace(matrix, presets=tuple(_preset(preset, place, source) for preset in matrix.presets))
+
+
+def _preset(preset: str, place: Path, source: str) -> str:
+    """A preset as the notebook can find it from anywhere: a shipped name or a whole path."""
+    if preset in preset_names():
+        return preset
+    if (place / preset).is_file():
+        return str(place / preset)
+    raise ConfigError(f"{source}: there is no preset {preset!r}.{did_you_mean(preset, preset_names())}")
+
+
+def expand(matrix: Matrix) -> list[Job]:
+    """Every job of a matrix, trainings first. All configurations and notebook parameters are checked here."""
+    jobs: dict[str, Job] = {}
+    folder = Path(matrix.folder)
+    for preset, seed, order, changes, method in _combinations(matrix):
+        changes = {**changes, **({} if order is None else {"protocol.order_seed": order})}
+        (experiment,) = load_experiments(preset, [method], [seed], changes)
+        if experiment.train.batch_size < matrix.gpus_per_run * matrix.nnodes:
+            raise ConfigError(f"gpus_per_run (on all machines) must not be more than train.batch_size of {preset}.")
+        group = _group(experiment)
+        run_folder = folder / group / "runs" / experiment.run_name()
+        parameters = {
+            "preset": preset, "methods": [method], "seeds": [seed], "overrides": changes,
+            "folder": str(folder / group), "figures": str(run_folder / "figures"), "processes": matrix.gpus_per_run,
+            "machines": matrix.nnodes, "rendezvous": matrix.rendezvous,
+        }  # fmt: skip
+        name = experiment.run_name()
+        jobs.setdefault(name, Job(name, group, TRAINING, parameters, str(run_folder), (), experiment))
+    jobs.update({job.id: job for job in _analyses(matrix, list(jobs.values()))})
+    for notebook in sorted({job.notebook for job in jobs.values()}):
+        first = next(job for job in jobs.values() if job.notebook == notebook)
+        check_parameters(notebook, first.parameters)
+    return list(jobs.values())
+
+
+def _combinations(matrix: Matrix) -> Iterator[tuple]:
+    """(preset, seed, class order, changes, method) of every run, some perhaps twice."""
+    for block in (matrix, *matrix.also):
+        yield from itertools.product(
+            block.presets, block.seeds, block.class_orders, block.overrides or ({},), block.methods
+        )
+
+
+def _group(experiment: Experiment) -> str:
+    data, protocol = experiment.data, experiment.protocol
+    name = Path(data.root).name if data.dataset in ("coco", "voc") else data.dataset
+    base = 0 if protocol.base in (0, protocol.increment) else protocol.base
+    order = "" if protocol.order_seed is None else f"-order{protocol.order_seed}"
+    return f"{name or data.dataset}-B{base}-C{protocol.increment}{order}"
+
+
+def _analyses(matrix: Matrix, trainings: list[Job]) -> Iterator[Job]:
+    for group in dict.fromkeys(job.group for job in trainings):
+        members = [job for job in trainings if job.group == group]
+        for notebook in matrix.analysis:
+            method = _parameters_of(notebook).get("method")  # one that looks at a method's runs needs one of them
+            needed = method[1] if method else None
+            if needed is None or any(job.experiment.method == needed for job in members):
+                parameters = {"folder": str(Path(matrix.folder) / group)}
+                yield Job(f"{group}-{notebook}", group, notebook, parameters, "", tuple(job.id for job in members))
+
+
+def notebook_path(notebook: str) -> Path:
+    """The file of a notebook given by its name in notebooks/ or by a path."""
+    path = Path(notebook)
+    if path.suffix == ".ipynb":
+        return path.resolve()
+    return notebooks_dir() / f"{notebook}.ipynb"
+
+
+def notebooks_dir() -> Path:
+    """notebooks/ beside data/ and outputs/, else that of the checkout this package is in."""
+    own = home() / "notebooks"
+    return own if own.is_dir() else Path(__file__).resolve().parents[3] / "notebooks"
+
+
+@functools.cache
+def _parameters_of(notebook: str) -> dict[str, tuple[str, Any]]:
+    """Parameters of a notebook: name → type as annotated (or that of the default), default.
+
+    Read from the cell tagged ``parameters`` by Python's own parser, since papermill's stumbles over a ``=`` in a value.
+    """
+    path = notebook_path(notebook)
+    if not path.is_file():
+        known = [p.stem for p in notebooks_dir().glob("*.ipynb")]
+        raise ConfigError(f"There is no notebook {path}.{did_you_mean(notebook, known)}")
+    cells = json.loads(path.read_text())["cells"]
+    tagged = ("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+    found = {}
+    for line in ast.parse(next(tagged, "")).body:
+        if isinstance(line, (ast.AnnAssign, ast.Assign)) and line.value is not None:
+            target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
+            default = ast.literal_eval(line.value)
+            kind = ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else type(default).__name__
+            found[ast.unparse(target)] = (kind, default)
+    return found
+
+
+def check_parameters(notebook: str, parameters: dict[str, Any]) -> None:
+    """ConfigError where a parameter is not one of the notebook's, or has another type than it: papermill would go on
+    with the default."""
+    known = _parameters_of(notebook)
+    for name, value in parameters.items():
+        if name not in known:
+            raise ConfigError(f"{notebook}: there is no parameter {name!r}.{did_you_mean(name, known)}")
+        kind = known[name][0]
+        if kind in ("str", "int", "float", "bool", "list", "dict") and type(value).__name__ != kind:
+            raise ConfigError(f"{notebook}: parameter {name} must be of type {kind}, found {value!r}.")
+
+
+def seconds_of(limit: str, where: str = "time limit") -> float | None:
+    """Seconds of a duration such as 45s, 90m, 12h or 2d; None for an empty one."""
+    if not limit:
+        return None
+    factors = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    number, unit = limit[:-1], limit[-1]
+    try:
+        seconds = float(number) * factors[unit]
+    except (ValueError, KeyError):
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"{where} must be a number above 0 with s, m, h or d, such as 90m; found {limit!r}.")
+    return seconds

@@ -1,0 +1,148 @@
+"""What is known of a job on disk: ``<folder>/jobs/<id>/`` with state.json, job.json, log.txt and notebook.ipynb."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from ...errors import RunError
+from ...machine.home import atomic_write
+from ...runs.folder import Run
+from .locks import try_lock
+from .matrix import Job, notebook_path
+
+QUEUED, RUNNING, DONE, FAILED = "queued", "running", "done", "failed"
+
+
+@dataclass(frozen=True)
+class State:
+    state: str = QUEUED
+    attempts: int = 0  # starts so far
+    reason: str = ""  # why it is not done
+    kind: str = ""  # of the failure: error, time limit, out of memory, disk full, killed, stopped, start-up
+    exit_code: int | None = None  # of its process; negative: the signal that killed it
+    started_at: str = ""
+    ended_at: str = ""
+    seconds: float = 0.0  # over all attempts
+    host: str = ""
+    slot: str = ""
+    versions: dict | None = None
+    inputs: str = ""  # what an analysis has read
+
+
+class JobFiles:
+    """The files of one job below the folder of its matrix."""
+
+    def __init__(self, folder: str | Path, job: Job):
+        self.job, self.folder = job, Path(folder) / "jobs" / job.id
+        self.notebook = self.folder / "notebook.ipynb"
+        self.log = self.folder / "log.txt"
+
+    @classmethod
+    def of(cls, folder: str | Path) -> JobFiles:
+        """A job by its own folder, as `write_job` described it."""
+        folder = Path(folder)
+        c = json.loads((folder / "job.json").read_text())
+        job = Job(c["id"], c["group"], c["notebook"], c["parameters"], c["run_folder"], tuple(c["needs"]))
+        return cls(folder.parent.parent, job)
+
+    @property
+    def mark(self) -> str:
+        """Names what the worker of this job has started among all processes of the machine."""
+        return str(self.folder)
+
+    @property
+    def worker_mark(self) -> str:
+        """That of workers, so that one which ends what it has started cannot end another worker of the job."""
+        return f"{self.folder} worker"
+
+    def write_job(self) -> Path:
+        """What its process needs to know."""
+        content = {
+            "id": self.job.id, "group": self.job.group, "notebook": str(notebook_path(self.job.notebook)),
+            "parameters": self.job.parameters, "run_folder": self.job.run_folder, "needs": list(self.job.needs),
+        }  # fmt: skip
+        return atomic_write(self.folder / "job.json", json.dumps(content, indent=1))
+
+    def read(self) -> State:
+        """The stored state; a file that cannot be read counts as a job that never started."""
+        try:
+            content = json.loads((self.folder / "state.json").read_text())
+            return State(**{key: value for key, value in content.items() if key in State.__dataclass_fields__})
+        except (FileNotFoundError, json.JSONDecodeError, TypeError):
+            return State()
+
+    def write(self, **changes: Any) -> State:
+        state = replace(self.read(), **changes)
+        atomic_write(self.folder / "state.json", json.dumps(asdict(state), indent=1))
+        return state
+
+    def current(self, inputs: str = "", mine: bool = False) -> State:
+        """The state as it is in truth, whatever was written last: done is what the run folder (or the inputs of an
+        analysis) says, running is a job whose process holds its lock. mine: the caller holds it, so nobody runs it."""
+        state = self.read()
+        if self.job.trains:
+            done = self.run is not None and self.run.done
+        else:
+            done = state.state == DONE and state.inputs == inputs
+        if done:
+            return replace(state, state=DONE, reason="", kind="")
+        if not mine and self.held():
+            return replace(state, state=RUNNING)
+        if state.state == RUNNING:
+            return replace(state, state=QUEUED, kind="killed", reason="its process was killed")
+        return replace(state, state=QUEUED) if state.state == DONE else state
+
+    @property
+    def run(self) -> Run | None:
+        """The run folder of a training, once there is one."""
+        with contextlib.suppress(RunError):
+            return Run(self.job.run_folder) if self.job.trains else None
+        return None
+
+    # ---- one process per job ----
+
+    def lock(self) -> IO | None:
+        """Hold the job until the returned file, and those that other processes inherit, are closed; a killed process
+        lets go of it. None where another process holds it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = (self.folder / "lock").open("a")
+        for wait in (0.2, 0.2, 0):  # someone may only have looked
+            if try_lock(file):
+                return file
+            time.sleep(wait)
+        file.close()
+        return None
+
+    def held(self) -> bool:
+        """Does a process work on the job?"""
+        try:
+            with (self.folder / "lock").open() as file:
+                return not try_lock(file, shared=True)
+        except FileNotFoundError:
+            return False
+
+
+def now() -> str:
+    return datetime.now().isoformat(timespec="seconds")
+
+
+def seconds_between(earlier: str, later: str) -> float:
+    return (datetime.fromisoformat(later) - datetime.fromisoformat(earlier)).total_seconds()
+
+
+def inputs_of(needed: list[JobFiles]) -> str:
+    """Says which finished runs an analysis reads: it is to be repeated when this changes."""
+    found = [(f.job.id, (f.run.folder / "DONE").read_text()) for f in needed if f.run is not None and f.run.done]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
+
+
+def host() -> str:
+    return os.uname().nodename

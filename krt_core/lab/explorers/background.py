@@ -1,0 +1,239 @@
+"""Trainings in child processes that outlive the notebook which starts them.
+
+`start` runs ``krt train`` in a session of its own, so that neither a closed tab nor a restarted kernel ends it. Beside
+what every training writes, its run folder then holds::
+
+    output.txt     everything the child printed since it was last started
+    process.json   pid, create_time, host, device; removed when the training is stopped
+
+Where the process of process.json is gone and the run is not done, the training has failed or the machine went down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from ...config import Experiment
+from ...errors import RunError
+from ...machine.home import home, only_one, resolve
+from ...machine.processes import MARK, PARENT
+from ...runs.folder import Run
+
+TRAINING = "KRT_TRAINING"  # environment variable: run folder of the training that a process belongs to
+OUTPUT, PROCESS = "output.txt", "process.json"
+SILENT = 600.0  # seconds without a sign after which a training on another machine counts as ended
+
+
+@dataclass(frozen=True)
+class Training:
+    """A process that trains a run folder now."""
+
+    folder: Path
+    pid: int
+    host: str
+    created: float  # when the process began, seconds since the epoch
+    device: str | None = None  # that it was asked to use; None: whatever it chose
+    own: bool = True  # started by `start` on this machine, so that `stop` can end it
+
+    def __str__(self) -> str:
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(self.created))
+        return f"process {self.pid} on {self.host}, since {since}"
+
+
+def start(
+    experiment: Experiment,
+    folder: str | Path | None = None,
+    processes: int = 1,
+    device: str | None = None,
+    threads: int = 0,
+) -> Training | None:
+    """Train (or continue) an experiment in the background; returns at once, None if the run is done already.
+
+    folder: default ``outputs/<run name>``. processes: that share every batch. threads: of PyTorch on the CPU, 0 for its
+    own choice. Raises RunError if something trains this folder already or if it holds another experiment. What goes
+    wrong later is told by `last_words`.
+    """
+    run = Run.create(experiment, folder)
+    with only_one(run.folder / ".start.lock"):
+        if training := find(run.folder):
+            raise RunError(f"{run.folder} is being trained already ({training}): wait for it or stop it.")
+        if run.done:
+            return None
+        preset = run.folder / "experiment.yaml"  # by now the same experiment, and a preset like any other
+        command = [sys.executable, "-m", "krt_core.lab.explorers.background", str(preset), "--folder", str(run.folder)]
+        command += ["--processes", str(processes), *(["--device", device] if device else [])]
+        with (run.folder / OUTPUT).open("wb") as output:
+            child = subprocess.Popen(
+                command, env=_environment(run.folder, threads), stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+        training = Training(
+            run.folder, child.pid, socket.gethostname(), psutil.Process(child.pid).create_time(), device
+        )
+        threading.Thread(target=child.wait, daemon=True).start()  # or it would stay as a zombie
+        record = {"pid": child.pid, "create_time": training.created, "host": training.host, "device": device}
+        run.write_json(PROCESS, record)
+    return training
+
+
+def find(folder: str | Path) -> Training | None:
+    """The process that trains a run folder now, whoever started it.
+
+    One that `start` began is told by process.json, as long as a process with this pid and this start lives. Any other
+    one on this machine is told by the lock it holds (Linux). One on another machine, with a shared file system, counts
+    until it has given no sign for ten minutes.
+    """
+    path = resolve(folder)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        record = json.loads((path / PROCESS).read_text())
+        training = Training(path, int(record["pid"]), record["host"], float(record["create_time"]), record["device"])
+        if training.host != socket.gethostname():
+            if time.time() - _last_sign(path) < SILENT:
+                return Training(path, training.pid, training.host, training.created, training.device, own=False)
+        elif _lives(training):
+            return training
+    return _holder(path)
+
+
+def stop(folder: str | Path, grace: float = 10.0) -> bool:
+    """End the training of a run folder with every process it has started; False if none was running.
+
+    They are asked first (SIGTERM), killed after ``grace`` seconds, and gone when this returns. The run folder stays as
+    after Ctrl-C: `start` continues after the last finished epoch. Raises RunError for a training that was not begun by
+    `start` on this machine, since its process may be a terminal or a notebook that does other things too.
+    """
+    path = resolve(folder)
+    training = find(path)
+    if training and not training.own:
+        raise RunError(f"{path.name} is trained by {training}, not started from here: stop it where it was started.")
+    asked = _processes(path)
+    for process in asked:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    deadline = time.monotonic() + grace
+    while (left := _processes(path)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed = bool(left)
+    deadline = time.monotonic() + 10
+    while (left := _processes(path)) and time.monotonic() < deadline:  # some may have started others meanwhile
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        time.sleep(0.05)
+    if left:
+        raise RunError(f"{path.name}: process {left[0].pid} does not end. Its output is in {path / OUTPUT}.")
+    if asked:
+        (path / PROCESS).unlink(missing_ok=True)
+    if killed:
+        _tidy(path)
+    return bool(asked)
+
+
+def failed(folder: str | Path) -> bool:
+    """Has a training that `start` began ended without being done or stopped? To be asked once `find` finds none."""
+    return (resolve(folder) / PROCESS).is_file()
+
+
+def last_words(folder: str | Path, lines: int = 12) -> str:
+    """The last lines that the training of a run folder printed since `start`; empty if there are none."""
+    try:
+        with (resolve(folder) / OUTPUT).open("rb") as file:
+            file.seek(max(0, os.path.getsize(file.name) - 65536))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+
+def _environment(folder: Path, threads: int) -> dict[str, str]:
+    """Of the child: this one's, without what would tie it to this process or to a job this one belongs to."""
+    kept = {key: value for key, value in os.environ.items() if key not in (MARK, PARENT)}
+    kept |= {TRAINING: str(folder), "KRT_HOME": str(home()), "PYTHONUNBUFFERED": "1"}
+    return {"OMP_NUM_THREADS": str(threads), **kept} if threads else kept
+
+
+def _lives(training: Training) -> bool:
+    try:
+        process = psutil.Process(training.pid)
+        same = abs(process.create_time() - training.created) < 1  # another one may have the number by now
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _last_sign(folder: Path) -> float:
+    """When a training last wrote something, seconds since the epoch."""
+    times = [0.0]
+    for name in (PROCESS, OUTPUT, "progress.json", "metrics.jsonl"):
+        with contextlib.suppress(OSError):
+            times.append((folder / name).stat().st_mtime)
+    return max(times)
+
+
+def _holder(folder: Path) -> Training | None:
+    """The process that holds the lock of a run folder. It is looked up, as trying the lock would disturb a training
+    that is just about to take it."""
+    with contextlib.suppress(OSError, psutil.Error, ValueError):
+        lock = (folder / ".lock").stat()
+        for line in Path("/proc/locks").read_text().splitlines():
+            fields = line.split()  # such as 1: FLOCK ADVISORY WRITE 16482 fe:00:2146356 0 EOF
+            if fields[1] != "FLOCK" or int(fields[5].rsplit(":", 1)[1]) != lock.st_ino:
+                continue
+            process = psutil.Process(int(fields[4]))
+            if _has_open(process.pid, lock):  # another disk may have a file of this number
+                own = process.environ().get(TRAINING) == str(folder)
+                return Training(folder, process.pid, socket.gethostname(), process.create_time(), own=own)
+    return None
+
+
+def _has_open(pid: int, file: os.stat_result) -> bool:
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if os.path.samestat(descriptor.stat(), file):
+                return True
+    return False
+
+
+def _processes(folder: Path) -> list[psutil.Process]:
+    """Every process that `start` or one of its children began for a run folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(TRAINING) == str(folder) and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def _tidy(folder: Path) -> None:
+    """Remove files that a killed process left half written."""
+    with contextlib.suppress(RunError), Run(folder).lock():  # whoever holds the lock may be writing some
+        for path in folder.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
+
+
+def _train(arguments: list[str]) -> int:
+    """``krt train`` in the child. A SIGTERM ends it as Ctrl-C does, which tidies up; the signal of Ctrl-C itself is
+    ignored by all that an idle kernel starts."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    from ...cli import main
+
+    code = main(["train", *arguments])
+    if code == 130:  # stopped, by whomever
+        (Path(os.environ[TRAINING]) / PROCESS).unlink(missing_ok=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(_train(sys.argv[1:]))

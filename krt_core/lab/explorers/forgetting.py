@@ -1,0 +1,249 @@
+"""The forgetting explorer: which classes fell, when, by which method, and on which images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import ipywidgets as widgets
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ...errors import RunError
+from ...metrics import F1_THRESHOLD
+from ...runs.folder import Run
+from .. import figures as plots
+from ..analysis.forgetting import confusions, falls, lost_images
+from ..figures.figure import by_label
+from ..report import finished_runs, setting_of
+from ..report.published import author_ap, author_curves
+from .explorer import Explorer, Result
+from .gallery import named, opened_test_set
+
+METRICS = ("mAP_seen", "mAP_base", "mAP_new", "CF1", "OF1")
+FALLEN = 8  # classes in the picture of confusions
+IMAGES = 9  # lost ones shown
+
+
+class ForgettingExplorer(Explorer):
+    """Choose methods, classes and a definition of forgetting; click a class to see the images on which it was lost.
+
+    folder: holds run folders, and takes what is saved. runs: these instead of the finished ones under it. headless: see
+    `Explorer`. Runs of one data set, protocol and class order are looked at together; where there are several, choose
+    the setting. Runs that differ in the seed alone are replicates, drawn as mean and band. Raises RunError where there
+    is no finished run.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path = "outputs/demo",
+        runs: Sequence[Run] | None = None,
+        headless: Sequence[str] | None = None,
+    ):
+        found = finished_runs(folder) if runs is None else list(runs)
+        if not found:
+            raise RunError("There is no run to look at: give at least one that has finished a session.")
+        self.settings: dict[str, list[Run]] = {}
+        copies = []
+        for run in found:
+            group = self.settings.setdefault(_setting(run), [])
+            if any(_same(run, other) for other in group):  # a copy is no replicate
+                copies.append(str(run.folder))
+            else:
+                group.append(run)
+        wide, tall = widgets.Layout(width="360px"), widgets.Layout(width="360px", height="110px")
+        slider = dict(continuous_update=False, layout=wide)
+        hidden = widgets.Layout(width="360px", display="none" if len(self.settings) == 1 else None)
+        controls = {
+            "setting": widgets.Dropdown(options=list(self.settings), description="setting", layout=hidden),
+            "methods": widgets.SelectMultiple(description="methods", layout=tall),
+            "classes": widgets.SelectMultiple(description="classes", layout=tall),
+            "authors": widgets.SelectMultiple(description="authors' runs", layout=tall),
+            "metric": widgets.Dropdown(options=METRICS, description="curve of", layout=wide),
+            "kind": widgets.Dropdown(
+                options=[("best earlier AP − last", "max"), ("AP after own session − last", "first")],
+                description="forgetting", layout=wide,
+            ),
+            "pool": widgets.Dropdown(
+                options=[(words, pool) for pool, words in plots.POOLS.items()], description="images", layout=wide
+            ),
+            "run": widgets.Dropdown(description="one run", layout=wide),
+            "session": widgets.IntSlider(2, 2, 2, description="session", **slider),
+            "column": widgets.Dropdown(description="class", layout=wide),
+            "threshold": widgets.FloatSlider(F1_THRESHOLD, min=0.05, max=0.95, step=0.05, description="said above",
+                                             **slider),
+        }  # fmt: skip
+        views = {
+            "Curves": self.curves, "Heat map": self.heat_map, "Changes": self.changes, "Classes": self.class_curves,
+            "Forgetting": self.forgetting, "One session": self.one_session, "Lost images": self.lost_images,
+        }  # fmt: skip
+        picks = {
+            "Heat map": self._pick_row, "Changes": self._pick_row, "Classes": self._pick_place,
+            "Forgetting": self._pick_bar, "One session": self._pick_fallen,
+        }  # fmt: skip
+        follow = {"setting": self._new_setting}
+        super().__init__(controls, views, folder, "forgetting", picks, follow, headless=headless)
+        if copies:
+            self.notice = f"Left out, as a run of the same configuration and seed is there: {', '.join(copies)}."
+        self.begin("setting")
+
+    # ---- what is chosen ----
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of the chosen methods. Raises RunError if none is chosen."""
+        chosen = [run for name in self.value("methods") for run in self._groups[name]]
+        if not chosen:
+            raise RunError("Choose one method or several.")
+        return chosen
+
+    @property
+    def run(self) -> Run:
+        return self._one[self.value("run")]
+
+    @property
+    def columns(self) -> list[int]:
+        """Chosen classes in learning order; all of them where none is chosen."""
+        return sorted(self.value("classes")) or list(range(len(self.run.protocol.classes)))
+
+    def _new_setting(self) -> None:
+        self._all = self.settings[self.value("setting")]
+        self._groups, self._one, protocol = by_label(self._all), named(self._all), self._all[0].protocol
+        data, sessions = self._all[0].experiment.data.dataset, len(protocol.sessions)
+        at = (data, protocol.base, protocol.increment)
+        self._curves = lambda key: author_curves(*at, key, protocol.classes)
+        self._ap = author_ap(*at, protocol.classes)
+        self.controls["methods"].options = list(self._groups)
+        self.controls["methods"].value = list(self._groups)
+        classes = [(name, column) for column, name in enumerate(protocol.classes)]
+        self.controls["classes"].options = classes
+        self.controls["authors"].options = list(self._ap)
+        self.controls["authors"].layout.display = None if self._ap else "none"
+        self.offer("run", list(self._one))
+        self.offer("column", classes)
+        self.controls["session"].max = max(2, sessions)
+        self.controls["session"].value = max(2, sessions)
+
+    def _show_class(self, column: int) -> None:
+        self.set(column=column)
+        self.tabs.selected_index = list(self.views).index("Lost images")
+
+    def _pick_row(self, axis: Axes, x: float, y: float) -> None:
+        columns = self.columns
+        if 0 <= round(y) < len(columns) and axis.images and len(axis.images[0].get_array()) == len(columns):
+            self._show_class(columns[round(y)])
+
+    def _pick_place(self, axis: Axes, x: float, y: float) -> None:
+        if (place := (int(x // 1), int(y // 1))) in axis.places:
+            self._show_class(axis.places[place])
+
+    def _pick_bar(self, axis: Axes, x: float, y: float) -> None:
+        columns = [c for c in self.columns if c < self.run.protocol.sessions[-1].start]
+        if 0 <= round(x) < len(columns):
+            self._show_class(columns[round(x)])
+
+    def _pick_fallen(self, axis: Axes, x: float, y: float) -> None:
+        columns = getattr(axis, "columns", [])
+        if 0 <= round(y) < len(columns):
+            self._show_class(columns[round(y)])
+
+    # ---- views ----
+
+    def curves(self) -> Result:
+        """One metric after each session, with the authors' curves where some are chosen."""
+        metric, authors = self.value("metric"), self.value("authors")
+        if not metric.startswith("mAP_"):
+            figure = plots.session_curves(self.runs, metric, among=self._all)
+            return [figure, f"The authors' logs have no {metric} per session."] if authors else figure
+        curves = self._curves(metric.removeprefix("mAP_"))
+        reference = {name: curve for name, curve in curves.items() if name in authors}
+        return plots.session_curves(self.runs, metric, reference, self._all)
+
+    def heat_map(self) -> Result:
+        """AP of every class after every session, and that of the one run in numbers."""
+        figure = plots.class_session_heatmap(self.runs, self.value("pool"), self.columns, among=self._all)
+        table = pd.DataFrame(self.run.ap_tables[self.value("pool")].T[self.columns]).round(1)
+        table.index = pd.Index([self.run.protocol.classes[c] for c in self.columns], name="class")
+        table.columns = [f"session {t + 1}" for t in table.columns]
+        return [figure, f"{self.value('run')}, AP (%). Click a class above, or choose it, for its lost images.", table]
+
+    def changes(self) -> Result:
+        """By how much the AP of every class changed in every session."""
+        return plots.class_session_heatmap(self.runs, self.value("pool"), self.columns, True, self._all)
+
+    def class_curves(self) -> Result:
+        """A small picture per class. The authors' AP is on the pool of seen images, whatever is chosen here."""
+        chosen = {name: table for name, table in self._ap.items() if name in self.value("authors")}
+        figure = plots.class_curves(self.runs, self.value("pool"), self.columns, chosen, self._all)
+        if chosen and self.value("pool") != "seen":
+            return [figure, "The authors' AP is on the test images with a seen class."]
+        return figure
+
+    def forgetting(self) -> Result:
+        """Points lost per class, and every definition of forgetting."""
+        figure = plots.forgetting_bars(self.runs, self.value("kind"), self.value("pool"), self.columns, self._all)
+        groups = by_label(self.runs, among=self._all)
+        table = pd.DataFrame({name: _mean_and_spread(group) for name, group in groups.items()})
+        words = "Every definition, over all classes: mean ± standard deviation over the runs of a method."
+        return [figure, words, table.rename_axis("definition")]
+
+    def one_session(self) -> Result:
+        """Which classes fell in the chosen session of one run, and with which new classes they are confused."""
+        session, run = self.value("session") - 1, self.run
+        name = self.value("run") + (" (LEAK)" if run.leak and "LEAK" not in self.value("run") else "")
+        table = falls([run], session, self.value("pool"))
+        table = table[table.column.isin(self.columns)]
+        shown = [plots.falls_in_session(table, session, name)]
+        fallen = table[table.change < 0].head(FALLEN)
+        if len(fallen):
+            rows = {old: confusions(run, column, session)
+                    for old, column in zip(fallen["class"], fallen.column, strict=True)}  # fmt: skip
+            shown.append(plots.said_instead(rows, session))
+        if self.value("column") < run.protocol.sessions[session].start:
+            old = run.protocol.classes[self.value("column")]
+            details = confusions(run, self.value("column"), session).drop(columns="column").round(1)
+            words = (
+                f"{old} against the classes of session {session + 1}, in points of probability: what is said instead, "
+                "above what is said on other images; the share of its images that show both; how its own score changed "
+                "on its images with the new class, on those without, and on images of the new class alone."
+            )
+            shown += [words, details.set_index("new class")]
+        return shown
+
+    def lost_images(self) -> Result:
+        """The images on which the class was named right after its own session and is not now."""
+        column, run, threshold = self.value("column"), self.run, self.value("threshold")
+        session, name, own = self.value("session") - 1, run.protocol.classes[column], int(run.first_session[column])
+        if session <= own or session >= run.finished_sessions:
+            session = run.finished_sessions - 1
+        if session == own:
+            return f"{name} was learned in the last session: it has had no time to be lost."
+        table = lost_images(run, column, session, threshold)
+        total = int(run.scores(session).labels[:, column].sum())
+        words = (
+            f"{name}, learned in session {own + 1}: {len(table)} of {total} images were above {threshold:.2f} then "
+            f"and are not after session {session + 1}."
+        )
+        if not len(table):
+            return words
+        dataset, problem = opened_test_set(run)
+        shown = table.head(IMAGES)
+        figure = plots.lost_images(run, dataset, shown, column, own, session, threshold, name=self.value("run"))
+        numbers = shown.set_index("image").drop(columns="row").round(3)
+        return [words, *([problem] if problem else []), figure, numbers]
+
+
+def _same(run: Run, other: Run) -> bool:
+    """Is one a copy of the other, or made by the same configuration and seed?"""
+    return (run.experiment.hash(), run.experiment.seed) == (other.experiment.hash(), other.experiment.seed)
+
+
+def _setting(run: Run) -> str:
+    order = run.experiment.protocol.order_seed
+    return " ".join(setting_of(run)) + ("" if order is None else f", class order {order}")
+
+
+def _mean_and_spread(runs: Sequence[Run]) -> dict[str, str]:
+    values = pd.DataFrame([run.forgetting() for run in runs])
+    spread = values.std() if len(values) > 1 else None
+    return {key: f"{values[key].mean():.2f}" + ("" if spread is None else f" ± {spread[key]:.2f}") for key in values}

@@ -1,0 +1,82 @@
+"""What all figures share: size, colours for colour-blind readers, markers, and how they are saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from ...errors import RunError
+from ...machine.home import atomic_write, resolve
+from ...runs.folder import Run
+from ..report import labels_of
+
+PALETTE = sns.color_palette("colorblind")
+MARKERS = "osD^vP*X"
+
+
+def save(figure: Figure, folder: str | Path, name: str) -> Figure:
+    """Write ``<folder>/<name>.png`` and ``.pdf`` and return the figure."""
+    with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType: journals refuse Type 3 fonts
+        for kind in ("png", "pdf"):
+            path = resolve(folder) / f"{name}.{kind}"
+            atomic_write(path, lambda file, kind=kind: figure.savefig(file, format=kind, dpi=150, bbox_inches="tight"))
+    return figure
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **options):
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def save_table(table: pd.DataFrame, path: str | Path) -> Path:
+    """Write a table as CSV."""
+    return atomic_write(resolve(path), table.to_csv())
+
+
+def by_label(runs: Sequence[Run], same_order: bool = True, among: Sequence[Run] = ()) -> dict[str, list[Run]]:
+    """Runs by method, named as `labels_of` names them among all the others.
+
+    Raises RunError if they have different classes or protocols or, where it matters, class orders, or if they have not
+    finished equally many sessions.
+    """
+    classes = tuple if same_order else frozenset
+    if len({run.finished_sessions for run in runs}) > 1 or not all(run.finished_sessions for run in runs):
+        counts = ", ".join(f"{run.folder.name}: {run.finished_sessions}" for run in runs)
+        raise RunError(f"These runs have not finished equally many sessions ({counts}): draw them apart.")
+    if len({(classes(run.protocol.classes), run.protocol.name) for run in runs}) > 1:
+        orders = ", class orders" if same_order else ""
+        raise RunError(f"These runs have different classes{orders} or protocols: draw them apart.")
+    groups: dict[str, list[Run]] = {}
+    for run, label in zip(runs, labels_of([*runs, *among]), strict=False):
+        groups.setdefault(label, []).append(run)
+    return groups
+
+
+def styles(groups: dict[str, list[Run]], among: Sequence[Run] = ()) -> dict[str, dict]:
+    """Colour and marker by label; among: all runs that may be chosen, so that a method keeps its colour."""
+    everyone = list(dict.fromkeys([*(labels_of(among) if among else ()), *groups]))
+    return {name: style_of(everyone.index(name)) for name in groups}
+
+
+def counted(name: str, group: Sequence[Run]) -> str:
+    """A label for a legend: with the number of runs where they are several, and safe from being read as mathematics."""
+    return plain(name) + (f" ({len(group)} runs)" if len(group) > 1 else "")
+
+
+def plain(name: str) -> str:
+    """A name as matplotlib is to show it: a dollar sign begins no formula."""
+    return name.replace("$", r"\$")
+
+
+def shortened(name: str, most: int) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def style_of(i: int) -> dict:
+    """Colour and marker of the i-th method: the pairs repeat only after forty."""
+    return dict(color=PALETTE[i % len(PALETTE)], marker=MARKERS[i % len(MARKERS)])

@@ -1,0 +1,86 @@
+"""What each table and figure of a report shows, in words. Formulas and sources stand in docs/metrics.md."""
+
+from ...metrics import F1_THRESHOLD
+
+SPREAD = "± is the standard deviation (n − 1) over all runs of a method, that is over seeds and class orders together."
+
+RESULTS = (
+    "mAP, CF1 and OF1 in percent. Average mAP: mean over the sessions of the mAP over the classes seen so "
+    f"far; last mAP, CF1, OF1: after the last session, F1 at score > {F1_THRESHOLD}, CF1 the mean of the "
+    "per-class F1. Forgetting, in points: best AP after an earlier session minus last AP, on the whole test"
+    " set, averaged over the classes of all sessions but the last. Time: median over runs; peak memory: "
+    f"largest of all runs. {SPREAD} Bold: the best of our lines, upper bounds and LEAK lines aside. – : not "
+    "known or not defined."
+)
+
+_BAND = "Line: mean over runs; band: one standard deviation (n − 1) where a method has several runs."
+CURVES = {
+    "mAP_seen": "mAP seen: over all classes learned so far, on the test images that show one of them. It falls even "
+    f"without forgetting, because the task grows. {_BAND}",
+    "mAP_base": "mAP base: over the classes of the first session, on the test images that show one of them. It tells "
+    f"how the oldest classes are kept. {_BAND}",
+    "mAP_new": "mAP new: over the classes of the session just learned, on the test images that show one of them. It "
+    f"tells how well new classes are learned. {_BAND}",
+}
+AUTHORS = " Dashed grey: the KRT authors' own training logs (published; alphabetical class order)."
+
+SESSIONS = f"mAP seen after each session, in percent: the values of the figure above. {SPREAD}"
+
+FORGETTING = (
+    "Forgetting in points: for each class the best AP after an earlier session minus the AP after the last,"
+    " on the whole test set, averaged over the classes of all sessions but the last. Bar: mean over runs; "
+    "whisker: one standard deviation (n − 1); marks: single runs. Below zero: gained."
+)
+
+FORGETTING_BY_DEFINITION = (
+    "Every definition of forgetting, in points. max: best AP after an earlier session minus the last; "
+    "first: AP after the class's own session minus the last. class: averaged over classes; task: AP first "
+    "averaged over the classes of a session. fixed: AP on the whole test set after every session; seen: on "
+    "the images with a class seen so far, which grow in number, so that even a model that never changes "
+    "loses; own: on the images with a class of the class's own session. The headline is max class fixed. "
+    f"{SPREAD}"
+)
+
+CLASSES = (
+    "AP in percent of every class after the last session, on the whole test set; {order}; classes in the "
+    "order in which they were learned. A value is the mean over a method's runs in this class order; their "
+    "number stands in brackets."
+)
+
+COSTS = (
+    "Time: median over runs of the wall-clock time of a whole run, training, testing and choosing exemplars"
+    " included; compare it on the same hardware only. Peak memory: largest over sessions and runs, of the "
+    "tensors of the main process on a GPU, or of the whole process on a CPU since its start (so a run that "
+    "shares a process with earlier runs has theirs too); – for runs made before it was recorded. Images "
+    "stored: exemplars at the end, median over runs."
+)
+
+RUNS = (
+    "Every finished run of this setting: what made it, and when its last file was written (local time). "
+    "Commit: of the workbench; +changes: its files differed from it."
+)
+
+LEFT_OUT = "Run folders that no number on this page comes from, why, and how far they got."
+
+PUBLISHED = (
+    "Published lines are as their authors gave them: alphabetical class order, one number without spread, "
+    "F1 at threshold 0.8 unless noted. What their first weights had seen is not known here: the file that "
+    "the published KRT code links to had been trained on all 80 COCO classes."
+)
+
+LEAK = (
+    "LEAK: the first weights of these runs had seen the labels to be learned, and were accepted with "
+    "--allow-leak. Their numbers are no result of incremental learning and are never the best."
+)
+
+UNEQUAL = (
+    "The methods do not all have the same seeds and class orders, so part of a difference may be theirs. "
+    "The table of runs tells which each has."
+)
+
+LATEX = (
+    f"mAP, CF1 and OF1 in percent, F1 at score $>$ {F1_THRESHOLD}; forgetting in points: best AP after an "
+    "earlier session minus last AP on the whole test set, mean over classes. $\\pm$: standard deviation "
+    "($n-1$) over runs, that is over seeds and class orders, whose numbers stand in brackets. Bold: best of "
+    "our lines, upper bounds and leaks aside."
+)

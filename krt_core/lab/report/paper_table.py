@@ -1,0 +1,204 @@
+"""The table of a paper: for each setting one line per method, ours with mean and spread, and the published beside it.
+
+Kept as numbers here; html.py and latex.py write it down.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...methods import METHODS
+from ...protocol import Protocol
+from ...runs.folder import Run
+from . import buffer_of, definitions, labels_of, replicate_of, setting_of, told_apart
+from .published import PublishedResult, author_curves, published_classes, published_results
+
+HIGHER_IS_BETTER = {"average_mAP": True, "last_mAP": True, "CF1": True, "OF1": True, "forgetting": False}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One method in one setting. ``values`` holds a number per run for each metric, none where it is unknown."""
+
+    method: str
+    label: str  # method and buffer, as in legends
+    buffer: str
+    values: dict[str, np.ndarray]
+    forgetting: dict[str, np.ndarray] = field(default_factory=dict)  # definition → a number per run, points
+    curve: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (runs, sessions) mAP seen, %
+    runs: tuple[Run, ...] = ()
+    leak: bool = False
+    bound: bool = False  # trained on all labels at once
+    source: str = ""  # where a published line comes from
+    note: str = ""
+
+    @property
+    def published(self) -> bool:
+        return bool(self.source)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many seeds and how many class orders its runs have."""
+        experiments = [run.experiment for run in self.runs]
+        return len({e.seed for e in experiments}), len({e.protocol.order_seed for e in experiments})
+
+    @property
+    def replicates(self) -> str:
+        """As in "6 (3 seeds, 2 orders)"; "1" for a single run."""
+        seeds, orders = self.counts
+        many = f" ({seeds} seed{'s' * (seeds > 1)}, {orders} order{'s' * (orders > 1)})" if len(self.runs) > 1 else ""
+        return f"{len(self.runs)}{many}"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What may stand in one table: runs on one data set and protocol, as lines, and published results on the same."""
+
+    dataset: str
+    protocol: str
+    lines: tuple[Line, ...]  # ours
+    published: tuple[Line, ...]
+    reference: dict[str, dict[str, np.ndarray]]  # mAP_seen, mAP_base, mAP_new → the authors' curves by name
+    remarks: tuple[str, ...]  # what a reader must know before comparing
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for line in self.lines for run in line.runs]
+
+    @property
+    def classes(self) -> Protocol:
+        """The protocol of the first run; other runs may have other class orders."""
+        return self.runs[0].protocol
+
+    def by_buffer(self) -> dict[str, list[Line]]:
+        """All lines by what they may store: bounds, no exemplars, so many per class, so many in all."""
+        groups: dict[str, list[Line]] = {}
+        for line in sorted([*self.lines, *self.published], key=_rank):
+            name = "upper bound" if line.bound else _buffer_words(line.buffer)
+            groups.setdefault(name, []).append(line)
+        return groups
+
+    def best(self, key: str) -> Line | None:
+        """Our best line by a metric, upper bounds and LEAK aside; None unless there are two to compare."""
+        lines = [x for x in self.lines if not (x.bound or x.leak) and len(x.values[key])]
+        pick = max if HIGHER_IS_BETTER[key] else min
+        return pick(lines, key=lambda line: line.values[key].mean()) if len(lines) > 1 else None
+
+
+def settings_of(runs: Sequence[Run]) -> list[Setting]:
+    """Finished runs by setting, in the order of their names; folders of one name with other classes stay apart."""
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        groups.setdefault((*setting_of(run), tuple(sorted(run.protocol.classes))), []).append(run)
+    return [_setting(*key[:2], groups[key]) for key in sorted(groups)]
+
+
+def mean_and_std(values: np.ndarray, digits: int = 1) -> str:
+    """``74.5 ± 1.8``: mean and standard deviation (n − 1) over runs; no ± for a single one, – for none."""
+    if not len(values):
+        return "–"
+    spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+    mean = round(float(values.mean()), digits) + 0.0  # never "−0.0"
+    return f"{mean:.{digits}f}".replace("-", "−") + spread
+
+
+def _setting(dataset: str, protocol: str, runs: list[Run]) -> Setting:
+    groups: dict[str, list[Run]] = {}
+    methods = {}
+    for run, label, changes in zip(runs, labels_of(runs), told_apart(runs), strict=True):
+        groups.setdefault(label, []).append(run)
+        methods[label] = ", ".join([run.experiment.method, *changes])
+    lines = tuple(sorted((_line(methods[label], label, group) for label, group in groups.items()), key=_rank))
+    data, made = runs[0].experiment.data, runs[0].protocol
+    published, reference = (), {f"mAP_{key}": {} for key in ("seen", "base", "new")}
+    if not data.classes and published_classes(data.dataset) == set(made.classes):
+        found = published_results(data.dataset, made.base, made.increment)
+        published = tuple(_published_line(result) for result in found)
+        reference = {
+            f"mAP_{key}": author_curves(data.dataset, made.base, made.increment, key) for key in ("seen", "base", "new")
+        }
+    return Setting(dataset, protocol, lines, published, reference, tuple(_remarks(lines, bool(published))))
+
+
+def _line(method: str, label: str, runs: list[Run]) -> Line:
+    summaries = [run.summary for run in runs]
+    lost = [s.get("forgetting_definitions") or {} for s in summaries]
+    values = {key: _known([s.get(key) for s in summaries]) for key in HIGHER_IS_BETTER}
+    values |= {key: _known([s.get(key) for s in summaries]) for key in ("seconds", "peak_memory_mb", "exemplars")}
+    if len(runs[0].protocol.sessions) < 2:
+        values["forgetting"] = _known([])  # nothing came after the only session
+    bound = METHODS[runs[0].experiment.method].sees == "all"
+    return Line(
+        method=method,
+        label=label,
+        buffer="all data" if bound else buffer_of(runs[0]),
+        values=values,
+        forgetting={key: _known([d.get(key) for d in lost]) for d in lost for key in d},
+        curve=np.stack([run.curve("mAP_seen") for run in runs]),
+        runs=tuple(runs),
+        leak=bool(runs[0].leak),
+        bound=bound,
+    )
+
+
+def _published_line(result: PublishedResult) -> Line:
+    keys = ("average_mAP", "last_mAP", "CF1", "OF1", "seconds")
+    return Line(
+        method=result.method,
+        label=result.method if result.buffer == "0" else f"{result.method}, {_buffer_words(result.buffer)}",
+        buffer=result.buffer,
+        # Their forgetting was taken on another pool of images than ours, so it is no headline.
+        values={**{key: _known([getattr(result, key)]) for key in keys}, "forgetting": _known([]),
+                "peak_memory_mb": _known([]), "exemplars": _known([])},
+        forgetting={key: _known([value]) for key, value in result.forgetting.items()},
+        curve=np.array([result.mAP_per_session]) if result.mAP_per_session else np.zeros((0, 0)),
+        source=result.source,
+        note=result.note,
+    )  # fmt: skip
+
+
+def _known(values: Sequence[float | None]) -> np.ndarray:
+    numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
+    return numbers[np.isfinite(numbers)]
+
+
+def _rank(line: Line) -> tuple[int, int, float]:
+    """Bounds, then no exemplars, then per class, then a fixed number; best average mAP first in each."""
+    number = line.buffer.removesuffix("/class")
+    kind = 0 if line.bound else 1 if number == "0" else 2 if line.buffer.endswith("/class") else 3
+    return kind, int(number) if number.isdigit() else 0, -line.values["average_mAP"].mean()
+
+
+def _buffer_words(buffer: str) -> str:
+    if buffer == "0":
+        return "no exemplars"
+    return f"{buffer.removesuffix('/class')} exemplars" + (" per class" if buffer.endswith("/class") else "")
+
+
+def _remarks(lines: Sequence[Line], published: bool) -> list[str]:
+    """What makes lines less comparable than they look."""
+    remarks = []
+    if any(line.leak for line in lines):
+        remarks.append(definitions.LEAK)
+    if len({frozenset(replicate_of(run) for run in line.runs) for line in lines}) > 1:
+        remarks.append(definitions.UNEQUAL)
+    counts = Counter((line.label, replicate_of(run)) for line in lines for run in line.runs)
+    twice = [f"{label}, {replicate}" for (label, replicate), count in counts.items() if count > 1]
+    if twice:
+        remarks.append(
+            f"The same experiment is here more than once ({'; '.join(twice)}): its runs count as replicates, and if "
+            "they are copies the standard deviation is too small."
+        )
+    best = sorted({line.label for line in lines if line.runs[0].experiment.train.report == "best"})
+    if best:
+        remarks.append(
+            f"{'; '.join(best)}: train.report=best takes each session's best epoch as measured on the test images; "
+            "the other lines take the last epoch."
+        )
+    if published:
+        remarks.append(definitions.PUBLISHED)
+    return remarks

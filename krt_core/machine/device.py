@@ -1,0 +1,149 @@
+"""Which device and which precision, with the reason for each automatic choice."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .distributed import World, join_world
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device and autocast type of a run, and why."""
+
+    device: torch.device
+    dtype: torch.dtype  # autocast type of the networks; losses and scores are float32 or better always
+    reasons: dict[str, str]
+    world: World = field(default_factory=World)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        if self.dtype in (torch.float32, torch.float64):
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    @property
+    def weights_dtype(self) -> torch.dtype:
+        """Type of weights and images: float32, or float64 where that was asked for."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+
+def choose_runtime(precision: str = "auto", device: str | None = None) -> Runtime:
+    """Pick the device (CUDA if there is one) and resolve ``precision`` "auto" to a type the processor is fast in."""
+    local = os.environ.get("LOCAL_RANK", "0")  # set by torchrun
+    if not device or device == "cuda":  # each process of several on its own GPU
+        device = f"cuda:{local}" if torch.cuda.is_available() or device else "cpu"
+    chosen = torch.device(device)
+    world = join_world(chosen)
+    about = {"device": str(chosen), "processes": str(world.size)}
+    if chosen.type == "cpu":
+        about["memory"] = "freed memory is kept" if keep_freed_memory() else "as the system manages it"
+    if precision != "auto":
+        return Runtime(chosen, getattr(torch, precision), {**about, "precision": f"{precision}: asked for"}, world)
+    if chosen.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(chosen)
+        dtype = torch.bfloat16 if major >= 8 else torch.float16
+        reason = f"{str(dtype).removeprefix('torch.')}: compute capability {major}.{minor}"
+    elif "avx512_bf16" in _cpu_flags() or "amx_bf16" in _cpu_flags():
+        dtype, reason = torch.bfloat16, "bfloat16: the CPU has avx512_bf16"
+    else:
+        dtype, reason = torch.float32, "float32: the CPU has no bfloat16 arithmetic"
+    return Runtime(chosen, dtype, {**about, "precision": reason}, world)
+
+
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Ask the C library to keep large blocks that are freed for the next use; returns whether it does.
+
+    By default every large tensor on a CPU is memory that the kernel hands out afresh, page by page and zeroed: up to
+    half of the time of a forward pass. ``keep=False`` goes back to glibc's usual ways.
+    """
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # M_... of malloc.h
+    settings = {mmap_max: 0, trim_threshold: -1}  # no separate maps; never give the end of the heap back
+    if not keep:
+        settings = {mmap_max: 65536, mmap_threshold: 32 << 20, trim_threshold: 64 << 20}
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        return all(libc.mallopt(key, value) for key, value in settings.items())
+    except (OSError, AttributeError):  # no glibc
+        return False
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start a new high-water mark of a GPU's memory; that of a process on a CPU runs from its start to its end."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory in use at once, MiB: this process's tensors on a GPU since the reset; on a CPU the resident set of
+    the whole process since its start, whatever else it has done before."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):  # ru_maxrss would also count the process that started this one
+                return int(line.split()[1]) / 2**10
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _cpu_flags() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return line
+    return ""
+
+
+def cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment(runtime: Runtime) -> dict:
+    """What a reader needs to judge a number: versions, hardware, commit, reasons."""
+    versions = {}
+    for package in ("krt-core", "torch", "torchvision", "timm", "numpy", "pillow", "pycocotools", "scikit-learn"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    hardware = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if runtime.device.type == "cuda":
+        hardware["gpu"] = torch.cuda.get_device_name(runtime.device)
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "hardware": hardware,
+        "host": platform.node(),
+        "commit": git_commit(),
+        "reasons": runtime.reasons,
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the workbench, marked ``+changes`` when files differ from it; None outside a checkout."""
+    here = Path(__file__).parents[1]
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        return f"{commit}+changes" if commit and git("status", "--porcelain", "--", str(here)) else commit or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None

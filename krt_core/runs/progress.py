@@ -1,0 +1,128 @@
+"""Telling how far a run is: bars for a person, plain lines in a log, ``progress.json`` for everything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunError
+from ..machine.home import atomic_write
+from ..machine.processes import MARK
+
+
+class Progress:
+    """Writes ``log.txt`` and ``progress.json`` of a run folder and, if wanted, shows a tqdm bar.
+
+    show "auto": a bar in a terminal or a live notebook, one line per epoch when headless; "bar", "lines" or "none";
+    "off" writes no file either. tensorboard: also write each epoch's numbers to ``tensorboard/``.
+    """
+
+    def __init__(self, folder: Path, show: str = "auto", tensorboard: bool = False, interval: float = 1.0):
+        self.folder, self.interval = folder, interval
+        self.show = _choose() if show == "auto" else show
+        self.state: dict[str, Any] = {}
+        self.began = time.monotonic()
+        self.steps_total = self.steps_done = self.steps_at_start = 0
+        self._written = 0.0
+        self._bar = None
+        self._board = _open_board(folder) if tensorboard and self.show != "off" else None
+
+    def log(self, text: str) -> None:
+        """One line, with the time, to log.txt and to the screen."""
+        if self.show == "off":
+            return
+        with (self.folder / "log.txt").open("a") as file:
+            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
+        if self._bar is not None:
+            self._bar.write(text)
+        elif self.show != "none":
+            print(text, flush=True)
+
+    def plan(self, total: int, done: int) -> None:
+        """Tell how many steps the whole run has and how many an earlier start has already made."""
+        self.steps_total, self.steps_done, self.steps_at_start = total, done, done
+        self.began = time.monotonic()
+        if self.show == "bar":
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, leave=True, mininterval=0.5)
+
+    def step(self, **state: Any) -> None:
+        """After each training step: session, epoch, loss and what else is worth showing."""
+        self.steps_done += 1
+        self.state.update(state)
+        if self._bar is not None:
+            self._bar.update(1)
+            self._bar.set_description_str(
+                f"session {state.get('session', 0) + 1}, epoch {state.get('epoch', 0) + 1}", refresh=False
+            )
+        self.write()
+
+    def write(self, force: bool = False, **state: Any) -> None:
+        """Bring progress.json up to date, at most once per interval unless forced."""
+        if self.show == "off":
+            return
+        self.state.update(state)
+        now = time.monotonic()
+        if not force and now - self._written < self.interval:
+            return
+        self._written = now
+        made = self.steps_done - self.steps_at_start
+        rate = made / max(now - self.began, 1e-9)
+        content = {
+            **self.state,
+            "step": self.steps_done,
+            "steps": self.steps_total,
+            "eta_seconds": round((self.steps_total - self.steps_done) / rate, 1) if made else None,
+            "updated_at": datetime.now().isoformat(timespec="seconds"),
+        }
+        atomic_write(self.folder / "progress.json", json.dumps(content))
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """After each epoch: its line of ``metrics.jsonl`` in words, and as curves for TensorBoard."""
+        self.write(force=True, loss=record["loss"], images_per_second=record["images_per_second"])
+        text = f"loss {record['loss']:.2f}, {record['images_per_second']:.0f} images/s"
+        if "mAP_seen" in record:
+            text += f", mAP seen {record['mAP_seen']:.2f}"
+        self.log(f"  session {record['session'] + 1} epoch {record['epoch'] + 1}: {text}")
+        if self._board is not None:
+            for key in record.keys() - {"session", "epoch"}:
+                self._board.add_scalar(f"session_{record['session']:02d}/{key}", record[key], record["epoch"])
+
+    def decoding(self, what: str, done: int, total: int) -> None:
+        """Callback of the image cache."""
+        self.write(task=f"{what} {done}/{total}")
+        if self.show == "lines" and (done == total or done % 8192 < 512):
+            self.log(f"{what}: {done} of {total}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if self._board is not None:
+            self._board.close()
+
+
+def _open_board(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise RunError("train.tensorboard needs its package: pip install tensorboard") from None
+    return SummaryWriter(folder / "tensorboard")
+
+
+def _choose() -> str:
+    if "ipykernel" in sys.modules:  # headless execution sets no terminal either; papermill stores every output
+        return "lines" if headless_kernel() else "bar"
+    return "bar" if sys.stderr.isatty() else "lines"
+
+
+def headless_kernel() -> bool:
+    """True under papermill and nbconvert, whose kernels are started without the session name of JupyterLab or the marks
+    of VS Code; and in a job of `krt bench`, which may have been started in a terminal that has these marks."""
+    return MARK in os.environ or not {"JPY_SESSION_NAME", "VSCODE_PID", "VSCODE_IPC_HOOK"} & os.environ.keys()

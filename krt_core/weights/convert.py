@@ -1,0 +1,53 @@
+"""Networks out of run folders: as modules for whoever looks at them, and as files for the published code."""
+
+from __future__ import annotations
+
+import copy
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from ..config import Experiment
+from ..errors import RunError
+from ..machine.home import resolve
+from ..methods import METHODS
+from ..model import Network
+from ..model.network import build_network
+from ..runs.folder import Run
+from .published import save_published
+
+
+def load_model(run: Run, session: int) -> Network:
+    """The network as it was after a session (0 is the first), in eval mode on the CPU; RunError if unfinished."""
+    state = run.session_state(session)
+    model = copy.deepcopy(_without_sessions(run.experiment))
+    tensors = run.model_state(session)
+    stops = [s.stop for s in run.protocol.sessions]
+    sizes = np.diff([0, *stops])
+    if METHODS[run.experiment.method].sees == "all":  # joint training: one head holds all classes from the start
+        sizes = np.array([stops[-1]])
+    heads = len({name.split(".")[1] for name in tensors if name.startswith("heads.")})
+    for size in sizes[:heads]:
+        model.add_session(int(size))
+    model.load_state_dict(tensors)
+    if state["classes"] != list(run.protocol.classes):
+        raise RunError(f"{run.folder}: classes of session {session + 1} do not follow from the protocol.")
+    model.leak = run.leak
+    return model.eval()
+
+
+@lru_cache(maxsize=1)
+def _without_sessions(experiment: Experiment) -> Network:
+    """Building a large backbone takes four times as long as copying it."""
+    return build_network(experiment)
+
+
+def export_published(run: Run, session: int, path: str | Path) -> Path:
+    """Write a session's weights as a ``.pth`` file in the published layout; session 0 is the first.
+
+    Raises RunError if the session is not finished, CheckpointError unless the model is ICA on a TResNet.
+    """
+    path = resolve(path)
+    save_published(load_model(run, session), path)
+    return path
