@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from krt_core.model.network import build_network
+from krt_core.weights.convert import network_of
 
 from .made_up_runs import coco, finished
 from .photos import CLASSES, write_photos
@@ -43,7 +43,7 @@ def attention(folder: Path) -> None:
     root = write_photos(folder / "photos", 2, 60)
     overrides = ["data.dataset=coco", f"data.root={root}", "protocol.increment=1", "model.weights="]
     run = finished("coco_b0c10", overrides, CLASSES, images=60, folder="outputs/attention")
-    network = build_network(run.experiment)
+    network = network_of(run.experiment)
     for session in run.protocol.sessions:
         network.add_session(1)
         tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}

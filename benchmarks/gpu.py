@@ -27,7 +27,7 @@ from krt_core.protocol import make_protocol
 
 from . import published
 from .measure import side_by_side
-from .speed import THRESHOLD, WEIGHT, method_in_session, network_of
+from .speed import THRESHOLD, WEIGHT, method_in_session, network_with
 
 TRAIN_IMAGES = (18599, 28071, 27930, 17218, 51104, 18851, 16845, 21750)  # COCO B0-C10, images of each session
 TEST_IMAGES = 40_504  # of val2014; an upper bound of those with a class seen so far
@@ -46,7 +46,7 @@ def peak(runtime: Runtime, dtype: torch.dtype, size: int = 8192, repeats: int = 
 def step_and_look(backbone: str, sessions: int, batch: int, runtime: Runtime, size: int = 224) -> dict:
     """Ways of a training step and of an evaluation in the last of ``sessions`` sessions, and their FLOPs."""
     device = runtime.device
-    network = network_of(backbone, max(1, sessions - 1), 10, size)
+    network = network_with(backbone, max(1, sessions - 1), 10, size)
     old = copy.deepcopy(network).eval().requires_grad_(False).to(device)
     if sessions > 1:
         network.add_session(10)

@@ -28,9 +28,9 @@ from krt_core.machine.device import choose_runtime, environment
 from krt_core.methods import METHODS, Context
 from krt_core.metrics import average_precision, forgetting, precision_recall_f1
 from krt_core.model.inference import for_inference
-from krt_core.model.network import build_network
 from krt_core.protocol import make_protocol
-from krt_core.runs.folder import ap_tables
+from krt_core.runs.summary import ap_tables
+from krt_core.weights.convert import network_of
 
 from .measure import seconds, side_by_side
 
@@ -46,7 +46,7 @@ def grown(sessions: int, classes: int, runtime):
     }  # fmt: skip
     experiment = load_experiment("digits_demo", overrides)
     torch.manual_seed(0)
-    model, old = build_network(experiment), None
+    model, old = network_of(experiment), None
     for session in range(sessions):
         if session == sessions - 1 and session:
             old = for_inference(model.to(runtime.device), runtime.dtype)
@@ -139,7 +139,7 @@ def images(runtime, folder: Path, counts: list[int]) -> tuple[dict, dict]:
     dataset = open_dataset(data, "train")
     opened["decoding"] = seconds(lambda: ImageStore(dataset, 32))
     store, protocol = ImageStore(dataset, 32), make_protocol(dataset.classes, 10, 10)
-    network = build_network(load_experiment("digits_demo", {"data.image_size": 32, "model.backbone": "test_resnet"}))
+    network = network_of(load_experiment("digits_demo", {"data.image_size": 32, "model.backbone": "test_resnet"}))
     for _ in protocol.sessions:
         network.add_session(10)
     network.to(runtime.device)

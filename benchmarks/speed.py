@@ -33,9 +33,10 @@ from krt_core.memory import Memory
 from krt_core.methods import METHODS, Context, Method
 from krt_core.model.ica import IncrementalCrossAttention, looped
 from krt_core.model.inference import for_inference
-from krt_core.model.network import Network, build_network
+from krt_core.model.network import Network
 from krt_core.protocol import Protocol, make_protocol, session_view
 from krt_core.session import _Training, train
+from krt_core.weights.convert import network_of
 
 from . import published
 from .measure import seconds, side_by_side
@@ -78,12 +79,12 @@ class Bench:
         print(f"{name}: {ratio:.2f} x   {each}", flush=True)
 
 
-def network_of(backbone: str, sessions: int, classes: int, size: int = 224, dim: int = 384) -> Network:
+def network_with(backbone: str, sessions: int, classes: int, size: int = 224, dim: int = 384) -> Network:
     experiment = load_experiment(
         "coco_b0c10", {"model.backbone": backbone, "model.weights": "", "data.image_size": size, "model.embed_dim": dim}
     )
     torch.manual_seed(0)
-    network = build_network(experiment)
+    network = network_of(experiment)
     for _ in range(sessions):
         network.add_session(classes)
     return network
@@ -148,7 +149,7 @@ def evaluation_epoch(bench: Bench, backbone: str = "tf_efficientnet_lite0", name
     """One validation in the third of four sessions: base, seen and new in a pass each, or all in one."""
     dataset, _ = bench.photos(*((64, 48) if bench.quick else (256, 192)))
     protocol, index = make_protocol(dataset.classes, 2, 2), 2
-    labels, network = protocol.reorder(dataset.labels), network_of(backbone, 3, 2)
+    labels, network = protocol.reorder(dataset.labels), network_with(backbone, 3, 2)
     store = ImageStore(dataset, 224)
     rows = np.flatnonzero(labels[:, : protocol.sessions[index].stop].any(axis=1))
     device = bench.runtime.device
@@ -171,7 +172,7 @@ def incremental_step(bench: Bench) -> None:
     labels = np.zeros((batch, 80), bool)
     labels[np.arange(batch), np.arange(batch) % 80] = True
     store = ImageStore(dataset, 224)
-    model = network_of("tresnet_m", 7, 10)
+    model = network_with("tresnet_m", 7, 10)
     old = copy.deepcopy(model).eval().requires_grad_(False).to(runtime.device)
     model.add_session(10)
     model.to(runtime.device)
@@ -242,7 +243,7 @@ def session(bench: Bench, backbone: str = "tf_efficientnet_lite0", name: str = "
     view = session_view(protocol, protocol.reorder(train_set.labels), index, memory, "session")
 
     def theirs() -> None:
-        network = build_network(experiment).to(bench.runtime.device)
+        network = network_of(experiment).to(bench.runtime.device)
         network.add_session(2)
         network.load_state_dict(first.model_state(index - 1))
         old = copy.deepcopy(network).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""One pass over images: probabilities and, where wanted, pooled features. No image is padded or counted twice."""
+"""One pass of testing: probabilities and, where wanted, pooled features. No image is padded or counted twice."""
 
 from __future__ import annotations
 
@@ -6,44 +6,55 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from .config import Experiment
-from .data import open_dataset
+from .data import MultiLabelDataset, open_dataset
 from .data.pipeline import ImageStore, batches
 from .errors import CheckpointError, ConfigError, RunError
 from .machine.device import Runtime, choose_runtime, environment
 from .machine.distributed import World
+from .methods import Method
 from .metrics import average_precision, precision_recall_f1
 from .model import Network
 from .model.inference import for_inference
-from .model.network import build_network
-from .protocol import Protocol, make_protocol
+from .protocol import Protocol, protocol_of
 from .runs.folder import Run, Scores
 from .runs.progress import Progress
-from .weights.checkpoint import inspect
+from .weights.checkpoint import Checkpoint, inspect
+from .weights.convert import network_of
 from .weights.published import load_published, session_sizes
 
 
 @torch.inference_mode()
 def predict(
-    model: Network, store: ImageStore, rows: np.ndarray, runtime: Runtime, batch_size: int, features: bool = False
+    model: Network,
+    store: ImageStore,
+    rows: np.ndarray,
+    runtime: Runtime,
+    batch_size: int,
+    features: bool = False,
+    method: Method | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Scores (m, C) float32 in learning order and pooled features (m, channels) or None, with test transforms.
 
-    The model itself is left alone. Several processes score a part of the rows each, and every one gets the whole.
+    method: asked for the scores if it has its own way to them. The model itself is left alone. Several processes score
+    a part of the rows each, and every one gets the whole.
     """
     model, world = for_inference(model, runtime.dtype), runtime.world
+    own = method is not None and method.has_own("scores")
     scores, pooled = [], []
     world = world if len(rows) >= world.size else World()  # too few to share: everyone scores all of them
     rows = world.part(rows)
     alone = replace(runtime, world=World())  # the rows are already this process's own
     for batch in batches(store, rows, np.zeros((len(rows), 0), bool), batch_size, alone):
         with runtime.autocast():
-            output = model(batch.images)
-        scores.append(torch.sigmoid(output.logits).cpu().numpy())
+            said = method.scores(model, batch.images) if own else None
+            output = model(batch.images) if features or not own else None
+        scores.append((torch.sigmoid(output.logits) if said is None else said).float().cpu().numpy())
         if features:
             pooled.append(output.pooled.cpu().numpy())
     return (
@@ -68,6 +79,49 @@ def session_metrics(protocol: Protocol, session: int, scores: np.ndarray, labels
     return out
 
 
+class Tester:
+    """The test images of a run, scored whenever it wants to know."""
+
+    def __init__(
+        self, dataset: MultiLabelDataset, protocol: Protocol, store: ImageStore, runtime: Runtime, batch_size: int
+    ):
+        self.dataset, self.protocol, self.store = dataset, protocol, store
+        self.runtime, self.batch_size = runtime, batch_size
+        self.labels = protocol.reorder(dataset.labels)
+        self.rows = np.flatnonzero(self.labels.any(axis=1))  # the fixed pool: images with any class
+
+    def pool(self, model: Network, session: int, method: Method | None = None) -> Scores:
+        """Scores of the fixed pool after a session: one pass, from which every subset is scored."""
+        scores = self._predict(model, self.rows, session, method)
+        return Scores(self.dataset.ids[self.rows], scores, self.labels[self.rows])
+
+    def validate(self, model: Network, session: int, method: Method | None = None) -> dict[str, float]:
+        """mAP base, seen and new inside a session, from one pass over the images with a seen class."""
+        rows = np.flatnonzero(self.labels[:, : self.protocol.sessions[session].stop].any(axis=1))
+        scores = self._predict(model, rows, session, method)
+        metrics = session_metrics(self.protocol, session, scores, self.labels[rows], full=False)
+        return {key: round(value, 4) for key, value in metrics.items()}
+
+    def better(
+        self, best: dict[str, Any] | None, model: Network, session: int, epoch: int, method: Method
+    ) -> dict[str, Any]:
+        """The better of the best epoch so far and this one, by mAP on the images with a seen class: its epoch, mAP_seen
+        and scores."""
+        pool = self.pool(model, session, method)
+        value = session_metrics(self.protocol, session, pool.scores, pool.labels, full=False)["mAP_seen"]
+        if best is not None and best["mAP_seen"] >= value:
+            return best
+        return {"epoch": epoch, "mAP_seen": value, "scores": torch.from_numpy(np.ascontiguousarray(pool.scores))}
+
+    def pool_of(self, best: dict[str, Any]) -> Scores:
+        """The fixed pool with the scores that `better` kept."""
+        return Scores(self.dataset.ids[self.rows], best["scores"].numpy(), self.labels[self.rows])
+
+    def _predict(self, model: Network, rows: np.ndarray, session: int, method: Method | None) -> np.ndarray:
+        scores = predict(model, self.store, rows, self.runtime, self.batch_size, method=method)[0]
+        return scores[:, : self.protocol.sessions[session].stop]
+
+
 def import_published(
     experiment: Experiment, files: Sequence[str | Path], folder: str | Path | None = None, device: str | None = None
 ) -> Run:
@@ -81,24 +135,13 @@ def import_published(
         raise ConfigError("Published models are KRT with the ICA head: import them with method=krt.")
     runtime = choose_runtime(experiment.train.precision, device)
     test_set = open_dataset(experiment.data, "test")
-    p = experiment.protocol
-    protocol = make_protocol(test_set.classes, p.base, p.increment, p.order_seed)
-    sizes = [session.stop - session.start for session in protocol.sessions]
-    found = [inspect(file) for file in files]
-    for index, checkpoint in enumerate(found):
-        if checkpoint.layout != "krt-published":
-            raise CheckpointError(f"{checkpoint.path} is no model of the published code ({checkpoint.layout} layout).")
-        if session_sizes(checkpoint.tensors) != sizes[: index + 1]:
-            raise CheckpointError(
-                f"{checkpoint.path} has sessions of {session_sizes(checkpoint.tensors)} classes; after session "
-                f"{index + 1} of {protocol.name} it should have {sizes[: index + 1]}. Give the files in their order."
-            )
+    protocol = protocol_of(experiment.protocol, test_set.classes)
+    found = _of_sessions(files, protocol)
     run = Run.create(experiment, folder)
     progress = Progress(run.folder)
-    labels = protocol.reorder(test_set.labels)
-    rows = np.flatnonzero(labels.any(axis=1))
     e = experiment.data
     store = ImageStore(test_set, e.image_size, e.cache, e.workers, progress.decoding, e.cache_size)
+    tester = Tester(test_set, protocol, store, runtime, experiment.train.eval_batch_size)
     about = {
         "weights": "published model",
         # The published code's README links to weights that know all 80 COCO classes, so a leak can't be excluded.
@@ -116,27 +159,46 @@ def import_published(
                     "choose another folder."
                 )
         for index in range(run.finished_sessions, len(found)):
-            began, checkpoint = time.perf_counter(), found[index]
-            network = build_network(experiment)
-            load_published(network, checkpoint.tensors, str(checkpoint.path))
-            network.to(runtime.device)
-            scores = predict(network, store, rows, runtime, experiment.train.eval_batch_size)[0]
-            pool = Scores(test_set.ids[rows], scores, labels[rows])
-            metrics = session_metrics(protocol, index, scores, labels[rows], full=True)
-            state = {
-                "session": index,
-                "classes": list(protocol.classes),
-                "new_classes": list(protocol.class_names(index)),
-                "test_images": len(rows),
-                "seconds": round(time.perf_counter() - began, 2),
-                "metrics": metrics,
-                "method": {},
-                "memory": {"ranked": [], "sessions": []},
-                "exemplar_ids": [],
-                "weights": {**about, "file": checkpoint.path.name, "sha256": checkpoint.sha256},
-            }
-            run.write_session(index, network.state_dict(), pool, state)
-            progress.log(f"{checkpoint.path.name}: session {index + 1}, mAP seen {metrics['mAP_seen']:.2f}")
-    if len(found) == len(sizes):
+            metrics = _test_published(run, found[index], index, tester, about)
+            progress.log(f"{found[index].path.name}: session {index + 1}, mAP seen {metrics['mAP_seen']:.2f}")
+    if len(found) == len(protocol.sessions):
         run.write_json("DONE", run.final_summary())
     return run
+
+
+def _of_sessions(files: Sequence[str | Path], protocol: Protocol) -> list[Checkpoint]:
+    """The files, read; CheckpointError unless each is a published model after the session of its place."""
+    sizes = [session.stop - session.start for session in protocol.sessions]
+    found = [inspect(file) for file in files]
+    for index, checkpoint in enumerate(found):
+        if checkpoint.layout != "krt-published":
+            raise CheckpointError(f"{checkpoint.path} is no model of the published code ({checkpoint.layout} layout).")
+        if session_sizes(checkpoint.tensors) != sizes[: index + 1]:
+            raise CheckpointError(
+                f"{checkpoint.path} has sessions of {session_sizes(checkpoint.tensors)} classes; after session "
+                f"{index + 1} of {protocol.name} it should have {sizes[: index + 1]}. Give the files in their order."
+            )
+    return found
+
+
+def _test_published(run: Run, checkpoint: Checkpoint, index: int, tester: Tester, about: dict) -> dict[str, Any]:
+    """Score one model and write its session; returns the metrics."""
+    began, protocol = time.perf_counter(), tester.protocol
+    network = network_of(run.experiment)
+    load_published(network, checkpoint.tensors, str(checkpoint.path))
+    pool = tester.pool(network.to(tester.runtime.device), index)
+    metrics = session_metrics(protocol, index, pool.scores, pool.labels, full=True)
+    state = {
+        "session": index,
+        "classes": list(protocol.classes),
+        "new_classes": list(protocol.class_names(index)),
+        "test_images": len(pool.ids),
+        "seconds": round(time.perf_counter() - began, 2),
+        "metrics": metrics,
+        "method": {},
+        "memory": {"ranked": [], "sessions": []},
+        "exemplar_ids": [],
+        "weights": {**about, "file": checkpoint.path.name, "sha256": checkpoint.sha256},
+    }
+    run.write_session(index, network.state_dict(), pool, state)
+    return metrics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,11 @@ class Learner:
 
     def __init__(self, model: nn.Module, method: Method, config: Train, first: bool, view: View, runtime: Runtime):
         self.model, self.method, self.config, self.view, self.runtime = model, method, config, view, runtime
-        self.optimiser = make_optimiser(model, config.weight_decay)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser,
-            config.base_lr if first else config.lr,
-            steps_per_epoch=math.ceil(len(view.rows) / config.batch_size),
-            epochs=config.epochs,
-            pct_start=config.warmup,
-        )
+        self.own = list(method.parameters())
+        self.optimiser = make_optimiser(model, config.weight_decay, config.optimiser, config.layer_decay, self.own)
+        steps = config.epochs * math.ceil(len(view.rows) / config.batch_size)
+        peak = config.base_lr if first else config.lr
+        self.schedule = make_schedule(self.optimiser, config.schedule, peak, steps, config.warmup)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
 
     def state(self) -> dict[str, Any]:
@@ -64,6 +61,11 @@ class Learner:
                 result = self.method.loss(batch)
             # Each process has its part of the loss; the wrapper averages gradients, and the parts are to be added.
             self.scaler.scale(result["loss"] * batch.weight * world.size).backward()
+            world.average_gradients(self.own)
+            if config.clip_norm:
+                self.scaler.unscale_(self.optimiser)
+                learned = (p for group in self.optimiser.param_groups for p in group["params"])
+                nn.utils.clip_grad_norm_(learned, config.clip_norm)
             self.scaler.step(self.optimiser)
             self.scaler.update()
             self.optimiser.zero_grad(set_to_none=True)
@@ -84,13 +86,60 @@ class Learner:
         }  # fmt: skip
 
 
-def make_optimiser(model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
-    """Adam with decay on matrices only: none on biases, norms and other 1-D parameters."""
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [p for name, p in trainable if p.dim() <= 1 or name.endswith(".bias")]
-    decayed = [p for name, p in trainable if not (p.dim() <= 1 or name.endswith(".bias"))]
-    groups = [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
-    return torch.optim.Adam(groups, lr=1e-5, fused=True)  # the schedule sets the rate
+def make_optimiser(
+    model: nn.Module,
+    weight_decay: float,
+    kind: str = "adam",
+    layer_decay: float = 1.0,
+    own: Sequence[nn.Parameter] = (),
+) -> torch.optim.Optimizer:
+    """An optimiser with decay on matrices only: none on biases, norms and other 1-D parameters.
+
+    kind: "adam" (as published, decay added to the gradient), "adamw" or "sgd" (momentum 0.9). layer_decay: factor on
+    the rate from each layer of the backbone to the one below it (kept as ``lr_scale`` of a group, for `make_schedule`).
+    own: parameters of the method's own.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = []
+    if layer_decay != 1:
+        from timm.optim import param_groups_layer_decay
+
+        body = model.backbone.body
+        groups = param_groups_layer_decay(body, weight_decay=weight_decay, layer_decay=layer_decay)
+        named = [(name, p) for name, p in named if not name.startswith("backbone.body.")]
+    named += [("own", p) for p in own]
+    plain = [p for name, p in named if p.dim() <= 1 or name.endswith(".bias")]
+    decayed = [p for name, p in named if not (p.dim() <= 1 or name.endswith(".bias"))]
+    groups += [{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": weight_decay}]
+    start = 1e-5  # the schedule sets the rate
+    if kind == "sgd":
+        return torch.optim.SGD(groups, lr=start, momentum=0.9, fused=True)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind](groups, lr=start, fused=True)
+
+
+def make_schedule(
+    optimiser: torch.optim.Optimizer, kind: str, peak: float, steps: int, warmup: float
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The rate of a session with so many steps, up to ``peak`` (times a group's ``lr_scale``).
+
+    kind: "onecycle" (as published: up for the share ``warmup`` of all steps, then down, along cosines), "cosine" (up
+    along a line, down to 0 along a cosine) or "constant".
+    """
+    peaks = [peak * group.get("lr_scale", 1.0) for group in optimiser.param_groups]
+    if kind == "onecycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimiser, peaks, total_steps=steps, pct_start=warmup)
+    for group, rate in zip(optimiser.param_groups, peaks, strict=True):
+        group["lr"] = group["initial_lr"] = rate
+    rising = max(1, round(warmup * steps))
+
+    def share(step: int) -> float:
+        if kind == "constant":
+            return 1.0
+        if step < rising:
+            return (step + 1) / rising
+        return (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1))) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, share)
 
 
 def set_seed(*numbers: int) -> None:

@@ -66,6 +66,11 @@ class Memory:
             self.ranked.append(ranking)
             self.sessions.append(session)
 
+    def short(self, classes: Sequence[str]) -> list[str]:
+        """Classes (names in learning order) with fewer images than their quota, and how many, as in "cat (3)"."""
+        quota, stored = self.quota(len(self.ranked)), zip(classes, self.ranked, strict=False)
+        return [f"{name} ({len(ranking)})" for name, ranking in stored if len(ranking) < quota]
+
     def visible(self, labels: np.ndarray, starts: Sequence[int], stops: Sequence[int]) -> np.ndarray:
         """What the stored images show: (m, C seen) bool.
 

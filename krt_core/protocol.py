@@ -2,6 +2,10 @@
 
 A label matrix enters in the data set's own column order and leaves in *learning order*, so that "the classes seen so
 far" are always the first C columns. Source: Dong et al., ICCV 2023, section 4.1; splits ``B{base}-C{increment}``.
+
+Images are *shared* there: one comes back with every session that has a label of it. In the field's second protocol they
+are *disjoint*: an image is shown once, in the session of its last class, so that no later class hides in it (the
+"disjoint" setting of Cermelli et al., CVPR 2020).
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from .errors import ConfigError, DataError
+from .config import Protocol as Section
+from .config import even, protocol_name
+from .errors import ConfigError, DataError, did_you_mean
 from .memory import Memory
 
 
@@ -35,24 +41,38 @@ class Protocol:
 
     classes: tuple[str, ...]
     order: tuple[int, ...]
-    base: int
-    increment: int
+    base: int  # classes of the first session
+    increment: int  # of every later one; 0 where they are uneven
     sessions: tuple[Session, ...]
+    images: Literal["shared", "disjoint"] = "shared"
 
     @property
     def name(self) -> str:
-        return f"B{self.base if self.base != self.increment else 0}-C{self.increment}"
+        """As in "B0-C10" or "B40-C10"; with uneven sessions "4+3+5"."""
+        return protocol_name(self.base, self.increment, tuple(s.stop - s.start for s in self.sessions), self.images)
 
     def reorder(self, labels: np.ndarray) -> np.ndarray:
         """(n, all classes) in the data set's order → (n, all classes) in learning order."""
         return labels[:, list(self.order)]
 
+    def taught(self, session: int, sees: Literal["session", "all"]) -> Session | None:
+        """A session as a method learns it that sees so much; None where that is nothing new: after the only training of
+        one that sees all labels at once."""
+        if sees == "session":
+            return self.sessions[session]
+        return Session(0, 0, len(self.classes)) if session == 0 else None
+
     def class_names(self, session: int) -> tuple[str, ...]:
         return self.classes[self.sessions[session].columns]
 
     def train_images(self, labels: np.ndarray, session: int) -> np.ndarray:
-        """Indices of the images with at least one label of the session's classes; labels (n, C) in learning order."""
-        return np.flatnonzero(labels[:, self.sessions[session].columns].any(axis=1))
+        """Indices of the images with at least one label of the session's classes and, where images are disjoint, none
+        of a later one; labels (n, C) in learning order."""
+        current = self.sessions[session]
+        chosen = labels[:, current.columns].any(axis=1)
+        if self.images == "disjoint":
+            chosen &= ~labels[:, current.stop :].any(axis=1)
+        return np.flatnonzero(chosen)
 
     def visible_labels(self, labels: np.ndarray, session: int) -> np.ndarray:
         """Label absence: (n, C seen) of which only the session's own columns are kept, older ones read False."""
@@ -71,36 +91,83 @@ class Protocol:
         return {key: (np.flatnonzero(labels[:, cols].any(axis=1)), cols) for key, cols in columns.items()}
 
 
-def make_protocol(classes: tuple[str, ...], base: int, increment: int, order_seed: int | None = None) -> Protocol:
+def make_protocol(
+    classes: tuple[str, ...],
+    base: int,
+    increment: int,
+    order_seed: int | None = None,
+    order: tuple[str, ...] = (),
+    sizes: tuple[int, ...] = (),
+    images: Literal["shared", "disjoint"] = "shared",
+) -> Protocol:
     """Cut a class list into sessions.
 
     classes: the data set's names in its own column order. base 0 means as many as ``increment``. The last session takes
-    what is left, also when that is less than ``increment``. Raises ConfigError if the numbers do not fit the list.
+    what is left, also when that is less than ``increment``. order: every name, in learning order; without it they are
+    learned alphabetically, or in a shuffle by ``order_seed``. sizes: classes of each session, instead of base and
+    increment. Raises ConfigError if the numbers or names do not fit the list.
     """
     if len(set(classes)) != len(classes):
         raise DataError(
             f"Class names must be unique, found twice: {sorted({c for c in classes if classes.count(c) > 1})}."
         )
     base = base or increment
-    if not 1 <= base <= len(classes):
+    if sizes and sum(sizes) != len(classes):
+        raise ConfigError(f"protocol.sizes add up to {sum(sizes)}, but the data set has {len(classes)} classes.")
+    if not sizes and not 1 <= base <= len(classes):
         raise ConfigError(f"protocol.base is {base}, but the data set has {len(classes)} classes.")
-    order = sorted(range(len(classes)), key=lambda column: classes[column])
+    columns = _named(classes, order) if order else sorted(range(len(classes)), key=lambda column: classes[column])
     if order_seed is not None:
-        np.random.default_rng(order_seed).shuffle(order)
-    stops = [base, *range(base + increment, len(classes), increment)]
-    if stops[-1] != len(classes):
-        stops.append(len(classes))
+        np.random.default_rng(order_seed).shuffle(columns)
+    if sizes:
+        stops = np.cumsum(sizes).tolist()
+        base, increment = even(sizes)
+    else:
+        stops = [base, *range(base + increment, len(classes), increment)]
+        if stops[-1] != len(classes):
+            stops.append(len(classes))
     sessions = tuple(Session(i, start, stop) for i, (start, stop) in enumerate(zip([0, *stops], stops, strict=False)))
-    return Protocol(tuple(classes[i] for i in order), tuple(order), base, increment, sessions)
+    return Protocol(tuple(classes[i] for i in columns), tuple(columns), base, increment, sessions, images)
 
 
-def check_labels(protocol: Protocol, labels: np.ndarray, what: str) -> None:
-    """Raise DataError, naming the classes, if a class has no image; labels (n, C) in learning order."""
-    empty = [name for name, count in zip(protocol.classes, labels.sum(axis=0), strict=True) if not count]
-    if empty:
+def protocol_of(section: Section, classes: tuple[str, ...]) -> Protocol:
+    """`make_protocol` as the ``protocol`` section of an experiment says."""
+    s = section
+    return make_protocol(classes, s.base, s.increment, s.order_seed, s.order, s.sizes, s.images)
+
+
+def _named(classes: tuple[str, ...], order: tuple[str, ...]) -> list[int]:
+    """Columns of the names of ``protocol.order``, each class once."""
+    for name in order:
+        if name not in classes:
+            raise ConfigError(f"protocol.order: there is no class {name!r}.{did_you_mean(name, classes)}")
+    twice, left = [name for name in order if order.count(name) > 1], [c for c in classes if c not in order]
+    if twice:
+        raise ConfigError(f"protocol.order names {twice[0]!r} twice.")
+    if left:
+        raise ConfigError(
+            f"protocol.order leaves out {', '.join(left)}: name every class, or choose some with data.classes."
+        )
+    return [classes.index(name) for name in order]
+
+
+def check_labels(protocol: Protocol, labels: np.ndarray, what: str, train: bool = False) -> None:
+    """Raise DataError, naming the classes, if a class has no image (of its own session, with ``train``); labels (n, C)
+    in learning order."""
+    counts = labels.sum(axis=0)
+    if train and protocol.images == "disjoint":
+        own = [labels[protocol.train_images(labels, s.index)][:, s.columns].sum(axis=0) for s in protocol.sessions]
+        counts = np.concatenate(own)
+    empty = [name for name, count in zip(protocol.classes, counts, strict=True) if not count]
+    if empty and not labels.any(axis=0).all():
         raise DataError(
             f"{what}: no image is labelled with {', '.join(empty)}. "
             "Leave such classes out with data.classes=[...], or check the annotations."
+        )
+    if empty:
+        raise DataError(
+            f"{what}: every image of {', '.join(empty)} also shows a class that is learned later, so that with "
+            "protocol.images=disjoint none is left. Learn them later (protocol.order), or share the images."
         )
 
 
@@ -134,6 +201,17 @@ def session_view(
     return View(np.concatenate([rows, stored]), np.concatenate([visible, shown]), len(rows))
 
 
+def planned_images(
+    protocol: Protocol, labels: np.ndarray, index: int, memory: Memory | None, sees: Literal["session", "all"]
+) -> int:
+    """How many images session ``index`` will show, as far as is known before it; arguments as of `session_view`."""
+    if sees == "all":
+        return int(labels.any(axis=1).sum()) if index == 0 else 0
+    old = protocol.sessions[index].start
+    stored = (memory.replay.budget or memory.replay.per_class * old) if memory and index else 0
+    return len(protocol.train_images(labels, index)) + stored
+
+
 def seen_frequency(protocol: Protocol, labels: np.ndarray, index: int) -> np.ndarray:
     """(C_old,) how often each class of the sessions before ``index`` was shown, as a share of all images seen so far.
 
@@ -141,6 +219,7 @@ def seen_frequency(protocol: Protocol, labels: np.ndarray, index: int) -> np.nda
     positives of a class in its own session, and which images came by until now. Images of a session are picked by its
     classes, so an old class is rarer among them where classes seldom meet: this is an estimate, not the truth.
     """
-    stop = protocol.sessions[index].stop
-    images = labels[:, :stop].any(axis=1).sum()
-    return labels[:, : protocol.sessions[index].start].sum(axis=0) / max(int(images), 1)
+    seen = [protocol.train_images(labels, t) for t in range(index + 1)]
+    images = len(np.unique(np.concatenate(seen)))
+    shown = [labels[rows][:, s.columns].sum(axis=0) for rows, s in zip(seen[:-1], protocol.sessions, strict=False)]
+    return np.concatenate([np.zeros(0), *shown]) / max(images, 1)

@@ -7,9 +7,9 @@ returns at once. Under torchrun every process runs this loop on its share of the
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,22 @@ import numpy as np
 import torch
 
 from .config import Experiment
-from .data import open_dataset
-from .data.pipeline import ImageStore
-from .errors import DataError, RunError
-from .evaluate import predict, session_metrics
+from .data import open_both
+from .data.pipeline import Batch, ImageStore, batches
+from .errors import RunError
+from .evaluate import Tester, predict, session_metrics
 from .learn import Learner, set_seed
 from .machine.device import Runtime, choose_runtime, environment, peak_memory_mb, reset_peak_memory
 from .memory import Memory
-from .methods import METHODS, Context
+from .methods import Context, method_class
 from .model import Network
 from .model.inference import for_inference
-from .model.network import build_network
-from .model.norm import synchronise
-from .protocol import Session, View, check_labels, make_protocol, seen_frequency, session_view
-from .runs.folder import Ahead, Run, Scores
+from .protocol import Session, View, check_labels, planned_images, protocol_of, seen_frequency, session_view
+from .runs.callbacks import Callbacks
+from .runs.folder import Ahead, Run
 from .runs.progress import Progress
-from .weights.checkpoint import load_backbone
+from .runs.state import join, split
+from .weights.start import first_network
 
 
 def train(
@@ -55,9 +55,7 @@ def train(
         run = Run.create(experiment, folder)
     found = run.finished_sessions
     if runtime.world.decide(found) != found:
-        raise RunError(
-            f"{run.folder}: all machines that share a run need the same folder, on a file system they share."
-        )
+        raise RunError(f"{run.folder}: machines that share a run need the same folder, on a file system they share.")
     if run.done:
         return run
     progress = Progress(run.folder, show if main else "off", experiment.train.tensorboard)
@@ -76,58 +74,44 @@ def train(
 class _Training:
     def __init__(self, run: Run, progress: Progress, runtime: Runtime, allow_leak: bool, max_steps: int | None):
         e = self.experiment = run.experiment
-        self.run, self.progress, self.runtime, self.max_steps = run, progress, runtime, max_steps
-        self.world = runtime.world
-        with self.world.main_first():
-            self.train_set, self.test_set = open_dataset(e.data, "train"), open_dataset(e.data, "test")
-        if self.train_set.classes != self.test_set.classes:
-            raise DataError(f"{self.train_set.root}: training and test annotations name different classes.")
-        self.protocol = make_protocol(
-            self.train_set.classes, e.protocol.base, e.protocol.increment, e.protocol.order_seed
-        )
-        self.train_labels = self.protocol.reorder(self.train_set.labels)
-        self.test_labels = self.protocol.reorder(self.test_set.labels)
-        check_labels(self.protocol, self.train_labels, f"{self.train_set.name} train")
-        check_labels(self.protocol, self.test_labels, f"{self.test_set.name} test")
-        # What a later start must find unchanged: stored exemplars are row numbers, and a quick look is no training.
-        # Batch statistics of each process's own images make the number of processes part of the result, as published.
-        processes = self.world.size if e.train.batch_norm == "batch" else None
-        inputs = self.train_set.digest() + self.test_set.digest()
-        self.made_with = {"inputs": inputs, "max_steps": max_steps, "processes": processes}
-        self.test_rows = np.flatnonzero(self.test_labels.any(axis=1))  # the fixed pool: images with any class
-        several = f" in {self.world.size} processes" if self.world.size > 1 else ""
-        progress.log(
-            f"{run.folder.name}: {len(self.train_set)} training and {len(self.test_set)} test images, "
-            f"{len(self.protocol.sessions)} sessions ({self.protocol.name}), "
-            f"{runtime.device}{several}, {runtime.reasons['precision']}"
-        )
-        for note in (*self.train_set.notes, *self.test_set.notes):
-            progress.log(f"data: {note}")
-
-        store = (e.data.image_size, e.data.cache, e.data.workers, progress.decoding, e.data.cache_size)
-        with self.world.main_first():
-            self.train_store, self.test_store = ImageStore(self.train_set, *store), ImageStore(self.test_set, *store)
-
+        self.run, self.progress, self.runtime, self.world = run, progress, runtime, runtime.world
+        self.max_steps = max_steps
+        self._open_data()
+        self.callbacks = Callbacks(e.train.callbacks if self.world.main else (), run, progress.log)
         set_seed(e.seed)
-        self.method = METHODS[e.method](run.experiment.options, e)
-        self.memory = Memory(e.replay)
-        self.model = build_network(e)
-        self.weights = load_backbone(self.model.backbone, e.model, allow_leak)
+        self.method, self.memory = method_class(e.method)(e.options, e), Memory(e.replay)
+        self.model, self.weights = first_network(e, runtime, allow_leak, progress.log)
         if self.world.main:
             run.write_json("environment.json", {**environment(runtime), "weights": self.weights})
-        if self.weights.get("trained_on", "").startswith("unknown"):
-            progress.log(
-                f"{self.weights['file']}: what it was trained on is unknown, so it may know labels to be learned"
-            )
-        if self.weights.get("leak"):
-            progress.log(f"LEAK: {self.weights['file']} is used all the same, though {self.weights['leak']}")
-        self.model.to(runtime.device, runtime.weights_dtype)
-        self.model.to(memory_format=torch.channels_last)
-        if e.train.batch_norm == "sync" and self.world.size > 1:
-            synchronise(self.model)
         self.old_model: Network | None = None
         self.ahead: Ahead | None = None  # the last session's model on this session's images
         self.spent_before = 0.0  # seconds that earlier, interrupted starts gave to the current session
+
+    def _open_data(self) -> None:
+        e, run = self.experiment, self.run
+        with self.world.main_first():
+            self.train_set, test_set = open_both(e.data)
+        self.protocol = protocol_of(e.protocol, self.train_set.classes)
+        self.train_labels = self.protocol.reorder(self.train_set.labels)
+        check_labels(self.protocol, self.train_labels, f"{self.train_set.name} train", True)
+        check_labels(self.protocol, self.protocol.reorder(test_set.labels), f"{test_set.name} test")
+        # What a later start must find unchanged: exemplars are row numbers, a quick look is no training, and batch
+        # statistics of each process's own images make the number of processes part of the result.
+        processes = self.world.size if e.train.batch_norm == "batch" else None
+        inputs = self.train_set.digest() + test_set.digest()
+        self.made_with = {"inputs": inputs, "max_steps": self.max_steps, "processes": processes}
+        several = f" in {self.world.size} processes" if self.world.size > 1 else ""
+        self.progress.log(
+            f"{run.folder.name}: {len(self.train_set)} training and {len(test_set)} test images, "
+            f"{len(self.protocol.sessions)} sessions ({self.protocol.name}), {self.runtime.device}{several}, "
+            f"{self.runtime.reasons['precision']}"
+        )
+        for note in (*self.train_set.notes, *test_set.notes):
+            self.progress.log(f"data: {note}")
+        store = (e.data.image_size, e.data.cache, e.data.workers, self.progress.decoding, e.data.cache_size)
+        with self.world.main_first():
+            self.train_store, test_store = ImageStore(self.train_set, *store), ImageStore(test_set, *store)
+        self.tester = Tester(test_set, self.protocol, test_store, self.runtime, e.train.eval_batch_size)
 
     # ---- the loop ----
 
@@ -153,43 +137,37 @@ class _Training:
         view = session_view(self.protocol, self.train_labels, index, memory, self.method.sees)
 
         # 2. Grow: a token and a head for the new classes; the model so far stays as the old model.
-        learning = self.learning_session(index)
-        if learning is not None:
+        if learning := self.protocol.taught(index, self.method.sees):
             self.old_model = for_inference(self.model, self.runtime.dtype) if index else None
             self._grow(learning)
             context, learner = self._prepare(learning, view, resume)
 
-            # 3. Learn: the method turns batches into a loss; validate on the way.
-            best = self.epochs(index, learner, resume)
+            # 3. Learn: the method turns batches into a loss, or learns in closed form; validate on the way.
+            best = self.epochs(index, learner, resume) if learner else self.fit(index, context, view)
             self.method.end_session(context)
             self.old_model = None
 
         # 4. Test: one pass over the fixed pool, from which every subset is scored.
-        scores = self.test(index) if best is None else self._pool(best["scores"].numpy())
+        scores = self.tester.pool_of(best) if best else self.tester.pool(self.model, index, self.method)
         metrics = session_metrics(self.protocol, index, scores.scores, scores.labels, full=True)
 
         # 5. Remember: choose exemplars, look at the images of the session to come, write the session down.
-        self.ahead = self._remember(index, view) if learning is not None else None
+        self.ahead = self._remember(index, view) if learning else None
         state = {
-            "session": index,
-            "classes": list(self.protocol.classes),
-            "new_classes": list(self.protocol.class_names(index)),
-            "train_images": view.own,
-            "replayed_images": len(view.rows) - view.own,
-            "test_images": len(scores.ids),
-            "reported_epoch": self.experiment.train.epochs - 1 if best is None else best["epoch"],
+            "session": index, "classes": list(self.protocol.classes),
+            "new_classes": list(self.protocol.class_names(index)), "train_images": view.own,
+            "replayed_images": len(view.rows) - view.own, "test_images": len(scores.ids),
+            "reported_epoch": best["epoch"] if best else self.experiment.train.epochs - 1,
             "seconds": round(self.spent_before + time.perf_counter() - began, 2),
-            "peak_memory_mb": round(peak_memory_mb(self.runtime.device), 1),
-            "metrics": metrics,
-            "method": self.method.state(),
-            "memory": self.memory.state(),
+            "peak_memory_mb": round(peak_memory_mb(self.runtime.device), 1), "metrics": metrics,
+            "method": self.method.state(), "memory": self.memory.state(),
             "exemplar_ids": [self.train_set.ids[ranking].tolist() for ranking in self.memory.ranked],
-            "weights": self.weights,
-            "made_with": self.made_with,
-        }
+            "weights": self.weights, "made_with": self.made_with,
+        }  # fmt: skip
         if self.world.main:
             self.run.write_session(index, self.model.state_dict(), scores, state, self.ahead)
             self.run.clear_resume()
+            self.callbacks.session(self.run.session_state(index))
         self.progress.log(
             f"session {index + 1}/{len(self.protocol.sessions)} ({', '.join(self.protocol.class_names(index))}): "
             f"mAP seen {metrics['mAP_seen']:.2f}, base {metrics['mAP_base']:.2f}, new {metrics['mAP_new']:.2f}"
@@ -205,24 +183,12 @@ class _Training:
             f"forgetting {summary['forgetting']:.2f} (max − last per class, whole test set), {summary['seconds']:.0f} s"
         )
 
-    # ---- see ----
-
-    def learning_session(self, index: int) -> Session | None:
-        """The session as the method learns it; None when it learns nothing new (joint training after its only one)."""
-        if self.method.sees == "session":
-            return self.protocol.sessions[index]
-        return Session(0, 0, len(self.protocol.classes)) if index == 0 else None
-
     def steps_of(self, index: int) -> int:
         """Training steps of a session (replayed images of sessions to come are estimated)."""
-        if self.learning_session(index) is None:
+        if self.method.has_own("fit"):
             return 0
-        if self.method.sees == "all":
-            images = int(self.train_labels.any(axis=1).sum())
-        else:
-            replay, old = self.experiment.replay, self.protocol.sessions[index].start
-            stored = (replay.budget or replay.per_class * old) if self.method.replays and index else 0
-            images = len(self.protocol.train_images(self.train_labels, index)) + stored
+        memory = self.memory if self.method.replays else None
+        images = planned_images(self.protocol, self.train_labels, index, memory, self.method.sees)
         steps = math.ceil(images / self.experiment.train.batch_size)
         return self.experiment.train.epochs * min(steps, self.max_steps or steps)
 
@@ -232,32 +198,44 @@ class _Training:
         set_seed(self.experiment.seed, session.index)
         self.model.add_session(session.stop - session.start)
 
-    def _prepare(self, session: Session, view: View, resume: dict[str, Any] | None) -> tuple[Context, Learner]:
-        """What the session learns with. The model is wrapped anew, so that its new parameters are synchronised too."""
+    def _prepare(self, session: Session, view: View, resume: dict[str, Any] | None) -> tuple[Context, Learner | None]:
+        """What the session learns with; no learner for a method that fits in closed form."""
 
         def old_scores() -> np.ndarray:
-            if self.ahead is None or self.ahead.ids.tolist() != self.train_set.ids[view.rows].tolist():
-                raise RunError(
-                    f"{self.run.folder}: no scores of the images of session {session.index + 1}. "
-                    f"Delete {self.run.session_folder(session.index - 1)} to make that session again."
-                )
+            if self.ahead is None or not np.array_equal(self.ahead.ids, self.train_set.ids[view.rows]):
+                again = self.run.session_folder(session.index - 1)
+                raise RunError(f"{again} lacks scores of the next session's images: delete it to make it again.")
             return self.ahead.scores
 
+        def images() -> Iterator[Batch]:
+            return batches(self.train_store, view.rows, view.labels, config.eval_batch_size, self.runtime)
+
+        config = self.experiment.train
         context = Context(
             experiment=self.experiment, protocol=self.protocol, session=session, model=self.model,
-            old_model=self.old_model, forward=self.world.wrap(self.model), old_scores=old_scores,
+            old_model=self.old_model, forward=self.model, old_scores=old_scores,
             class_frequency=seen_frequency(self.protocol, self.train_labels, session.index), log=self.progress.log,
+            batches=images, world=self.world,
         )  # fmt: skip
         if resume:
             self.method.load_state(resume["method"])
         self.method.start_session(context)
-        self.method.load_state(self.world.decide(_plain(self.method.state())))  # one threshold for all processes
-        config = self.experiment.train
+        self._agree()
+        if self.method.has_own("fit"):
+            return context, None
+        # Wrapped anew, after the method: new parameters are synchronised too, and those it has frozen are left out.
+        context.forward = self.world.wrap(self.model)
         learner = Learner(self.model, self.method, config, session.index == 0, view, self.runtime)
         if resume:
             self.model.load_state_dict(resume["model"])
             learner.load_state(resume["learner"])
         return context, learner
+
+    def _agree(self) -> None:
+        """Give every process the main one's method state: one threshold for all of them."""
+        plain, tensors = split(self.method.state())
+        self.world.share(tensors.values())
+        self.method.load_state(join(self.world.decide(plain), tensors))
 
     # ---- learn ----
 
@@ -274,69 +252,53 @@ class _Training:
             made = learner.epoch(self.train_store, seed, on_step, self.max_steps)
             if not math.isfinite(made["loss"]):
                 raise RunError(
-                    f"{self.run.folder.name}: the loss became {made['loss']} in session {index + 1}, "
-                    f"epoch {epoch + 1}. Lower train.base_lr or train.lr, or set train.precision=float32."
+                    f"{self.run.folder.name}: the loss became {made['loss']} in session {index + 1}, epoch {epoch + 1}."
+                    " Lower train.base_lr or train.lr, set train.clip_norm, or train.precision=float32."
                 )
             self.world.share_buffers(self.model)
             record, last = {"session": index, "epoch": epoch, **made}, epoch + 1 == t.epochs
             if t.evaluate_every and (epoch + 1) % t.evaluate_every == 0 and not last:  # the last is the session's own
-                record.update(self.validate(index))
+                record.update(self.tester.validate(self.model, index, self.method))
             if t.report == "best" and (last or "mAP_seen" in record):
-                best = self._better(best, index, epoch)
+                best = self.tester.better(best, self.model, index, epoch, self.method)
             if not self.world.main:
                 continue
-            self.run.append_epoch(record)
-            self.progress.epoch(record)
+            self._tell(record)
             if not last:
-                self.run.save_resume(
-                    {
-                        "session": index,
-                        "epoch": epoch + 1,
-                        "made_with": self.made_with,
-                        "seconds": self.spent_before + time.perf_counter() - began,
-                        "model": self.model.state_dict(),
-                        "learner": learner.state(),
-                        "method": _plain(self.method.state()),
-                        "best": best,
-                    }
-                )
+                position = {"session": index, "epoch": epoch + 1, "made_with": self.made_with, "best": best}
+                seconds = self.spent_before + time.perf_counter() - began
+                learned = {"model": self.model.state_dict(), "learner": learner.state(), "method": self.method.state()}
+                self.run.save_resume({**position, "seconds": seconds, **learned})
         return best
 
-    def validate(self, index: int) -> dict[str, float]:
-        """mAP base, seen and new inside a session, from one pass over the images with a seen class."""
-        stop = self.protocol.sessions[index].stop
-        rows = np.flatnonzero(self.test_labels[:, :stop].any(axis=1))
-        scores = self._predict_test(rows)[:, :stop]
-        metrics = session_metrics(self.protocol, index, scores, self.test_labels[rows], full=False)
-        return {key: round(value, 4) for key, value in metrics.items()}
+    def fit(self, index: int, context: Context, view: View) -> None:
+        """Learn the session without gradients; it counts as one epoch."""
+        began = time.perf_counter()
+        set_seed(self.experiment.seed, index, 0, self.world.rank)
+        self.model.eval()
+        with torch.no_grad():
+            self.method.fit(context)
+        self._agree()
+        if self.world.main:
+            seconds, images = time.perf_counter() - began, len(view.rows)
+            rate = {"seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1)}
+            self._tell({"session": index, "epoch": 0, "images": images, **rate})
 
-    def _better(self, best: dict[str, Any] | None, index: int, epoch: int) -> dict[str, Any]:
-        """The better of the best epoch so far and this one, by mAP on the images with a seen class."""
-        pool = self.test(index)
-        value = session_metrics(self.protocol, index, pool.scores, pool.labels, full=False)["mAP_seen"]
-        if best is not None and best["mAP_seen"] >= value:
-            return best
-        return {"epoch": epoch, "mAP_seen": value, "scores": torch.from_numpy(np.ascontiguousarray(pool.scores))}
+    def _tell(self, record: dict[str, Any]) -> None:
+        self.run.append_epoch(record)
+        self.progress.epoch(record)
+        self.callbacks.epoch(record)
 
-    # ---- test and remember ----
-
-    def _predict_test(self, rows: np.ndarray) -> np.ndarray:
-        return predict(self.model, self.test_store, rows, self.runtime, self.experiment.train.eval_batch_size)[0]
-
-    def test(self, index: int) -> Scores:
-        return self._pool(self._predict_test(self.test_rows)[:, : self.protocol.sessions[index].stop])
-
-    def _pool(self, scores: np.ndarray) -> Scores:
-        return Scores(self.test_set.ids[self.test_rows], scores, self.test_labels[self.test_rows])
+    # ---- remember ----
 
     def _remember(self, index: int, view: View) -> Ahead | None:
         """Choose exemplars for the classes just learned; score the next session's images if the method asks for it.
 
         Both want the model as it is now, so they share one pass over their images.
         """
-        replay, own = self.experiment.replay, view.rows[: view.own]
+        own, size = view.rows[: view.own], self.experiment.train.eval_batch_size
         stores = self.method.replays and self.memory.quota(self.protocol.sessions[index].stop) > 0
-        herds = stores and replay.selection == "herding"
+        herds = stores and self.experiment.replay.selection == "herding"
         looks_ahead = self.method.asks_old_scores and index + 1 < len(self.protocol.sessions)
         if stores and not herds:
             self._choose_exemplars(index, own, None)
@@ -346,8 +308,7 @@ class _Training:
         if not wanted:
             return None
         rows = np.unique(np.concatenate(wanted))
-        size = self.experiment.train.eval_batch_size
-        scores, features = predict(self.model, self.train_store, rows, self.runtime, size, features=herds)
+        scores, features = predict(self.model, self.train_store, rows, self.runtime, size, herds, self.method)
         if herds:
             self._choose_exemplars(index, own, features[np.searchsorted(rows, own)])
         if not looks_ahead:
@@ -360,29 +321,20 @@ class _Training:
         session = self.protocol.sessions[index]
         self.memory.update(index, own, self.train_labels[own][:, session.columns], features, self.experiment.seed)
         self.memory.load_state(self.world.decide(self.memory.state()))  # one set of exemplars for all processes
-        quota = self.memory.quota(session.stop)
-        short = [
-            f"{name} ({len(ranking)})"
-            for name, ranking in zip(self.protocol.classes, self.memory.ranked, strict=False)
-            if len(ranking) < quota
-        ]
-        if short:
+        if short := self.memory.short(self.protocol.classes):
             self.progress.log(f"fewer images than exemplars asked for: {', '.join(short)}")
-
-    # ---- resume ----
 
     def _restore(self) -> tuple[int, dict[str, Any] | None]:
         """Bring model, method and memory to the first unfinished session; returns it and its interrupted part."""
         finished = self.run.finished_sessions
         for index in range(finished):
-            learning = self.learning_session(index)
-            if learning is not None:
+            if learning := self.protocol.taught(index, self.method.sees):
                 self._grow(learning)
         if finished:
             state = self.run.session_state(finished - 1)
             self.run.check_made_with(state["made_with"], self.made_with)
             self.model.load_state_dict(self.run.model_state(finished - 1))
-            self.method.load_state(state["method"])
+            self.method.load_state(self.run.method_state(finished - 1))
             self.memory.load_state(state["memory"])
             self.ahead = self.run.ahead(finished - 1)
         resume = self.run.load_resume()
@@ -395,8 +347,3 @@ class _Training:
         if resume or (finished and finished < len(self.protocol.sessions)):
             self.progress.log(f"continuing at session {finished + 1}, epoch {resume['epoch'] + 1 if resume else 1}")
         return finished, resume
-
-
-def _plain(state: dict) -> dict:
-    """A method's state as plain JSON values, whatever the method gave."""
-    return json.loads(json.dumps(state))

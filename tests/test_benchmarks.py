@@ -17,10 +17,10 @@ from krt_core.evaluate import predict, session_metrics
 from krt_core.learn import set_seed
 from krt_core.machine.device import choose_runtime
 from krt_core.memory import Memory
-from krt_core.model.network import build_network
 from krt_core.protocol import make_protocol, session_view
 from krt_core.runs.folder import Run
 from krt_core.session import train
+from krt_core.weights.convert import network_of
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def world(tiny):
 def test_a_step_has_the_same_loss_and_gradients(world):
     experiment, _, _, protocol = world
     torch.manual_seed(0)
-    model = build_network(experiment)
+    model = network_of(experiment)
     model.add_session(2)
     old = copy.deepcopy(model).eval().requires_grad_(False)
     model.add_session(2)
@@ -56,7 +56,7 @@ def test_images_and_evaluation_are_the_same(world):
     experiment, train_set, test_set, protocol = world
     labels = protocol.reorder(test_set.labels)
     torch.manual_seed(0)
-    model = build_network(experiment)
+    model = network_of(experiment)
     for _ in range(2):
         model.add_session(2)
     store, rows = ImageStore(test_set, 32), np.flatnonzero(labels[:, :4].any(axis=1))
@@ -76,7 +76,7 @@ def test_a_whole_session_is_the_same(world, tmp_path):
     memory.load_state(run.session_state(0)["memory"])
     view = session_view(protocol, protocol.reorder(train_set.labels), 1, memory, "session")
     torch.manual_seed(0)
-    model = build_network(experiment)
+    model = network_of(experiment)
     model.add_session(2)
     model.double().load_state_dict(run.model_state(0))
     old = copy.deepcopy(model).eval().requires_grad_(False)

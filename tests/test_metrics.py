@@ -6,7 +6,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 
 import krt_core.metrics as m
 from krt_core.protocol import make_protocol
-from krt_core.runs.folder import ap_tables
+from krt_core.runs.summary import ap_tables
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from recipe import published_tensor, published_weights
 import krt_core.learn as learn_module
 import krt_core.methods.krt as krt_module
 import krt_core.session as session_module
+import krt_core.weights.start as start_module
 from krt_core.config import Model, load_experiment
 from krt_core.dpl import ThresholdRecord, search_threshold
 from krt_core.losses import asymmetric_loss, pod_spatial, token_distillation
@@ -250,7 +251,7 @@ def test_a_whole_training(tmp_path, monkeypatch):
     )  # fmt: skip
 
     # No shuffling, a fixed threshold, and weights by the recipe, also for each token and head when it is added.
-    batches, build, loss = learn_module.batches, session_module.build_network, krt_module.KRT.loss
+    batches, build, loss = learn_module.batches, start_module.network_of, krt_module.KRT.loss
     monkeypatch.setattr(learn_module, "batches", lambda *a, shuffle, **k: batches(*a, shuffle=False, **k))
     threshold = ThresholdRecord(config["pseudo_label_threshold"], 0.0, 0.0, 0, True)
     monkeypatch.setattr(krt_module, "find_thresholds", lambda *_: threshold)
@@ -281,7 +282,7 @@ def test_a_whole_training(tmp_path, monkeypatch):
                 module.negative_slope = float(np.float32(module.negative_slope))  # 0.01 in the stem, 0.001 after it
         return network
 
-    monkeypatch.setattr(session_module, "build_network", start)
+    monkeypatch.setattr(start_module, "network_of", start)
     monkeypatch.setattr(session_module, "check_labels", lambda *_: None)  # some classes have no test image
     steps = []
 

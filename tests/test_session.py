@@ -325,9 +325,9 @@ def test_every_switch_trains_and_changes_the_run(tiny, switch):
 
 
 def test_weights_of_unknown_origin_are_named_as_such(tiny, tmp_path):
-    from krt_core.model.network import build_network
+    from krt_core.weights.convert import network_of
 
     experiment = tiny(method="finetune", train__epochs=1)
-    torch.save(build_network(experiment).backbone.body.state_dict(), tmp_path / "found.pth")
+    torch.save(network_of(experiment).backbone.body.state_dict(), tmp_path / "found.pth")
     run = train(tiny(method="finetune", train__epochs=1, model__weights=str(tmp_path / "found.pth")), show="none")
     assert "found.pth: what it was trained on is unknown" in (run.folder / "log.txt").read_text()

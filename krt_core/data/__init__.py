@@ -12,6 +12,7 @@ import numpy as np
 from ..config import Data
 from ..errors import DataError
 from ..machine.home import atomic_write, data_dir, resolve
+from ..options import find, is_dotted
 from .dataset import MultiLabelDataset, Split
 
 DEFAULT_ROOTS = {"digits": "data/digits", "coco2014": "data/coco2014", "voc2007": "data/voc2007"}
@@ -20,9 +21,13 @@ DEFAULT_ROOTS = {"digits": "data/digits", "coco2014": "data/coco2014", "voc2007"
 def open_dataset(config: Data, split: Split) -> MultiLabelDataset:
     """Open the train or test half of the configured data set.
 
-    Labels come from a cache under ``data/cache`` while the source files are unchanged. Raises DataError, with the
-    command that gets the data, when the folder is missing or does not hold what the layout promises.
+    Labels come from a cache under ``data/cache`` while the source files are unchanged. A reader outside the package,
+    ``mylab.tags:read``, is called with the folder and the split, every time. Raises DataError, with the command that
+    gets the data, when the folder is missing or does not hold what the layout promises.
     """
+    if is_dotted(config.dataset):
+        dataset = _read_by(config, split)
+        return dataset.select_classes(config.classes) if config.classes else dataset
     from . import coco, digits, voc  # each pulls its own reader library
 
     root = dataset_root(config)
@@ -38,10 +43,38 @@ def open_dataset(config: Data, split: Split) -> MultiLabelDataset:
     return dataset.select_classes(config.classes) if config.classes else dataset
 
 
+def open_both(config: Data) -> tuple[MultiLabelDataset, MultiLabelDataset]:
+    """The training and the test half; DataError where they name different classes."""
+    train, test = open_dataset(config, "train"), open_dataset(config, "test")
+    if train.classes != test.classes:
+        raise DataError(f"{train.root}: training and test annotations name different classes.")
+    return train, test
+
+
 def dataset_root(config: Data) -> Path:
     if not config.root and config.dataset not in DEFAULT_ROOTS:
         raise DataError(f"data.dataset={config.dataset} reads a folder of your own: set data.root to it.")
     return resolve(config.root or DEFAULT_ROOTS[config.dataset])
+
+
+def _read_by(config: Data, split: Split) -> MultiLabelDataset:
+    """What a reader outside the package gives, checked: everything after it counts on this."""
+    read, root = find(config.dataset, "data.dataset"), resolve(config.root) if config.root else data_dir()
+    made = read(root, split)
+    if not isinstance(made, MultiLabelDataset):
+        raise DataError(f"{config.dataset} must return a MultiLabelDataset, found a {type(made).__name__}.")
+    n, c = len(made.ids), len(made.classes)
+    faults = {
+        f"labels must be a boolean ({n}, {c}) matrix, one row per id and one column per class; "
+        f"found {made.labels.dtype} {made.labels.shape}": made.labels.dtype != bool or made.labels.shape != (n, c),
+        f"there are {n} ids and {len(made.paths)} paths": n != len(made.paths),
+        "an id stands there twice": len(set(made.ids.tolist())) != n,
+        "there is no image": not n,
+    }
+    for text, is_so in faults.items():
+        if is_so:
+            raise DataError(f"{config.dataset}, {split} split of {root}: {text}.")
+    return made
 
 
 def _how_to_get(config: Data) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +30,7 @@ class MultiLabelDataset:
     paths: np.ndarray
     labels: np.ndarray
     classes: tuple[str, ...]
-    boxes: np.ndarray
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 6), np.float32))
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,19 +78,33 @@ class World:
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with synchronised gradients. To be called anew whenever parameters were added: a wrapper knows only
         those it was made with."""
-        if self.size == 1:
+        if self.size == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
             return model
         device = next(model.parameters()).device
         return nn.parallel.DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
-    def share_buffers(self, model: nn.Module) -> None:
-        """Give every process the main one's batch-norm statistics, which each updates from its own images."""
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Of parameters outside the wrapped model: the mean over processes, as the wrapper takes it."""
         if self.size == 1:
             return
-        for buffer in model.buffers():
-            moved = buffer.cpu()
+        for parameter in parameters:
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            moved = gradient.cpu()
+            dist.all_reduce(moved, group=self.group)
+            parameter.grad = (moved / self.size).to(gradient)
+
+    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give every process the main one's tensors, in place."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            moved = tensor.detach().cpu().contiguous()
             dist.broadcast(moved, src=0, group=self.group)
-            buffer.copy_(moved)
+            tensor.detach().copy_(moved)
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the main one's batch-norm statistics, which each updates from its own images."""
+        self.share(model.buffers())
 
     def _all_gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         pieces = [torch.empty_like(tensor) for _ in range(self.size)]

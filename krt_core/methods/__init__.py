@@ -1,11 +1,22 @@
-"""Registry of methods. A new method is one file with a `Method` subclass, and one line here."""
+"""What a method does to the loss: the contract in ``base``, then a file per method.
 
+`krt_core.options` says which there are; one outside this package goes by its dotted place, ``mylab.lwf:LwF``.
+"""
+
+from ..errors import ConfigError
+from ..options import METHODS as PLACES
+from ..options import method_class
 from .base import Context, Method
-from .finetune import Finetune
-from .joint import Joint
-from .krt import KRT
-from .pod import POD
 
-METHODS: dict[str, type[Method]] = {"krt": KRT, "pod": POD, "finetune": Finetune, "joint": Joint}
+METHODS: dict[str, type[Method]] = {name: method_class(name) for name in PLACES}
 
-__all__ = ["METHODS", "Context", "Method"]
+
+def class_of(name: str) -> type[Method]:
+    """The class of the method of a run that is only looked at; plain `Method` where one outside the package is gone."""
+    try:
+        return method_class(name)
+    except ConfigError:
+        return Method
+
+
+__all__ = ["METHODS", "Context", "Method", "class_of", "method_class"]

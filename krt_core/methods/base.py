@@ -1,25 +1,31 @@
 """The contract between a method and the session loop.
 
 A method owns what happens to model and loss, never the loop: it gets each session's context, turns a batch into a loss,
-and hands over the small state that must survive a restart. Resume, mixed precision, replay, evaluation, plots and
-notebooks come from the loop.
+and hands over the state that must survive a restart. Resume, several processes, mixed precision, replay, evaluation,
+plots and notebooks come from the loop. docs/your_method.md builds one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import Experiment
 from ..data.pipeline import Batch
 from ..losses import asymmetric_loss
+from ..machine.distributed import World
 from ..model import Network, Output
+from ..options import Options
 from ..protocol import Protocol, Session
+
+
+def _no_batches() -> Iterator[Batch]:
+    raise RuntimeError("This context has no images.")
 
 
 @dataclass
@@ -31,13 +37,23 @@ class Context:
     session: Session
     model: Network  # already grown for this session
     old_model: Network | None  # frozen copy from the end of the last session, in eval mode; None in the first
-    forward: Callable[..., Output]  # the model as training must call it
+    forward: Callable[..., Output]  # the model as training must call it; set for good after start_session
     old_scores: Callable[[], np.ndarray]  # probabilities (m, C_old) of the old model on the session's training images
     class_frequency: np.ndarray  # (C seen before,) share of the images seen so far that were shown with the class
     log: Callable[[str], None]
+    batches: Callable[[], Iterator[Batch]] = _no_batches  # the session's images once, as in a test, with its labels:
+    # this process's share of each batch
+    world: World = field(default_factory=World)  # the processes that share the session, to add up what each has found
+
+    @property
+    def growth(self) -> float:
+        """C / increment, by whose root the distillation of KRT and POD is weighed."""
+        own = self.session.stop - self.session.start
+        return self.session.stop / (self.protocol.increment or own)
 
     def ask_old(self, images: Tensor, with_stages: bool = False) -> Output:
         """What the old model says to images (B, 3, S, S): plain numbers without gradient."""
+        assert self.old_model is not None, "the first session has no old model"
         with torch.inference_mode():
             output = self.old_model(images, with_stages=with_stages)
         return output.clone()  # out of inference mode, so that losses may keep it for their gradient
@@ -46,10 +62,7 @@ class Context:
 class Method:
     """Plain training on what the session shows: sum-reduced asymmetric loss. Base of every other method."""
 
-    @dataclass(frozen=True)
-    class Options:
-        head: Literal["ica", "linear"] = "linear"  # incremental cross-attention, or pooling and a growing linear layer
-
+    Options: ClassVar[type] = Options  # a dataclass; what it holds can be set in the preset's section of the method
     sees: ClassVar[Literal["session", "all"]] = "session"  # "all": every label of every class, in one training
     replays: ClassVar[bool] = True  # are exemplars mixed into later sessions, when replay is configured?
     asks_old_scores: bool = False  # does start_session use context.old_scores?
@@ -59,10 +72,13 @@ class Method:
         # The published loss is summed over the 64 images of one GPU and averaged over GPUs. The same balance against
         # mean-reduced terms at any batch size and number of processes: sum over the global batch · group / batch.
         self.scale = experiment.train.group / experiment.train.batch_size
-        self.context: Context = None  # set by start_session
+        self.context: Context = None  # type: ignore[assignment]  # set by start_session
+
+    # ---- learning ----
 
     def start_session(self, context: Context) -> None:
-        """Called after the model has grown, before the first step; also when a session is resumed."""
+        """Called after the model has grown, before the first step; also when a session is resumed. What is frozen here
+        stays still."""
         self.context = context
 
     def targets(self, batch: Batch) -> Tensor:
@@ -79,12 +95,36 @@ class Method:
         classification = self.scale * asymmetric_loss(output.logits, self.targets(batch))
         return {"loss": classification, "parts": {"classification": classification}, "logits": output.logits}
 
-    def end_session(self, context: Context) -> None:
-        """Called after the last epoch of a session, before exemplars are chosen."""
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Parameters of the method's own that the optimiser is to learn beside the model's; the same, in the same
+        order, whenever a session is resumed. They belong into `state`."""
+        return ()
 
-    def state(self) -> dict:
-        """What must survive a restart, as plain JSON values."""
+    def fit(self, context: Context) -> None:
+        """Learn the session without gradients, for instance in closed form from ``context.batches()``. A method that
+        has this is not trained by epochs."""
+        raise NotImplementedError
+
+    def end_session(self, context: Context) -> None:
+        """Called after the session is learned, before exemplars are chosen."""
+
+    # ---- answering ----
+
+    def scores(self, model: Network, images: Tensor) -> Tensor:
+        """Scores (B, C) of images (B, 3, S, S) in [0, 1], columns in learning order; higher means rather there.
+        ``model`` is a copy for looking only. The thresholds of F1 and pseudo labels take them for probabilities."""
+        return torch.sigmoid(model(images).logits)
+
+    # ---- what must survive a restart ----
+
+    def state(self) -> dict[str, Any]:
+        """Plain JSON values and tensors, in dicts and lists."""
         return {}
 
-    def load_state(self, state: dict) -> None:
-        """Take back what `state` gave."""
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave, or the main process's: before start_session when resumed, and again after it."""
+
+    @classmethod
+    def has_own(cls, name: str) -> bool:
+        """Does the method define ``fit`` or ``scores`` itself?"""
+        return getattr(cls, name) is not getattr(Method, name)

@@ -6,33 +6,25 @@ Dong et al., *Knowledge Restore and Transfer for Multi-label Class-Incremental L
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import Experiment
 from ..data.pipeline import Batch
 from ..dpl import ThresholdRecord, find_thresholds
 from ..errors import ConfigError
 from ..losses import asymmetric_loss, token_distillation
+from ..options import KRTOptions
 from .base import Context, Method
 
 
 class KRT(Method):
-    @dataclass(frozen=True)
-    class Options:
-        head: Literal["ica", "linear"] = "ica"  # "linear" is the ablation without ICA (needs token_weight 0)
-        token_weight: float = 100.0  # λ of the token distillation; 0: without it
-        pseudo_labels: bool = True  # false: the ablation without DPL
-        mean_labels: float = 2.9  # μ, labels per training image (COCO 2.9, VOC 1.4)
-        target: Literal["published", "estimated"] = "published"  # old labels expected per image: μ·C_old/C_total, or
-        # estimated from the labels that earlier sessions showed
-        rule: Literal["published", "exact"] = "published"  # the walk in steps of 0.005, or the exact quantile
-        per_class: bool = False  # a threshold for each old class instead of one for all
+    Options = KRTOptions
 
-    def __init__(self, options: Any, experiment):
+    def __init__(self, options: KRTOptions, experiment: Experiment):
         super().__init__(options, experiment)
         if options.head == "linear" and options.token_weight:
             raise ConfigError("krt.head=linear has no tokens to distil: set krt.token_weight=0 as well.")
@@ -79,8 +71,8 @@ class KRT(Method):
             old = context.ask_old(batch.images)
             labels = self.restore(labels, old.logits)
             if self.options.token_weight:
-                growth = batch.share * math.sqrt(context.session.stop / context.experiment.protocol.increment)
-                distillation = self.options.token_weight * growth * token_distillation(old.tokens, output.tokens)
+                weight = self.options.token_weight * batch.share * math.sqrt(context.growth)
+                distillation = weight * token_distillation(old.tokens, output.tokens)
         classification = self.scale * asymmetric_loss(output.logits, labels)
         parts = {"classification": classification}
         if distillation is not None:

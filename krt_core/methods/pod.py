@@ -7,22 +7,18 @@ asymmetric loss and a growing linear head instead of its cosine classifier and s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch.nn.functional as F
 
 from ..data.pipeline import Batch
 from ..losses import asymmetric_loss, pod_spatial
+from ..options import PODOptions
 from .base import Method
 
 
 class POD(Method):
-    @dataclass(frozen=True)
-    class Options:
-        head: Literal["ica", "linear"] = "linear"
-        spatial_weight: float = 5.0  # λ_c of POD-spatial, times sqrt(C / increment)
-        flat_weight: float = 180.0  # λ_f of the pooled embedding's cosine distance, times sqrt(C / increment)
+    Options = PODOptions
 
     def loss(self, batch: Batch) -> dict[str, Any]:
         context = self.context
@@ -31,7 +27,7 @@ class POD(Method):
         parts = {"classification": self.scale * asymmetric_loss(output.logits, self.targets(batch))}
         if distil:
             old = context.ask_old(batch.images, with_stages=True)
-            growth = batch.share * math.sqrt(context.session.stop / context.experiment.protocol.increment)
+            growth = batch.share * math.sqrt(context.growth)
             parts["spatial"] = self.options.spatial_weight * growth * pod_spatial(old.stages, output.stages)
             flat = 1 - F.cosine_similarity(old.pooled, output.pooled, dim=1).mean()
             parts["flat"] = self.options.flat_weight * growth * flat

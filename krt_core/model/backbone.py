@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import Model
 from ..errors import ConfigError, did_you_mean
 from .depthwise import depthwise_in_float32
 from .norm import use_inplace_abn
+
+Channels = float | tuple[float, ...]
 
 
 class Backbone(nn.Module):
     """Images (B, 3, S, S) in [0, 1] → feature map (B, channels, h, w).
 
-    ``mean`` and ``std`` are applied inside, so that every part of the workbench sees images in [0, 1].
+    ``mean`` and ``std``, a number or one per channel, are applied inside, so that every part of the workbench sees
+    images in [0, 1].
     """
 
-    def __init__(self, body: nn.Module, channels: int, grid: tuple[int, int], mean: float = 0.0, std: float = 1.0):
+    def __init__(
+        self, body: nn.Module, channels: int, grid: tuple[int, int], mean: Channels = 0.0, std: Channels = 1.0
+    ):
         super().__init__()
         self.body, self.channels, self.grid = body, channels, grid
         self.mean, self.std = mean, std
+        # float64, so that a network in double precision has all their digits; not in files, where they never were
+        self.register_buffer("shift", torch.tensor(mean, dtype=torch.float64).view(-1, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(std, dtype=torch.float64).view(-1, 1, 1), persistent=False)
         self.compiled = False  # run through torch.compile? The heads, which grow, are never compiled
         self.foldable: bool | None = None  # can batch norm be folded away? found out when first asked (inference.py)
 
@@ -43,11 +52,13 @@ class Backbone(nn.Module):
         return _as_map(self.body, features), tuple(stages)
 
     def _normalise(self, images: Tensor) -> Tensor:
-        return images if self.mean == 0.0 and self.std == 1.0 else (images - self.mean) / self.std
+        if not np.any(self.mean) and np.all(np.equal(self.std, 1)):
+            return images
+        return (images - self.shift.to(images.dtype)) / self.scale.to(images.dtype)
 
 
-def make_backbone(config: Model, image_size: int) -> Backbone:
-    """Create the timm model named in ``config`` without weights; raises ConfigError for a name timm does not have."""
+def make_backbone(config: Any, image_size: int) -> Backbone:
+    """Create the timm model that a ``model`` section names, without weights. ConfigError for a name unknown to timm."""
     import timm
 
     base = config.backbone.split(".")[0]
@@ -72,7 +83,17 @@ def make_backbone(config: Model, image_size: int) -> Backbone:
     if config.norm == "inplace_abn":
         use_inplace_abn(body, config.backbone)
     depthwise_in_float32(body)
-    return Backbone(body, shape[1], (shape[2], shape[3]), config.mean, config.std)
+    return Backbone(body, shape[1], (shape[2], shape[3]), *_normalisation(config))
+
+
+def _normalisation(config: Any) -> tuple[Channels, Channels]:
+    """Mean and std of a ``model`` section: what it says, else what timm's weights were trained with, else 0 and 1."""
+    import timm
+
+    mean, std = 0.0, 1.0
+    if config.weights == "timm" and (trained := timm.get_pretrained_cfg(config.backbone)):
+        mean, std = trained.mean, trained.std
+    return mean if config.mean is None else config.mean, std if config.std is None else config.std
 
 
 def _map_of(body: nn.Module, images: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..config import Experiment
+from ..config import Model
 from ..machine.precision import full_precision
 from .backbone import Backbone, make_backbone
 from .ica import Attention, IncrementalCrossAttention, SessionHead, _truncated_normal
@@ -127,11 +127,11 @@ class Network(nn.Module):
         return patches + self.position
 
 
-def build_network(experiment: Experiment) -> Network:
-    """The network of an experiment before its first session, with random weights."""
-    m = experiment.model
-    backbone = make_backbone(m, experiment.data.image_size)
-    network = Network(backbone, experiment.options.head, m.embed_dim, m.heads, m.mlp_ratio, m.query)
-    backbone.compiled = experiment.train.compile
-    network.frozen_statistics = experiment.train.batch_norm == "frozen"
+def build_network(model: Model, head: str, image_size: int, compile: bool = False, frozen: bool = False) -> Network:
+    """The network before its first session, with random weights. head "ica" or "linear"; image_size in pixels;
+    compile: run the backbone through torch.compile; frozen: leave batch norm's statistics as they are."""
+    backbone = make_backbone(model, image_size)
+    backbone.compiled = compile
+    network = Network(backbone, head, model.embed_dim, model.heads, model.mlp_ratio, model.query)
+    network.frozen_statistics = frozen
     return network

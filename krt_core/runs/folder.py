@@ -24,13 +24,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..config import Experiment, experiment_from, parse_yaml
 from ..errors import RunError
 from ..machine.home import atomic_write, outputs_dir, resolve
-from ..metrics import falling_order, forgetting, precision_in_order
-from ..protocol import Protocol, make_protocol
+from ..metrics import forgetting
+from ..options import METHODS
+from ..protocol import Protocol, protocol_of
+from .state import join, split
+from .summary import ap_tables, summary_of
 
 
 class Run:
@@ -57,7 +61,7 @@ class Run:
     @cached_property
     def experiment(self) -> Experiment:
         path = self.folder / "experiment.yaml"
-        return experiment_from(parse_yaml(path.read_text(), str(path)), str(path))
+        return experiment_from(parse_yaml(path.read_text(), str(path)), str(path), stored=True)
 
     @property
     def done(self) -> bool:
@@ -68,6 +72,8 @@ class Run:
     def summary(self) -> dict | None:
         """Content of DONE, or None while the run is unfinished."""
         content = _read_json(self.folder / "DONE")
+        if content and isinstance(self.experiment.options, dict):  # without its method's defaults there is no hash
+            return content
         return content if content and content.get("config_hash") == self.experiment.hash() else None
 
     @property
@@ -116,11 +122,16 @@ class Run:
     def protocol(self) -> Protocol:
         """The protocol as this run used it, from the classes stored with its first session."""
         state = self.session_state(0)
-        p = self.experiment.protocol
-        made = make_protocol(tuple(sorted(state["classes"])), p.base, p.increment, p.order_seed)
+        made = protocol_of(self.experiment.protocol, tuple(sorted(state["classes"])))
         if list(made.classes) != state["classes"]:
             raise RunError(f"{self.folder}: the stored class order does not follow from its protocol.")
         return made
+
+    def method_state(self, session: int) -> dict:
+        """What the method kept after a session, tensors included."""
+        path = self.session_folder(session) / "method.safetensors"
+        tensors = load_file(path) if path.is_file() else {}
+        return join(self.session_state(session)["method"], tensors)
 
     def scores(self, session: int) -> Scores:
         """Scores of the whole test set after a session."""
@@ -164,25 +175,14 @@ class Run:
     def final_summary(self) -> dict:
         """What DONE holds: the numbers of the whole run, from its session states and scores."""
         states = [self.session_state(t) for t in range(len(self.protocol.sessions))]
-        curve, lost, last = self.curve(), self.forgetting(), states[-1]["metrics"]
-        return {
+        about = {
             "method": self.experiment.method,
             "dataset": self.experiment.data.dataset,
             "protocol": self.protocol.name,
             "seed": self.experiment.seed,
-            "average_mAP": round(float(curve.mean()), 4),
-            "last_mAP": round(float(curve[-1]), 4),
-            "forgetting": round(lost.get("max_class_fixed", 0.0), 4),
-            "forgetting_definitions": {key: round(value, 4) for key, value in lost.items()},
-            "mAP_per_session": curve.round(4).tolist(),
-            **{key: round(last[key], 4) for key in ("CP", "CR", "CF1", "OP", "OR", "OF1")},
-            "seconds": round(sum(state["seconds"] for state in states), 1),
-            "peak_memory_mb": max((s["peak_memory_mb"] for s in states if "peak_memory_mb" in s), default=None),
-            "exemplars": sum(len(ids) for ids in states[-1]["exemplar_ids"]),
-            "weights": states[-1]["weights"],
-            "config_hash": self.experiment.hash(),
-            "commit": self.environment.get("commit"),
         }
+        made_by = {"config_hash": self.experiment.hash(), "commit": self.environment.get("commit")}
+        return about | summary_of(states, self.forgetting()) | made_by
 
     # ---- writing ----
 
@@ -214,20 +214,20 @@ class Run:
         self, session: int, tensors: dict[str, Tensor], scores: Scores, state: dict, ahead: Ahead | None = None
     ) -> None:
         """Weights, scores and state of a finished session; state.json, written last, makes it count."""
-        from safetensors.torch import save
-
         folder = self.session_folder(session)
+        method, kept = split(state["method"])
         header = {
             "format": "pt",
             "krt": json.dumps({"experiment": self.experiment.to_dict(), "classes": state["classes"]}),
         }
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        atomic_write(folder / "model.safetensors", save(plain, header))
+        atomic_write(folder / "model.safetensors", save(_plain(tensors), header))
         columns = dict(ids=scores.ids, scores=scores.scores, labels=np.packbits(scores.labels, axis=1))
         atomic_write(folder / "scores.npz", lambda file: np.savez(file, **columns))
         if ahead is not None:
             atomic_write(folder / "ahead.npz", lambda file: np.savez(file, ids=ahead.ids, scores=ahead.scores))
-        atomic_write(folder / "state.json", json.dumps(state, indent=1))
+        if kept:
+            atomic_write(folder / "method.safetensors", save(_plain(kept)))
+        atomic_write(folder / "state.json", json.dumps({**state, "method": method}, indent=1))
 
     def check_made_with(self, stored: dict[str, Any], now: dict[str, Any]) -> None:
         """RunError if what the run was begun with (inputs, max_steps, processes) is not what it would go on with."""
@@ -246,8 +246,6 @@ class Run:
             )
 
     def model_state(self, session: int) -> dict[str, Tensor]:
-        from safetensors.torch import load_file
-
         return load_file(self.session_folder(session) / "model.safetensors")
 
     def save_resume(self, content: dict[str, Any]) -> None:
@@ -280,26 +278,6 @@ class Ahead:
     scores: np.ndarray
 
 
-def ap_tables(protocol: Protocol, scores: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-    """AP (sessions, classes) by pool of test images from the scores (n, C seen) and labels (n, C) after each session.
-
-    ``fixed``: the whole test set after every session; ``seen``: images with a class seen so far; ``own``: images with a
-    class of the scored class's own session. NaN where a class is not yet learned.
-    """
-    tables = {pool: np.full((len(scores), len(protocol.classes)), np.nan) for pool in ("fixed", "seen", "own")}
-    for t, (session, (s, y)) in enumerate(zip(protocol.sessions, scores, strict=False)):
-        columns, present = np.ascontiguousarray(s.T), np.ascontiguousarray(y.T)
-        seen = present[: session.stop].any(axis=0)
-        for earlier in protocol.sessions[: t + 1]:
-            own = present[earlier.columns].any(axis=0)
-            for c in range(earlier.start, earlier.stop):
-                order = falling_order(columns[c])  # sorted once for all pools
-                ranked = present[c][order]
-                for pool, chosen in (("fixed", ...), ("seen", seen[order]), ("own", own[order])):
-                    tables[pool][t, c] = precision_in_order(ranked[chosen])
-    return tables
-
-
 def find_runs(folder: str | Path = "outputs", **wanted: Any) -> list[Run]:
     """Every run under ``folder``, `in_order`; ``method="krt"`` and such keep those whose experiment has it."""
     runs = [Run(path.parent) for path in sorted(resolve(folder).rglob("experiment.yaml"))]
@@ -308,17 +286,21 @@ def find_runs(folder: str | Path = "outputs", **wanted: Any) -> list[Run]:
 
 def in_order(runs: list[Run]) -> list[Run]:
     """Runs in the order of the method registry, then by exemplars, what else is changed, class order and seed."""
-    from ..methods import METHODS
-
-    place = list(METHODS).index
+    known = list(METHODS)
 
     def rank(run: Run) -> tuple:
         e, order = run.experiment, run.experiment.protocol.order_seed
         changes = e.changes()
         kept = len(changes), json.dumps(changes, sort_keys=True, default=str)
-        return place(e.method), e.replay.per_class, e.replay.budget, kept, -1 if order is None else order, e.seed
+        place = known.index(e.method) if e.method in known else len(known)  # those of others come last, by name
+        return place, e.method, e.replay.per_class, e.replay.budget, kept, -1 if order is None else order, e.seed
 
     return sorted(runs, key=rank)
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors takes them: on the CPU, none sharing memory with another."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
 def _read_json(path: Path) -> dict | None:

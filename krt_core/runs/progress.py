@@ -85,8 +85,10 @@ class Progress:
 
     def epoch(self, record: dict[str, Any]) -> None:
         """After each epoch: its line of ``metrics.jsonl`` in words, and as curves for TensorBoard."""
-        self.write(force=True, loss=record["loss"], images_per_second=record["images_per_second"])
-        text = f"loss {record['loss']:.2f}, {record['images_per_second']:.0f} images/s"
+        about = {key: record[key] for key in ("loss", "images_per_second") if key in record}
+        self.write(force=True, **about)
+        loss = f"loss {record['loss']:.2f}, " if "loss" in record else ""  # none without gradients
+        text = f"{loss}{record['images_per_second']:.0f} images/s"
         if "mAP_seen" in record:
             text += f", mAP seen {record['mAP_seen']:.2f}"
         self.log(f"  session {record['session'] + 1} epoch {record['epoch'] + 1}: {text}")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+import re
 from functools import lru_cache
 from pathlib import Path
-
-import numpy as np
 
 from ..config import Experiment
 from ..errors import RunError
 from ..machine.home import resolve
-from ..methods import METHODS
 from ..model import Network
 from ..model.network import build_network
 from ..runs.folder import Run
 from .published import save_published
+
+
+def network_of(experiment: Experiment) -> Network:
+    """The network of an experiment before its first session, with random weights."""
+    e = experiment
+    return build_network(e.model, e.head, e.data.image_size, e.train.compile, e.train.batch_norm == "frozen")
 
 
 def load_model(run: Run, session: int) -> Network:
@@ -23,13 +27,11 @@ def load_model(run: Run, session: int) -> Network:
     state = run.session_state(session)
     model = copy.deepcopy(_without_sessions(run.experiment))
     tensors = run.model_state(session)
-    stops = [s.stop for s in run.protocol.sessions]
-    sizes = np.diff([0, *stops])
-    if METHODS[run.experiment.method].sees == "all":  # joint training: one head holds all classes from the start
-        sizes = np.array([stops[-1]])
-    heads = len({name.split(".")[1] for name in tensors if name.startswith("heads.")})
-    for size in sizes[:heads]:
-        model.add_session(int(size))
+    heads = {
+        int(m[1]): len(b) for name, b in tensors.items() if (m := re.fullmatch(r"heads\.(\d+)\.(head\.)?bias", name))
+    }
+    for head in sorted(heads):
+        model.add_session(heads[head])
     model.load_state_dict(tensors)
     if state["classes"] != list(run.protocol.classes):
         raise RunError(f"{run.folder}: classes of session {session + 1} do not follow from the protocol.")
@@ -40,7 +42,7 @@ def load_model(run: Run, session: int) -> Network:
 @lru_cache(maxsize=1)
 def _without_sessions(experiment: Experiment) -> Network:
     """Building a large backbone takes four times as long as copying it."""
-    return build_network(experiment)
+    return network_of(experiment)
 
 
 def export_published(run: Run, session: int, path: str | Path) -> Path:

@@ -4,7 +4,8 @@ from torch import nn
 
 from krt_core.model.backbone import Backbone
 from krt_core.model.inference import for_inference
-from krt_core.model.network import Network, build_network
+from krt_core.model.network import Network
+from krt_core.weights.convert import network_of
 
 
 def settled(network, size=64):
@@ -25,7 +26,7 @@ def norms(network):
 @pytest.mark.parametrize("backbone", ["test_resnet", "resnet10t", "tf_efficientnet_lite0", "tresnet_m"])
 @torch.no_grad()
 def test_folding_leaves_nothing_but_rounding(tiny, backbone):
-    network = settled(build_network(tiny(model__backbone=backbone, model__stride=0, data__image_size=64)))
+    network = settled(network_of(tiny(model__backbone=backbone, model__stride=0, data__image_size=64)))
     images = torch.rand(4, 3, 64, 64)
     exact = for_inference(network, torch.float32)
     assert torch.equal(exact(images).logits, network(images).logits) and norms(exact) == norms(network)

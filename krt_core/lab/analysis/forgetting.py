@@ -18,7 +18,7 @@ from ...runs.folder import Run
 def falls(runs: Sequence[Run], session: int, pool: str = "fixed") -> pd.DataFrame:
     """How the AP of every class learned before ``session`` changed in it, the greatest fall first.
 
-    runs: replicates with one class order, over which is averaged. pool: as in `runs.folder.ap_tables`. Columns: class,
+    runs: replicates with one class order, over which is averaged. pool: as in `runs.summary.ap_tables`. Columns: class,
     learned (its session, from 1), before, after (% AP), change and its std over runs (points; NaN for one run), column
     (in learning order). Raises RunError where the session is the first or not there, or the runs have different class
     orders.

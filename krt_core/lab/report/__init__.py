@@ -154,10 +154,10 @@ def setting_of(run: Run) -> tuple[str, str]:
 
 def buffer_of(run: Run) -> str:
     """The exemplars of a run as tables of papers give them: "0", "20/class" or "1000"."""
-    from ...methods import METHODS
+    from ...methods import class_of
 
     replay = run.experiment.replay
-    if not METHODS[run.experiment.method].replays:
+    if not class_of(run.experiment.method).replays:
         return "0"
     return f"{replay.per_class}/class" if replay.per_class else str(replay.budget)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...methods import METHODS
+from ...methods import class_of
 from ...protocol import Protocol
 from ...runs.folder import Run
 from . import buffer_of, definitions, labels_of, replicate_of, setting_of, told_apart
@@ -131,7 +131,7 @@ def _line(method: str, label: str, runs: list[Run]) -> Line:
     values |= {key: _known([s.get(key) for s in summaries]) for key in ("seconds", "peak_memory_mb", "exemplars")}
     if len(runs[0].protocol.sessions) < 2:
         values["forgetting"] = _known([])  # nothing came after the only session
-    bound = METHODS[runs[0].experiment.method].sees == "all"
+    bound = class_of(runs[0].experiment.method).sees == "all"
     return Line(
         method=method,
         label=label,
