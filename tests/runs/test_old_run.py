@@ -1,4 +1,4 @@
-"""Run folders of version 0.1 open, resume and report: old_run was made by commit 2ba8cfd on the tiny data of conftest."""
+"""Run folders of version 0.1 open, resume and report: old_run was made by commit 2ba8cfd, on conftest's tiny data."""
 
 import json
 import shutil
