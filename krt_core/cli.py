@@ -1,4 +1,7 @@
-"""``krt train | bench | data | inspect | import | export | report | presets``."""
+"""``krt train | bench | data | inspect | import | export | report | presets``: what can be typed.
+
+A command imports what it needs when it runs, after its configuration is read: help and a misspelt key answer at once.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ import argparse
 import errno
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
+from . import __version__
 from .errors import ConfigError, DataError, KRTError, did_you_mean
 
 NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -14,7 +20,11 @@ ELSEWHERE = "Results go elsewhere with --folder, everything with KRT_HOME."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "command"):
+        parser.print_help()
+        return 0
     try:
         return options.command(options) or 0
     except KRTError as error:
@@ -38,100 +48,58 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+Argument = tuple[tuple[str, ...], dict[str, Any]]
+COMMANDS: list[tuple[str, str, tuple[Argument, ...], Callable[[argparse.Namespace], int | None]]] = []
+
+
+def arg(*names: str, **about: Any) -> Argument:
+    return names, about
+
+
+def command(name: str, about: str, *arguments: Argument) -> Callable:
+    """Make a function a command with these arguments."""
+
+    def add(function: Callable) -> Callable:
+        COMMANDS.append((name, about, arguments, function))
+        return function
+
+    return add
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="krt", description="Multi-label class-incremental learning with KRT.")
-    commands = parser.add_subparsers(required=True, metavar="command")
-
-    train = commands.add_parser("train", help="run (or continue) an experiment")
-    train.add_argument("preset", help="a shipped preset (see `krt presets`) or a YAML file")
-    train.add_argument("overrides", nargs="*", help="key=value, as in method=finetune train.epochs=3 seed=1")
-    train.add_argument("--folder", help="run folder; default outputs/<name>-<method>-<hash>-s<seed>")
-    train.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
-    train.add_argument(
-        "--allow-leak", action="store_true", help="accept weights that were trained on the labels to be learned"
-    )
-    train.add_argument(
-        "--max-steps", type=int, help="end each epoch after so many steps: a quick look, never marked done"
-    )
-    train.add_argument("--processes", type=int, default=1, help="share every batch among so many (one GPU each)")
-    train.add_argument("--nnodes", type=int, default=1, help="machines that share the run; start this on each of them")
-    train.add_argument("--node-rank", type=int, help="which of them this is, from 0; default: $SLURM_NODEID, else 0")
-    train.add_argument("--rendezvous", default="", metavar="HOST:PORT", help="where they meet: an address of rank 0")
-    train.set_defaults(command=_train)
-
-    bench = commands.add_parser("bench", help="run a matrix of experiments, headless")
-    bench.add_argument("matrix", help="a shipped matrix (digits, paper_coco, paper_voc, voc_sub) or a YAML file")
-    bench.add_argument(
-        "--dry-run", action="store_true", help="list the runs, what is done, and how long the rest may take"
-    )
-    bench.add_argument("--status", action="store_true", help="show how far it is, and why what failed did")
-    bench.add_argument("--folder", help="where everything goes; default outputs/<name of the matrix>")
-    bench.add_argument("--gpus-per-run", type=int, help="GPUs (or shares of the cores) that share the batches of a run")
-    bench.add_argument("--workers", type=int, help="runs at once where there is no GPU; default: one per core")
-    bench.add_argument(
-        "--launch", choices=("local", "slurm", "torchrun"), help="where the runs run; default: what the matrix says"
-    )
-    bench.add_argument("--time-limit", help="of each run, such as 90m or 12h")
-    bench.add_argument("--retry-failed", action="store_true", help="also start what failed before")
-    bench.add_argument(
-        "--max-failures",
-        type=int,
-        default=0,
-        help="start nothing more after so many runs have failed; not with --launch slurm",
-    )
-    bench.add_argument("--nnodes", type=int, help="machines that share each run (with --launch torchrun)")
-    bench.add_argument("--rendezvous", metavar="HOST:PORT", help="where they meet: an address of the main one")
-    bench.add_argument(
-        "--node-rank", type=int, default=0, help="which of them this is; 0 is the main one, others follow it"
-    )
-    bench.set_defaults(command=_bench)
-
-    data = commands.add_parser("data", help="get or make a data set")
-    data.add_argument("name", help="digits, voc2007 or coco2014")
-    data.add_argument("--root", help="folder to put it in; default data/<name>")
-    data.set_defaults(command=_data)
-
-    inspect = commands.add_parser("inspect", help="explain a weights file: what it is, what it saw, whether it leaks")
-    inspect.add_argument("checkpoint")
-    inspect.set_defaults(command=_inspect)
-
-    take = commands.add_parser("import", help="make a run folder of models that the published code saved")
-    take.add_argument("preset", help="the setting they were trained in")
-    take.add_argument("files", nargs="+", help="one per session, in order")
-    take.add_argument("--set", nargs="*", default=[], metavar="key=value", help="overrides of the preset")
-    take.add_argument("--folder", help="run folder")
-    take.set_defaults(command=_import)
-
-    give = commands.add_parser("export", help="write a session's weights so that the published code can load them")
-    give.add_argument("run", help="run folder")
-    give.add_argument("file", help="the .pth file to write")
-    give.add_argument("--session", type=int, help="1 is the first; default: the last finished one")
-    give.set_defaults(command=_export)
-
-    report = commands.add_parser("report", help="tables and figures of finished runs")
-    report.add_argument("runs", nargs="+", help="run folders, or folders that hold some")
-    report.add_argument("--html", metavar="FILE", help="one page with every table and figure, which opens offline")
-    report.add_argument(
-        "--csv", metavar="FILE", help="one line per run; FILE_sessions.csv beside it has one per run and session"
-    )
-    report.add_argument(
-        "--latex", metavar="FILE", help="the paper's table with the published lines, to \\input (needs booktabs)"
-    )
-    report.set_defaults(command=_report)
-
-    presets = commands.add_parser("presets", help="list the shipped presets, or show one in full")
-    presets.add_argument("preset", nargs="?")
-    presets.add_argument("overrides", nargs="*")
-    presets.set_defaults(command=_presets)
+    parser.add_argument("--version", action="version", version=f"krt {__version__}")
+    commands = parser.add_subparsers(metavar="command")
+    for name, about, arguments, function in COMMANDS:
+        own = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        for names, options in arguments:
+            own.add_argument(*names, **options)
+        own.set_defaults(command=function)
     return parser
 
 
-def _train(options: argparse.Namespace) -> int:
+OVERRIDES = arg("overrides", nargs="*", help="key=value, as in method=finetune train.epochs=3 seed=1")
+
+
+@command(
+    "train", "run (or continue) an experiment",
+    arg("preset", help="a shipped preset (see `krt presets`) or a YAML file"), OVERRIDES,
+    arg("--folder", help="run folder; default outputs/<name>-<method>-<hash>-s<seed>"),
+    arg("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one"),
+    arg("--allow-leak", action="store_true", help="accept weights that were trained on the labels to be learned"),
+    arg("--max-steps", type=int, help="end each epoch after so many steps: a quick look, never marked done"),
+    arg("--processes", type=int, default=1, help="share every batch among so many (one GPU each)"),
+    arg("--nnodes", type=int, default=1, help="machines that share the run; start this on each of them"),
+    arg("--node-rank", type=int, help="which of them this is, from 0; default: $SLURM_NODEID, else 0"),
+    arg("--rendezvous", default="", metavar="HOST:PORT", help="where they meet: an address of rank 0"),
+)  # fmt: skip
+def _train(options: argparse.Namespace) -> None:
     from .config import load_experiment
+
+    experiment = load_experiment(options.preset, options.overrides)
     from .launch import Machines, launch
     from .machine.distributed import leave_world
 
-    experiment = load_experiment(options.preset, options.overrides)
     rank = int(os.environ.get("SLURM_NODEID", "0")) if options.nnodes > 1 else 0
     rank = rank if options.node_rank is None else options.node_rank
     machines = Machines(options.nnodes, rank, options.rendezvous)
@@ -141,28 +109,42 @@ def _train(options: argparse.Namespace) -> int:
     leave_world()
     if "RANK" not in os.environ:  # not one of several processes: those leave it to the one that started them
         print(run.folder)
-    return 0
 
 
+@command(
+    "bench", "run a matrix of experiments, headless",
+    arg("matrix", help="a shipped matrix (digits, paper_coco, paper_voc, voc_sub) or a YAML file"),
+    arg("--dry-run", action="store_true", help="list the runs, what is done, and how long the rest may take"),
+    arg("--status", action="store_true", help="show how far it is, and why what failed did"),
+    arg("--folder", help="where everything goes; default outputs/<name of the matrix>"),
+    arg("--gpus-per-run", type=int, help="GPUs (or shares of the cores) that share the batches of a run"),
+    arg("--workers", type=int, help="runs at once where there is no GPU; default: one per core"),
+    arg("--launch", choices=("local", "slurm"), help="where the runs run; default: what the matrix says"),
+    arg("--time-limit", help="of each run, such as 90m or 12h"),
+    arg("--retry-failed", action="store_true", help="also start what failed before"),
+    arg("--max-failures", type=int, default=0,
+        help="start nothing more after so many runs have failed; not with --launch slurm"),
+)  # fmt: skip
 def _bench(options: argparse.Namespace) -> int:
-    from .lab.bench.command import dry_run, run, status
-    from .lab.bench.follower import follow
     from .lab.bench.matrix import expand, load_matrix
-    from .lab.bench.view import View
 
-    keys = ("folder", "gpus_per_run", "workers", "launch", "time_limit", "nnodes", "rendezvous")
+    keys = ("folder", "gpus_per_run", "workers", "launch", "time_limit")
     matrix = load_matrix(options.matrix, **{key: getattr(options, key) for key in keys})
     jobs = expand(matrix)
+    from .lab.bench.command import dry_run, run, status
+
     if options.dry_run:
         return dry_run(matrix, jobs)
     if options.status:
         return status(matrix, jobs)
-    if options.node_rank:
-        return follow(matrix, jobs, options.node_rank, View())
     return run(matrix, jobs, options.retry_failed, options.max_failures)
 
 
-def _data(options: argparse.Namespace) -> int:
+@command(
+    "data", "get or make a data set",
+    arg("name", help="digits, voc2007 or coco2014"), arg("--root", help="folder to put it in; default data/<name>"),
+)  # fmt: skip
+def _data(options: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from .data import DEFAULT_ROOTS, download
@@ -181,10 +163,10 @@ def _data(options: argparse.Namespace) -> int:
     for bar in bars.values():
         bar.close()
     print(root)
-    return 0
 
 
-def _inspect(options: argparse.Namespace) -> int:
+@command("inspect", "explain a weights file: what it is, what it saw, whether it leaks", arg("checkpoint"))
+def _inspect(options: argparse.Namespace) -> None:
     from .weights.checkpoint import inspect
 
     found = inspect(options.checkpoint)
@@ -199,27 +181,44 @@ def _inspect(options: argparse.Namespace) -> int:
     }
     for key, value in lines.items():
         print(f"{key:>11}: {value}")
-    return 0
 
 
-def _import(options: argparse.Namespace) -> int:
+@command(
+    "import", "make a run folder of models that the published code saved",
+    arg("preset", help="the setting they were trained in"), arg("files", nargs="+", help="one per session, in order"),
+    arg("--set", nargs="*", default=[], metavar="key=value", help="overrides of the preset"),
+    arg("--folder", help="run folder"),
+)  # fmt: skip
+def _import(options: argparse.Namespace) -> None:
     from .config import load_experiment
+
+    experiment = load_experiment(options.preset, options.set)
     from .evaluate import import_published
 
-    print(import_published(load_experiment(options.preset, options.set), options.files, options.folder).folder)
-    return 0
+    print(import_published(experiment, options.files, options.folder).folder)
 
 
-def _export(options: argparse.Namespace) -> int:
+@command(
+    "export", "write a session's weights so that the published code can load them",
+    arg("run", help="run folder"), arg("file", help="the .pth file to write"),
+    arg("--session", type=int, help="1 is the first; default: the last finished one"),
+)  # fmt: skip
+def _export(options: argparse.Namespace) -> None:
     from .runs.folder import Run
     from .weights.convert import export_published
 
     run = Run(options.run)
     print(export_published(run, (options.session or run.finished_sessions) - 1, options.file))
-    return 0
 
 
-def _report(options: argparse.Namespace) -> int:
+@command(
+    "report", "tables and figures of finished runs",
+    arg("runs", nargs="+", help="run folders, or folders that hold some"),
+    arg("--html", metavar="FILE", help="one page with every table and figure, which opens offline"),
+    arg("--csv", metavar="FILE", help="one line per run; FILE_sessions.csv beside it has one per run and session"),
+    arg("--latex", metavar="FILE", help="the paper's table with the published lines, to \\input (needs booktabs)"),
+)  # fmt: skip
+def _report(options: argparse.Namespace) -> None:
     from .lab.report import collect, runs_table, summary_table
     from .lab.report.write import write_report
 
@@ -235,15 +234,15 @@ def _report(options: argparse.Namespace) -> int:
     )
     for path in write_report(runs, left_out, options.html, options.csv, options.latex):
         print(path)
-    return 0
 
 
-def _presets(options: argparse.Namespace) -> int:
+@command("presets", "list the shipped presets, or show one in full", arg("preset", nargs="?"), OVERRIDES)
+def _presets(options: argparse.Namespace) -> None:
     from .config import load_experiment, preset_names
 
     if options.preset:
         print(load_experiment(options.preset, options.overrides).to_yaml(), end="")
-        return 0
+        return
     for name in preset_names():
         e = load_experiment(name)
         base, replay = e.protocol.base or e.protocol.increment, e.replay
@@ -252,7 +251,6 @@ def _presets(options: argparse.Namespace) -> int:
             f"{name:<18} {e.data.dataset}, {base} + {e.protocol.increment} classes, {e.model.backbone}, "
             + (stored if replay.per_class or replay.budget else "no replay")
         )
-    return 0
 
 
 if __name__ == "__main__":

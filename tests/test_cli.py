@@ -1,8 +1,17 @@
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from krt_core import __version__
 from krt_core.cli import main
 from krt_core.config import preset_names
 from krt_core.session import train
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_train_report_and_inspect(tiny, tmp_path, capsys):
@@ -54,3 +63,32 @@ def test_presets_are_listed_and_shown_in_full(capsys):
 def test_digits_are_made_by_command(tmp_path, capsys):
     assert main(["data", "digits"]) == 0
     assert (tmp_path / "data/digits/annotations/instances_train2014.json").is_file()
+
+
+def cpu_seconds(*arguments: str) -> tuple[float, subprocess.CompletedProcess]:
+    """Processor time of a `krt` in a process of its own, and what it said."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(
+        [sys.executable, "-m", "krt_core.cli", *arguments], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "usage: krt"),
+        (["--help"], "run (or continue) an experiment"),
+        (["--version"], f"krt {__version__}"),
+        (["presets"], "digits_demo"),
+        (["train", "digits_demo", "train.epoch=3"], "Did you mean 'epochs'"),
+        (["bench", "digits", "--gpus-per-run", "0"], "gpus_per_run must be at least 1"),
+        (["import", "voc_b0c4", "x.pth", "--set", "trian.lr=1"], "Did you mean 'train'"),
+    ],
+)
+def test_what_needs_no_torch_answers_at_once(arguments, words):
+    """0.15 to 0.2 s of processor time where one core is free; a loaded machine may count half as much again."""
+    seconds, said = min((cpu_seconds(*arguments) for _ in range(3)), key=lambda pair: pair[0])
+    assert words in said.stdout + said.stderr and seconds < 0.4
