@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+Sessions = Sequence[int] | np.ndarray  # (C,) the session in which each class was learned, from 0
 F1_THRESHOLD = 0.8  # as published; later papers use others, so the value is stored beside every F1
 
 
@@ -65,7 +66,7 @@ def precision_recall_f1(scores: np.ndarray, labels: np.ndarray, threshold: float
     return {key: float(100 * value) for key, value in values.items()}
 
 
-def forgetting_per_class(ap: np.ndarray, first: Sequence[int], kind: str = "max") -> np.ndarray:
+def forgetting_per_class(ap: np.ndarray, first: Sessions, kind: str = "max") -> np.ndarray:
     """How much AP each class lost: (C,) points, NaN for classes of the last session.
 
     ap (T, C) AP after each session, first (C,) session in which a class was learned. kind "max": highest AP after any
@@ -86,13 +87,13 @@ def forgetting_per_class(ap: np.ndarray, first: Sequence[int], kind: str = "max"
     return lost
 
 
-def task_table(ap: np.ndarray, first: Sequence[int]) -> np.ndarray:
+def task_table(ap: np.ndarray, first: Sessions) -> np.ndarray:
     """(T, C) AP of classes → (T, T) mean AP of the classes of each task (column) after each session (row)."""
-    first = np.asarray(first)
-    return np.stack([ap[:, first == task].mean(axis=1) for task in range(first.max() + 1)], axis=1)
+    own = np.asarray(first)
+    return np.stack([ap[:, own == task].mean(axis=1) for task in range(own.max() + 1)], axis=1)
 
 
-def forgetting(tables: dict[str, np.ndarray], first: Sequence[int]) -> dict[str, float]:
+def forgetting(tables: dict[str, np.ndarray], first: Sessions) -> dict[str, float]:
     """Every named definition of forgetting, in points.
 
     tables: pool name → AP table (T, C), NaN where a class was not yet learned. The pools are ``fixed`` (the whole test
@@ -101,8 +102,7 @@ def forgetting(tables: dict[str, np.ndarray], first: Sequence[int]) -> dict[str,
     headline is ``max_class_fixed``. Empty for a single session.
     """
     out = {}
-    first = np.asarray(first)
-    tasks = np.arange(first.max() + 1)
+    tasks = np.arange(np.max(first) + 1)
     for pool, ap in tables.items():
         if len(ap) < 2:
             continue

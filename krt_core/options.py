@@ -90,7 +90,8 @@ def options_of(name: str) -> type:
         raise ConfigError(f"method {name}: its Options must be a dataclass, found {found!r}.")
     if "__pydantic_validator__" in vars(found):
         return found
-    return dataclass(found, frozen=found.__dataclass_params__.frozen, config=STRICT)
+    frozen = found.__dataclass_params__.frozen  # type: ignore[attr-defined]  # as it was made
+    return dataclass(found, frozen=frozen, config=STRICT)
 
 
 def find(place: str, where: str) -> Any:

@@ -193,8 +193,7 @@ def session_view(
         return View(rows, labels[rows], len(rows))
     rows = protocol.train_images(labels, index)
     visible = protocol.visible_labels(labels[rows], index)
-    stored = memory.images if memory else np.zeros(0, np.int64)
-    if not len(stored):
+    if memory is None or not len(stored := memory.images):
         return View(rows, visible, len(rows))
     starts, stops = zip(*((s.start, s.stop) for s in protocol.sessions[: index + 1]), strict=True)
     shown = memory.visible(labels, starts, stops)

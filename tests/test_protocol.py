@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from krt_core.config import load_experiment
 from krt_core.errors import ConfigError, DataError
-from krt_core.protocol import check_labels, make_protocol
+from krt_core.protocol import check_labels, make_protocol, protocol_of, seen_frequency
 
 LETTERS = tuple("hgfedcba")
 
@@ -75,3 +76,56 @@ def test_coco_sessions_have_the_published_sizes():
     for (base, increment), sizes in expected.items():
         p = make_protocol(classes, base, increment)
         assert [len(p.train_images(p.reorder(labels), s.index)) for s in p.sessions] == sizes
+
+
+def test_an_order_by_names():
+    protocol = make_protocol(("a", "b", "c", "d"), 0, 2, order=("d", "b", "a", "c"))
+    assert protocol.classes == ("d", "b", "a", "c") and protocol.order == (3, 1, 0, 2)
+    for order, words in (
+        (("d", "b", "a"), "leaves out c"), (("d", "b", "a", "c", "c"), "'c' twice"),
+        (("d", "b", "a", "x"), "class 'x'"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=words):
+            make_protocol(("a", "b", "c", "d"), 0, 2, order=order)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "name", "base", "increment"),
+    [((3, 1, 2), "3+1+2", 3, 0), ((2, 2, 2), "B0-C2", 2, 2), ((4, 1, 1), "B4-C1", 4, 1), ((1, 3, 2), "B1-C3", 1, 3),
+     ((6,), "B0-C6", 6, 6), ((2, 1, 3), "2+1+3", 2, 0)],
+)  # fmt: skip
+def test_uneven_sessions(sizes, name, base, increment):
+    protocol = make_protocol(tuple("abcdef"), 0, 10, sizes=sizes)
+    assert [s.stop - s.start for s in protocol.sessions] == list(sizes)
+    assert (protocol.name, protocol.base, protocol.increment) == (name, base, increment)
+    section = load_experiment("digits_demo", {"protocol.sizes": list(sizes)}).protocol
+    assert section.name == name and protocol_of(section, tuple("abcdef")) == protocol
+    if increment:
+        assert protocol.sessions == make_protocol(tuple("abcdef"), base, increment).sessions
+    with pytest.raises(ConfigError, match="add up to 6, but the data set has 5"):
+        make_protocol(tuple("abcde"), 0, 10, sizes=sizes)
+
+
+def test_disjoint_sessions_share_no_image_and_hide_no_later_class():
+    rng = np.random.default_rng(0)
+    labels = rng.random((200, 6)) < 0.3
+    labels = labels[labels.any(axis=1)]
+    protocol = make_protocol(tuple("abcdef"), 0, 2, images="disjoint")
+    assert protocol.name == "B0-C2 disjoint"
+    parts = [protocol.train_images(labels, t) for t in range(3)]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))  # each image once
+    for rows, session in zip(parts, protocol.sessions, strict=True):
+        assert labels[rows][:, session.columns].any(axis=1).all() and not labels[rows][:, session.stop :].any()
+        assert not protocol.visible_labels(labels[rows], session.index)[:, : session.start].any()
+    shown = sum(labels[rows][:, s.columns].sum() for rows, s in zip(parts[:2], protocol.sessions, strict=False))
+    assert seen_frequency(protocol, labels, 2).sum() == pytest.approx(shown / len(labels))
+    assert len(parts[0]) < len(make_protocol(tuple("abcdef"), 0, 2).train_images(labels, 0))
+
+
+def test_a_class_that_disjoint_sessions_leave_without_an_image_is_named():
+    labels = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 1]], dtype=bool)
+    check_labels(make_protocol(("a", "b", "c"), 0, 1), labels, "train", True)
+    disjoint = make_protocol(("a", "b", "c"), 0, 1, images="disjoint")
+    with pytest.raises(DataError, match="every image of a also shows a class that is learned later"):
+        check_labels(disjoint, labels, "train", True)
+    check_labels(disjoint, labels, "test")

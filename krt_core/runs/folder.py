@@ -221,8 +221,10 @@ class Run:
             "krt": json.dumps({"experiment": self.experiment.to_dict(), "classes": state["classes"]}),
         }
         atomic_write(folder / "model.safetensors", save(_plain(tensors), header))
-        columns = dict(ids=scores.ids, scores=scores.scores, labels=np.packbits(scores.labels, axis=1))
-        atomic_write(folder / "scores.npz", lambda file: np.savez(file, **columns))
+        packed = np.packbits(scores.labels, axis=1)
+        atomic_write(
+            folder / "scores.npz", lambda file: np.savez(file, ids=scores.ids, scores=scores.scores, labels=packed)
+        )
         if ahead is not None:
             atomic_write(folder / "ahead.npz", lambda file: np.savez(file, ids=ahead.ids, scores=ahead.scores))
         if kept:

@@ -110,7 +110,7 @@ class Progress:
             self._board.close()
 
 
-def _open_board(folder: Path):
+def _open_board(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

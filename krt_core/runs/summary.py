@@ -39,12 +39,12 @@ def ap_tables(protocol: Protocol, scores: list[tuple[np.ndarray, np.ndarray]]) -
     tables = {pool: np.full((len(scores), len(protocol.classes)), np.nan) for pool in ("fixed", "seen", "own")}
     for t, (session, (s, y)) in enumerate(zip(protocol.sessions, scores, strict=False)):
         columns, present = np.ascontiguousarray(s.T), np.ascontiguousarray(y.T)
-        seen = present[: session.stop].any(axis=0)
+        seen: np.ndarray = present[: session.stop].any(axis=0)
         for earlier in protocol.sessions[: t + 1]:
-            own = present[earlier.columns].any(axis=0)
+            own: np.ndarray = present[earlier.columns].any(axis=0)
             for c in range(earlier.start, earlier.stop):
                 order = falling_order(columns[c])  # sorted once for all pools
                 ranked = present[c][order]
-                for pool, chosen in (("fixed", ...), ("seen", seen[order]), ("own", own[order])):
+                for pool, chosen in (("fixed", slice(None)), ("seen", seen[order]), ("own", own[order])):
                     tables[pool][t, c] = precision_in_order(ranked[chosen])
     return tables

@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 
 from krt_core.config import Model
@@ -105,3 +106,29 @@ def test_unknown_backbone_and_stride_name_what_there_is():
         make_backbone(Model(backbone="tresnetm"), 64)
     with pytest.raises(ConfigError, match="maps at"):
         make_backbone(Model(backbone="test_resnet", stride=3), 64)
+
+
+def test_normalisation_by_number_by_channel_and_by_timm():
+    images = torch.rand(2, 3, 32, 32)
+    body = make_backbone(Model(backbone="test_resnet"), 32).body.eval()
+
+    def looks(**keys):
+        backbone = make_backbone(Model(backbone="test_resnet", **keys), 32).eval()
+        backbone.body.load_state_dict(body.state_dict())
+        assert backbone.state_dict().keys() == {f"body.{name}" for name in body.state_dict()}
+        return backbone(images)
+
+    def plain(mean, std):
+        shape = (1, 3, 1, 1)
+        return body.forward_features((images - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape))
+
+    with torch.no_grad():
+        torch.testing.assert_close(looks(), body.forward_features(images))
+        torch.testing.assert_close(looks(mean=0.5, std=0.25), plain([0.5] * 3, [0.25] * 3))
+        mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+        torch.testing.assert_close(looks(mean=mean, std=std), plain(mean, std))
+        trained = timm.get_pretrained_cfg("test_resnet")
+        torch.testing.assert_close(looks(weights="timm"), plain(trained.mean, trained.std))
+        assert trained.mean != 0 and not torch.allclose(looks(weights="timm"), looks())
+        torch.testing.assert_close(looks(weights="timm", mean=0.0, std=1.0), looks())  # what is said goes first
+    assert make_backbone(Model(backbone="test_resnet", mean=0.1), 32).double().shift.item() == 0.1  # every digit of it
