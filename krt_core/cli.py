@@ -68,9 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--folder", help="where everything goes; default outputs/<name of the matrix>")
     bench.add_argument("--gpus-per-run", type=int, help="GPUs (or shares of the cores) that share the batches of a run")
     bench.add_argument("--workers", type=int, help="runs at once where there is no GPU; default: one per core")
-    bench.add_argument(
-        "--launch", choices=("local", "slurm", "torchrun"), help="where the runs run; default: what the matrix says"
-    )
+    bench.add_argument("--launch", choices=("local", "slurm"), help="where the runs run; default: what the matrix says")
     bench.add_argument("--time-limit", help="of each run, such as 90m or 12h")
     bench.add_argument("--retry-failed", action="store_true", help="also start what failed before")
     bench.add_argument(
@@ -78,11 +76,6 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         help="start nothing more after so many runs have failed; not with --launch slurm",
-    )
-    bench.add_argument("--nnodes", type=int, help="machines that share each run (with --launch torchrun)")
-    bench.add_argument("--rendezvous", metavar="HOST:PORT", help="where they meet: an address of the main one")
-    bench.add_argument(
-        "--node-rank", type=int, default=0, help="which of them this is; 0 is the main one, others follow it"
     )
     bench.set_defaults(command=_bench)
 
@@ -146,19 +139,15 @@ def _train(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     from .lab.bench.command import dry_run, run, status
-    from .lab.bench.follower import follow
     from .lab.bench.matrix import expand, load_matrix
-    from .lab.bench.view import View
 
-    keys = ("folder", "gpus_per_run", "workers", "launch", "time_limit", "nnodes", "rendezvous")
+    keys = ("folder", "gpus_per_run", "workers", "launch", "time_limit")
     matrix = load_matrix(options.matrix, **{key: getattr(options, key) for key in keys})
     jobs = expand(matrix)
     if options.dry_run:
         return dry_run(matrix, jobs)
     if options.status:
         return status(matrix, jobs)
-    if options.node_rank:
-        return follow(matrix, jobs, options.node_rank, View())
     return run(matrix, jobs, options.retry_failed, options.max_failures)
 
 
