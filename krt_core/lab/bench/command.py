@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from ...runs.folder import Run, find_runs, in_order
 from ..report import LeftOut
 from ..report.write import write_report
 from . import state as s
-from .follower import leading
 from .matrix import Job, Matrix
 from .runner import Runner
 from .slots import find_slots
@@ -31,8 +29,7 @@ def run(matrix: Matrix, jobs: list[Job], retry_failed: bool = False, max_failure
         done, stopped = run_on_slurm(matrix, jobs, View(), retry_failed), False
     else:
         runner = Runner(matrix, jobs, View(), retry_failed, max_failures)
-        with leading(matrix) if matrix.launch == "torchrun" else contextlib.nullcontext():
-            done, stopped = runner.go(), runner.stopped
+        done, stopped = runner.go(), runner.stopped
     if not stopped:
         write_reports(matrix, jobs)
     return 130 if stopped else 0 if done else 1

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from ...config import Experiment, convert, load_experiments, parse_yaml, preset_names
 from ...errors import ConfigError, did_you_mean
-from ...launch import Machines
 from ...machine.home import home, resolve
 
 TRAINING = "02_train_sessions"
@@ -51,10 +50,8 @@ class Matrix:
     gpus_per_run: int = 1  # more: the processes of a run share every batch; without GPUs each is a share of the cores
     workers: int = 0  # runs at once on a machine without GPUs; 0: one per core
     time_limit: str = ""  # of each run, such as 90m or 12h; empty: none
-    launch: Literal["local", "slurm", "torchrun"] = "local"  # torchrun: each run on several machines at once
+    launch: Literal["local", "slurm"] = "local"
     slurm: Slurm = Slurm()
-    nnodes: int = 1  # machines that share each run, with gpus_per_run each (torchrun)
-    rendezvous: str = ""  # host:port on the main one, where they meet (torchrun)
 
 
 @dataclass(frozen=True)
@@ -110,14 +107,16 @@ def _block(content: dict[str, Any], place: Path, source: str) -> Matrix:
     """One block of a matrix, checked, with presets that can be found from anywhere."""
     if isinstance(content.get("overrides"), dict):
         content["overrides"] = [content["overrides"]]
+    if content.get("launch") == "torchrun" or {"nnodes", "rendezvous"} & content.keys():
+        raise ConfigError(
+            f"{source}: launch: torchrun, nnodes and rendezvous are no more; each run has one machine. For runs that "
+            "several share, start krt train --nnodes N --rendezvous HOST:PORT on each of them (docs/benchmark.md)."
+        )
     matrix = convert(Matrix, content, "", source)
     for key, least in (("gpus_per_run", 1), ("workers", 0)):
         if getattr(matrix, key) < least:
             raise ConfigError(f"{source}: {key} must be at least {least}.")
     seconds_of(matrix.time_limit, f"{source}: time_limit")
-    if (matrix.launch == "torchrun") != (matrix.nnodes > 1):
-        raise ConfigError(f"{source}: nnodes above 1 and launch: torchrun go together.")
-    Machines(matrix.nnodes, 0, matrix.rendezvous)  # says what is wrong with them
     return replace(matrix, presets=tuple(_preset(preset, place, source) for preset in matrix.presets))
 
 
@@ -137,14 +136,13 @@ def expand(matrix: Matrix) -> list[Job]:
     for preset, seed, order, changes, method in _combinations(matrix):
         changes = {**changes, **({} if order is None else {"protocol.order_seed": order})}
         (experiment,) = load_experiments(preset, [method], [seed], changes)
-        if experiment.train.batch_size < matrix.gpus_per_run * matrix.nnodes:
-            raise ConfigError(f"gpus_per_run (on all machines) must not be more than train.batch_size of {preset}.")
+        if experiment.train.batch_size < matrix.gpus_per_run:
+            raise ConfigError(f"gpus_per_run must not be more than train.batch_size of {preset}.")
         group = _group(experiment)
         run_folder = folder / group / "runs" / experiment.run_name()
         parameters = {
             "preset": preset, "methods": [method], "seeds": [seed], "overrides": changes,
             "folder": str(folder / group), "figures": str(run_folder / "figures"), "processes": matrix.gpus_per_run,
-            "machines": matrix.nnodes, "rendezvous": matrix.rendezvous,
         }  # fmt: skip
         name = experiment.run_name()
         jobs.setdefault(name, Job(name, group, TRAINING, parameters, str(run_folder), (), experiment))

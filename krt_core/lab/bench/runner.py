@@ -104,14 +104,8 @@ class Runner:
         return [name for name, state in self.states.items() if state.state == s.QUEUED and self._ready(name)]
 
     def _ready(self, name: str) -> bool:
-        job = self.files[name].job
-        if self.matrix.nnodes > 1 and job.trains and self._a_training_runs():
-            return False  # all of them meet at the same address
-        needed = [self.states[other].state for other in job.needs]
+        needed = [self.states[other].state for other in self.files[name].job.needs]
         return not needed or (s.DONE in needed and not {s.QUEUED, s.RUNNING} & set(needed))
-
-    def _a_training_runs(self) -> bool:
-        return any(self.files[name].job.trains for name, state in self.states.items() if state.state == s.RUNNING)
 
     def _still_queued(self, name: str, mine: bool = False) -> bool:
         """Another start may have taken or ended it since. mine: its lock is held here."""

@@ -91,6 +91,8 @@ def test_a_notebook_about_a_method_needs_a_run_of_it(matrix_file):
         ({"also": {"presets": ["digits_demo"]}}, ["matrix.yaml", "also must be a list"]),
         ({"also": ["digits_demo"]}, ["matrix.yaml", "also must be a list"]),
         ({"time_limit": "-5m"}, ["time_limit", "above 0"]),
+        ({"launch": "torchrun", "nnodes": 2}, ["launch: torchrun", "krt train --nnodes N --rendezvous HOST:PORT"]),
+        ({"also": [{"seeds": [1]}], "rendezvous": "here:1"}, ["rendezvous", "krt train --nnodes"]),
     ],
 )
 def test_a_wrong_matrix_stops_before_anything_starts(matrix_file, content, words, capsys):

@@ -152,19 +152,6 @@ def test_what_failed_is_tried_again_once_for_all_starts(starts, stand, machine):
     assert not two.step(machine) and two.states[name].state == s.FAILED and not stand[name]
 
 
-def test_runs_on_several_machines_take_turns_at_their_address(starts, stand, machine):
-    runner = starts(launch="torchrun", nnodes=2, rendezvous="here:1", seeds=[0, 1])
-    stand.update({name: [SLEEPS] for name in runner.files})
-    runner.step(machine)
-    (first,) = runner.running
-    runner.step(machine)
-    assert list(runner.running) == [first]
-    runner.running[first].process.kill()
-    runner.running[first].process.wait()
-    runner.ended_by[first]["killed"] = 2  # it is given up
-    assert runner.step(machine) and list(runner.running) == [name for name in runner.files if name != first]
-
-
 def test_who_gets_no_slot_says_so_once(starts, machine, capfd):
     runner = starts()
     with take(machine, 3):
