@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader
 
 from krt_core.config import Experiment, load_experiment
 from krt_core.data import MultiLabelDataset, open_dataset
-from krt_core.data.pipeline import ImageStore, batches
+from krt_core.data.pipeline import batches
+from krt_core.data.store import ImageStore
 from krt_core.dpl import ThresholdRecord
 from krt_core.evaluate import predict, session_metrics
 from krt_core.learn import make_optimiser

@@ -18,7 +18,7 @@ import torch
 
 from .config import Experiment
 from .data import open_dataset
-from .data.pipeline import ImageStore
+from .data.store import ImageStore
 from .errors import DataError, RunError
 from .evaluate import predict, session_metrics
 from .learn import Learner, set_seed
