@@ -5,15 +5,18 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import CLASSES, write_coco, write_voc, write_xml
 from PIL import Image
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from krt_core.config import Data
 from krt_core.data import digits, open_dataset
-from krt_core.data.pipeline import batches
+from krt_core.data.pipeline import batches, to_device
 from krt_core.data.store import ImageStore, load_image
 from krt_core.errors import DataError
-from krt_core.machine.device import choose_runtime
+from krt_core.machine.device import Runtime, choose_runtime
 
 
 def test_coco_folder(coco_root):
@@ -196,7 +199,6 @@ def test_the_cache_goes_on_where_it_was_and_holds_what_decoding_gives(coco_root,
 def test_batches_cover_everything_once_and_follow_their_seed(coco_root):
     data = open_dataset(Data(dataset="coco", root=str(coco_root)), "train")
     rows, labels = np.arange(5, 38), data.labels[5:38]
-    import torch
 
     def run(workers, seed, cache=True):
         store = ImageStore(data, 32, cache, workers)
@@ -211,6 +213,26 @@ def test_batches_cover_everything_once_and_follow_their_seed(coco_root):
         assert (a.labels.numpy() == data.labels[a.rows]).all()
     assert (one[0].rows != other[0].rows).any()
     assert one[0].images.shape == (8, 3, 32, 32) and one[0].images.min() >= 0 and one[0].images.max() <= 1
+
+
+def test_a_batch_goes_to_a_gpu_without_waiting(monkeypatch):
+    """A blocking copy would wait for the whole training step that was queued before it. Counted on fake tensors."""
+    copies = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.device.type == "cuda" and args[0].device.type == "cpu":
+                copies.append((kwargs or {}).get("non_blocking", False))
+            return out
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    gpu = Runtime(torch.device("cuda"), torch.bfloat16, {})
+    with FakeTensorMode(), Watch():
+        images = to_device(torch.zeros(4, 32, 32, 3, dtype=torch.uint8), gpu)
+    assert copies == [True]
+    assert images.shape == (4, 3, 32, 32) and images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_digits_are_the_same_everywhere_and_never_shared_between_splits(home):
