@@ -1,6 +1,6 @@
 """Does accuracy pay for speed? ``python -m benchmarks.accuracy [--seeds 0 1 2] [--forms plain fast] [key=value ...]``.
 
-Trains the digits demo in two forms: plain (float32, PIL augmentation, ICA session by session) and fast (as by
+Trains the digits demo in two forms: plain (float32, ICA session by session) and fast (as by
 default), and prints both average mAPs. Runs are kept in outputs/accuracy and are not repeated.
 """
 
@@ -18,7 +18,7 @@ from krt_core.machine.home import outputs_dir
 from krt_core.model.ica import Attention, IncrementalCrossAttention, looped
 from krt_core.session import train
 
-FORMS = {"plain": {"train.precision": "float32", "train.augment_by": "pil"}, "fast": {}}
+FORMS = {"plain": {"train.precision": "float32"}, "fast": {}}
 
 
 def looped_forward(ica: IncrementalCrossAttention, patches: torch.Tensor, with_attention: bool = False) -> tuple:

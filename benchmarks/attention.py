@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from krt_core.data import open_dataset
-from krt_core.data.pipeline import load_image
+from krt_core.data.store import load_image
 from krt_core.lab.analysis.explain import evidence, look
 from krt_core.lab.analysis.pointing import WAYS, pointing_game
 from krt_core.lab.figures.figure import by_label

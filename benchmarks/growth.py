@@ -19,7 +19,8 @@ from PIL import Image
 
 from krt_core.config import load_experiment
 from krt_core.data import open_dataset
-from krt_core.data.pipeline import Batch, ImageStore, batches
+from krt_core.data.pipeline import Batch, batches
+from krt_core.data.store import ImageStore
 from krt_core.dpl import ThresholdRecord
 from krt_core.errors import DataError
 from krt_core.evaluate import predict, session_metrics

@@ -40,18 +40,24 @@ def _status(key: str) -> int:
     return 0
 
 
-def seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    began = time.perf_counter()
+    began = clock()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - began
+    return clock() - began
 
 
-def side_by_side(ways: dict[str, Callable[[], object]], repeats: int, warm_up: bool = True) -> dict[str, dict]:
-    """Run every way in turn, ``repeats`` times after (with warm_up) a first time that does not count.
+def side_by_side(
+    ways: dict[str, Callable[[], object]],
+    repeats: int,
+    warm_up: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, dict]:
+    """Run every way in turn, ``repeats`` times after (with warm_up) a first time that does not count. ``clock``:
+    ``time.process_time`` counts what all threads compute, whoever else uses the machine.
 
     Returns per way the median ``seconds``, all ``times``, and ``peak_mb``: the most memory of the first time above what
     was in use before it. All ways run with the memory settings of the workbench.
@@ -59,13 +65,13 @@ def side_by_side(ways: dict[str, Callable[[], object]], repeats: int, warm_up: b
     times, peaks = {name: [] for name in ways}, {}
     for name, work in ways.items():
         before = reset_peak()
-        first = seconds(work)
+        first = seconds(work, clock)
         peaks[name] = peak() - before
         if not warm_up:
             times[name].append(first)
     for _ in range(repeats - (not warm_up)):
         for name, work in ways.items():
-            times[name].append(seconds(work))
+            times[name].append(seconds(work, clock))
     return {
         name: {
             "seconds": statistics.median(times[name]),

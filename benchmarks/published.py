@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from krt_core.config import Experiment
 from krt_core.data import MultiLabelDataset
 from krt_core.data.augment import augment, draw
-from krt_core.data.pipeline import load_image
+from krt_core.data.store import load_image
 from krt_core.dpl import search_threshold
 from krt_core.learn import make_optimiser
 from krt_core.losses import asymmetric_loss, token_distillation

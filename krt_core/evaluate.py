@@ -13,7 +13,8 @@ import torch
 
 from .config import Experiment
 from .data import MultiLabelDataset, open_dataset
-from .data.pipeline import ImageStore, batches
+from .data.pipeline import batches
+from .data.store import ImageStore
 from .errors import CheckpointError, ConfigError, RunError
 from .machine.device import Runtime, choose_runtime, environment
 from .machine.distributed import World

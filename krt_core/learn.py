@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from .config import Train
-from .data.pipeline import ImageStore, batches
+from .data.pipeline import batches
+from .data.store import ImageStore
 from .machine.device import Runtime
 from .methods import Method
 from .protocol import View
@@ -54,9 +55,8 @@ class Learner:
         self.model.train()
         view = self.view
         for batch in batches(
-            store, view.rows, view.labels, config.batch_size, self.runtime, config.augment, seed, shuffle=True,
-            augment_by=config.augment_by,
-        ):  # fmt: skip
+            store, view.rows, view.labels, config.batch_size, self.runtime, config.augment, seed, shuffle=True
+        ):
             with self.runtime.autocast():
                 result = self.method.loss(batch)
             # Each process has its part of the loss; the wrapper averages gradients, and the parts are to be added.

@@ -18,7 +18,8 @@ import torch
 
 from .config import Experiment
 from .data import open_both
-from .data.pipeline import Batch, ImageStore, batches
+from .data.pipeline import Batch, batches
+from .data.store import ImageStore
 from .errors import RunError
 from .evaluate import Tester, predict, session_metrics
 from .learn import Learner, set_seed

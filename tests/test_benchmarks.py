@@ -12,7 +12,8 @@ from benchmarks import accuracy, growth, published, speed
 from benchmarks.photos import write_photos
 from krt_core.config import load_experiment
 from krt_core.data import open_dataset
-from krt_core.data.pipeline import Batch, ImageStore
+from krt_core.data.pipeline import Batch
+from krt_core.data.store import ImageStore
 from krt_core.evaluate import predict, session_metrics
 from krt_core.learn import set_seed
 from krt_core.machine.device import choose_runtime

@@ -1,8 +1,9 @@
-"""Training augmentation: what is drawn at random, and the plain statement of it, one PIL image at a time.
+"""Training augmentation: what is drawn at random, and what it does to one image, by PIL.
 
 "published" is what the authors train with: a cutout of half the side, then RandAugment as in the package randaugment
 1.0.2 (Cubuk et al., 2020): two operations, each drawn from fifteen (the same may come twice) at a random strength and
-applied with probability 0.5. `krt_core.data.augment_batch` does the same to whole batches on the device.
+applied with probability 0.5. PIL lets go of Python's lock in nearly all of it, so `krt_core.data.pipeline` runs it in
+threads beside the training.
 """
 
 from __future__ import annotations

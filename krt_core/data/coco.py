@@ -7,6 +7,7 @@ import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,17 @@ def locate(root: Path, split: str) -> Source:
     return Source(root, annotations, images)
 
 
+def parse(annotations: Path) -> Any:
+    """The file as pycocotools' COCO; raises DataError naming it for broken JSON."""
+    from pycocotools.coco import COCO
+
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+            return COCO(str(annotations))
+    except (json.JSONDecodeError, UnicodeDecodeError, AssertionError, KeyError) as error:
+        raise DataError(f"{annotations} is not a COCO annotation file ({type(error).__name__}: {error}).") from None
+
+
 def read(source: Source, name: str, split: str) -> MultiLabelDataset:
     """Read one JSON through pycocotools.
 
@@ -56,15 +68,7 @@ def read(source: Source, name: str, split: str) -> MultiLabelDataset:
     non-crowd annotation only. Images left without a label are dropped; both counts are kept in ``notes``.
     Raises DataError naming the file for broken JSON, unknown categories or images, and for a set without labels.
     """
-    from pycocotools.coco import COCO
-
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-            coco = COCO(str(source.annotations))
-    except (json.JSONDecodeError, UnicodeDecodeError, AssertionError, KeyError) as error:
-        raise DataError(
-            f"{source.annotations} is not a COCO annotation file ({type(error).__name__}: {error})."
-        ) from None
+    coco = parse(source.annotations)
     categories = sorted(coco.cats.values(), key=lambda category: category["name"])
     classes = tuple(category["name"] for category in categories)
     if not classes or not coco.imgs:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 
 from ...data import MultiLabelDataset
-from ...data.pipeline import load_image
+from ...data.store import load_image
 from ...errors import DataError
 from ...runs.folder import Run
 from ...weights.convert import load_model

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ...data import MultiLabelDataset
-from ...data.pipeline import load_image
+from ...data.store import load_image
 from ...errors import KRTError, RunError
 from ...runs.folder import Run
 from ...weights.convert import load_model

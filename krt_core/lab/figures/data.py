@@ -7,7 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ...data import MultiLabelDataset
-from ...data.pipeline import load_image
+from ...data.store import load_image
 from ...protocol import Protocol
 from .figure import PALETTE, new_figure, plain
 

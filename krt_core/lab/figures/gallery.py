@@ -16,7 +16,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
 from ...data import MultiLabelDataset
-from ...data.pipeline import load_image
+from ...data.store import load_image
 from ...errors import DataError
 from ...metrics import F1_THRESHOLD
 from ...runs.folder import Run

@@ -18,7 +18,7 @@ from benchmarks import interruptions
 from krt_core.cli import main
 from krt_core.config import Data
 from krt_core.data import open_dataset
-from krt_core.data.pipeline import ImageStore
+from krt_core.data.store import ImageStore
 from krt_core.errors import ConfigError
 from krt_core.lab.bench import state as s
 from krt_core.lab.bench.command import estimate
@@ -217,11 +217,11 @@ def test_a_full_disk_under_the_image_cache_is_named(coco_root, monkeypatch):
         real(handle, offset, size)
 
     data = open_dataset(Data(dataset="coco", root=str(coco_root)), "train")
-    monkeypatch.setattr("krt_core.data.pipeline.os.posix_fallocate", full)
+    monkeypatch.setattr("krt_core.data.store.os.posix_fallocate", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*\.part'"):
         ImageStore(data, 32)
     assert not list(data_dir().rglob("*.part"))
-    monkeypatch.setattr("krt_core.data.pipeline.os.posix_fallocate", real)
+    monkeypatch.setattr("krt_core.data.store.os.posix_fallocate", real)
     assert ImageStore(data, 32).rows(np.arange(2)).shape == (2, 32, 32, 3)
 
 
