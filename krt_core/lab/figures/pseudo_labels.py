@@ -19,7 +19,8 @@ from ...errors import RunError
 from ...runs.folder import Run
 from ..analysis.pseudo_labels import KINDS, KINDS_OF_ONE, PseudoLabels, class_quality, gives_pseudo_labels, quality
 from .figure import MARKERS, PALETTE, by_label, new_figure, style_of
-from .gallery import Said, length_of, make_card, run_name, sheet
+from .gallery import run_name
+from .sheet import Said, length_of, make_card, sheet
 
 PARTS = {"hidden": PALETTE[7], "given": PALETTE[0], "right": PALETTE[2]}
 PRECISION, RECALL = dict(color=PALETTE[0], marker="o"), dict(color=PALETTE[1], marker="D")
