@@ -6,15 +6,19 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ...data import MultiLabelDataset, open_dataset
+from ...data import MultiLabelDataset
 from ...data.pipeline import load_image
+from ...errors import RunError
 from ...runs.folder import Run
 from ...weights.convert import load_model
+from ..report import finished_runs
+from .datasets import opened_once
 from .explain import Evidence, Look, choose_images, evidence, look
 
 SMALLEST = 96  # pixels: smaller images are shown enlarged
@@ -74,7 +78,7 @@ def look_at(run: Run, images: Sequence[str] = (), count: int = 3) -> list[Looked
 
     Raises DataError for an unknown id, RunError where the run has a linear head.
     """
-    dataset, protocol, models = open_dataset(run.experiment.data, "test"), run.protocol, Models()
+    dataset, protocol, models = opened_once(run.experiment.data, "test"), run.protocol, Models()
     side, looked = max(run.experiment.data.image_size, SMALLEST), []
     labels = protocol.reorder(dataset.labels)
     for row in choose_images(dataset, protocol, images, count):
@@ -92,3 +96,11 @@ def evidence_of(seen: Look, column: int) -> Evidence | None:
 def has_attention(run: Run) -> bool:
     """Does its model have incremental cross-attention to look at?"""
     return run.experiment.options.head == "ica"
+
+
+def attentive_run(folder: str | Path, method: str = "krt") -> Run:
+    """The first finished run of a method whose model has attention to look at; RunError where there is none."""
+    for run in finished_runs(folder, method=method):
+        if has_attention(run):
+            return run
+    raise RunError(f"No finished {method} run in {folder} has attention to look at: choose a method with head=ica.")

@@ -15,11 +15,12 @@ from ...data.pipeline import load_image
 from ...errors import KRTError, RunError
 from ...runs.folder import Run
 from .. import figures
+from ..analysis.datasets import opened_once
 from ..analysis.explain import Look
 from ..analysis.looks import SMALLEST, Models, Recent, evidence_of, has_attention
 from ..report import finished_runs
 from .explorer import Explorer, Result, menu, slider
-from .gallery import named, opened_once
+from .gallery import named
 
 IMAGES = 100  # per class on the slider
 
@@ -71,7 +72,7 @@ class AttentionExplorer(Explorer):
         return int(self._ranked()[self.value("image") - 1])
 
     def dataset(self, run: Run) -> MultiLabelDataset:
-        return opened_once(run.experiment.data)
+        return opened_once(run.experiment.data, "test")
 
     def choose(self, image: str) -> None:
         """Show the test image with this id; RunError if it is not among those that the slider reaches."""

@@ -14,12 +14,13 @@ from ...metrics import F1_THRESHOLD
 from ...runs.folder import Run
 from .. import figures
 from ..analysis.compare import authors_curves
+from ..analysis.datasets import opened_test_set
 from ..analysis.forgetting import confusions, falls, lost_images
 from ..figures.figure import by_label
 from ..report import finished_runs, setting_of
 from ..report.published import author_ap
 from .explorer import WIDTH, Explorer, Result, menu, slider
-from .gallery import named, opened_test_set
+from .gallery import named
 
 METRICS = ("mAP_seen", "mAP_base", "mAP_new", "CF1", "OF1")
 FALLEN = 8  # classes in the picture of confusions

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
-from ...config import Data
-from ...data import MultiLabelDataset, open_dataset
-from ...errors import DataError, RunError
+from ...errors import RunError
 from ...metrics import F1_THRESHOLD
 from ...runs.folder import Run
+from ..analysis.datasets import opened_test_set
 from ..analysis.predictions import KINDS, PAIR_KINDS, images_table, paired, scores_of, select
 from ..figures.gallery import gallery, run_name, side_by_side
 from ..report import finished_runs, setting_of
@@ -132,20 +130,6 @@ def named(runs: Sequence[Run]) -> dict[str, Run]:
         name = run_name(run, runs)
         out[name if name not in out else f"{name} ({run.folder.name})"] = run
     return out
-
-
-def opened_test_set(run: Run) -> tuple[MultiLabelDataset | None, str]:
-    """The test set of a run; None, and why, where it is not there."""
-    try:
-        return opened_once(run.experiment.data), ""
-    except DataError as error:
-        return None, f"Without pictures: {error}"
-
-
-@lru_cache(maxsize=4)
-def opened_once(data: Data) -> MultiLabelDataset:
-    """Opened once for all explorers. DataError where it is not there."""
-    return open_dataset(data, "test")
 
 
 def _another(runs: dict[str, Run], chosen: str) -> str:
