@@ -15,7 +15,19 @@ from matplotlib.lines import Line2D
 
 from ...metrics import forgetting_per_class
 from ...runs.folder import Run
-from .figure import MARKERS, PALETTE, by_label, counted, new_figure, plain, shortened, style_of, styles
+from .figure import (
+    MARKERS,
+    PALETTE,
+    by_label,
+    counted,
+    name_rows,
+    new_figure,
+    plain,
+    shortened,
+    style_of,
+    styles,
+    write_numbers,
+)
 
 
 def session_curves(
@@ -102,20 +114,15 @@ def class_session_heatmap(
     limit = max((np.nanmax(np.abs(t), initial=1) for t in tables.values()), default=1) if change else 100
     cmap = matplotlib.colormaps["RdBu" if change else "viridis"].with_extremes(bad="0.88")
     for axis, (name, table) in zip(axes, tables.items(), strict=True):
-        shown = table[:, columns]
-        image = axis.imshow(shown.T, vmin=-limit if change else 0, vmax=limit, cmap=cmap, aspect="auto")
-        axis.set_xticks(range(len(shown)), range(1, len(shown) + 1))
+        shown = table[:, columns].T
+        image = axis.imshow(shown, vmin=-limit if change else 0, vmax=limit, cmap=cmap, aspect="auto")
+        axis.set_xticks(range(len(table)), range(1, len(table) + 1))
         axis.set_title(textwrap.fill(counted(name, groups[name]), 30), fontsize=9)
         axis.set_xlabel("after session" if not change else "in session")
         if shown.size <= 150:
-            for (t, c), value in np.ndenumerate(shown):
-                if np.isfinite(value):
-                    dark = abs(value) > 0.6 * limit if change else value < 60
-                    axis.text(t, c, f"{round(value) + 0}", ha="center", va="center", fontsize=7,
-                              color="white" if dark else "black")  # fmt: skip
-        axis.set_yticks([])  # names as plain text: eighty ticks with labels take longer than the rest
-    for i, column in enumerate(columns):
-        axes[0].text(-0.7, i, names[column], ha="right", va="center", fontsize=8, parse_math=False)
+            write_numbers(axis, shown, np.abs(shown) > 0.6 * limit if change else shown < 60)
+        axis.set_yticks([])
+    name_rows(axes[0], [names[column] for column in columns])
     bar = figure.add_axes((1 - 0.8 / width, 0.55 / height, 0.16 / width, 1 - 1.05 / height))
     figure.colorbar(image, cax=bar, label="change of AP (points)" if change else f"AP (%), {POOLS[pool]}")
     return figure
@@ -300,10 +307,7 @@ def said_instead(rows: dict[str, pd.DataFrame], session: int) -> Figure:
         axis.set_xticks(range(len(new)), [plain(name) for name in new], rotation=60, ha="right", fontsize=8)
         axis.set_title(words, fontsize=9)
         if values.size <= 60:
-            for (i, j), value in np.ndenumerate(values):
-                if np.isfinite(value):
-                    axis.text(j, i, f"{round(value) + 0}", ha="center", va="center", fontsize=7,
-                              color="white" if value < 0.55 * image.get_clim()[1] else "black")  # fmt: skip
+            write_numbers(axis, values, values < 0.55 * image.get_clim()[1])
         else:
             figure.colorbar(image, ax=axis, fraction=0.06, pad=0.03)
     axes[0].set_yticks(range(len(rows)), [plain(name) for name in rows], fontsize=8)
