@@ -161,15 +161,17 @@ def _experiment(source: str | Path | Experiment | Run, changes: Mapping[str, Any
     return found
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        from .errors import did_you_mean
+if not TYPE_CHECKING:  # for which a name that is not listed above is an error
 
-        raise AttributeError(f"{__name__} has no {name!r}.{did_you_mean(name, __all__)}")
-    module, _, attribute = _PLACES[name].partition(":")
-    found = import_module(f"{__name__}.{module}")
-    globals()[name] = getattr(found, attribute) if attribute else found
-    return globals()[name]
+    def __getattr__(name: str) -> Any:
+        if name not in _PLACES:
+            from .errors import did_you_mean
+
+            raise AttributeError(f"{__name__} has no {name!r}.{did_you_mean(name, __all__)}")
+        module, _, attribute = _PLACES[name].partition(":")
+        found = import_module(f"{__name__}.{module}")
+        globals()[name] = getattr(found, attribute) if attribute else found
+        return globals()[name]
 
 
 def __dir__() -> list[str]:

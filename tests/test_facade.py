@@ -43,7 +43,7 @@ def test_every_name_is_there_and_known_to_editors():
     for name in krt.__all__:
         assert getattr(krt, name) is not None
     assert set(krt.__all__) <= set(dir(krt))
-    [typed] = [node for node in ast.parse(Path(krt.__file__).read_text()).body if isinstance(node, ast.If)]
+    typed = next(node for node in ast.parse(Path(krt.__file__).read_text()).body if isinstance(node, ast.If))
     for_editors = {
         alias.asname: f"{node.module}.{alias.name}" if node.module == "lab" else f"{node.module}:{alias.name}"
         for node in typed.body
