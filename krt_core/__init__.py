@@ -150,15 +150,16 @@ def open_protocol(source: str | Path | Experiment | Run) -> Protocol:
 
 
 def _experiment(source: str | Path | Experiment | Run, changes: Mapping[str, Any] | None = None) -> Experiment:
+    from pathlib import Path
+
     from .config import Experiment, load_experiment
     from .errors import ConfigError
 
-    found = getattr(source, "experiment", source)  # of a run
-    if not isinstance(found, Experiment):
-        return load_experiment(found, changes)
+    if isinstance(source, (str, Path)):
+        return load_experiment(source, changes)
     if changes:
         raise ConfigError(f"A loaded experiment is trained as it is: give {', '.join(changes)} to krt.load_experiment.")
-    return found
+    return source if isinstance(source, Experiment) else source.experiment
 
 
 if not TYPE_CHECKING:  # for which a name that is not listed above is an error
