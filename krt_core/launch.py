@@ -54,12 +54,14 @@ def launch(
     allow_leak: bool = False,
     max_steps: int | None = None,
     machines: Machines | None = None,
+    show: str = "auto",
 ) -> Run:
     """`krt_core.session.train`, in ``processes`` processes that share every batch; returns the run folder.
 
     One GPU each where there are GPUs, else the CPU. Their lines appear as they come. Raises ConfigError if the batch
     cannot be shared so, RunError if the training failed. Ending this process ends them too. machines: where several
-    share a run, each starts ``processes`` of its processes.
+    share a run, each starts ``processes`` of its processes. show: of one process, see
+    `krt_core.runs.progress.Progress`.
     """
     if MARK in os.environ:  # in a notebook of a matrix, see krt_core.lab.bench
         die_with_parent()
@@ -68,7 +70,7 @@ def launch(
     if not 1 <= total <= experiment.train.batch_size:
         raise ConfigError(f"processes must lie between 1 and train.batch_size (on all machines), found {total}.")
     if total == 1:
-        return train(experiment, folder, device=device, allow_leak=allow_leak, max_steps=max_steps)
+        return train(experiment, folder, show, device, allow_leak, max_steps)
     path = resolve(folder) if folder else outputs_dir() / experiment.run_name()
     with tempfile.TemporaryDirectory(prefix="krt-") as scratch:
         preset = Path(scratch) / "experiment.yaml"

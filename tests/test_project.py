@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -58,10 +59,15 @@ def test_notebooks_are_short_typed_and_without_output(path):
     assert "**Reads**" in book.cells[0].source and "**takes**" in book.cells[0].source
     for cell in code:
         assert not cell.outputs and cell.execution_count is None
-        assert len(cell.source.splitlines()) <= 16, cell.source
+        assert len(_lines(cell)) <= 12, cell.source
         assert not re.search(r"^\s*(def|class) ", cell.source, re.M)
         for module in re.findall(r"^(?:from|import) (\w+)", cell.source, re.M):
-            assert module in {"krt_core", "pandas", "torch"} or module in sys.stdlib_module_names
+            assert module == "krt_core" or module in sys.stdlib_module_names
+    assert statistics.median(len(_lines(cell)) for cell in code) <= 4
+
+
+def _lines(cell):
+    return [line for line in cell.source.splitlines() if line.strip()]
 
 
 def test_no_path_of_one_machine_and_no_registry_host():

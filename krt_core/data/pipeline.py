@@ -109,12 +109,14 @@ def prepare_batch(
 def to_device(pixels: Tensor, runtime: Runtime, own: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """(B, S, S, 3) uint8 → (B, 3, S, S) in [0, 1] on the device, channels_last, through a transform of one's own."""
     images = move(pixels, runtime.device).permute(0, 3, 1, 2)
-    if own is not None and ((made := own(images)).shape, made.dtype) != (images.shape, images.dtype):
-        raise DataError(
-            f"train.augment: {own!r} must keep shape and type of its images, {tuple(images.shape)} uint8; "
-            f"found {tuple(made.shape)} {str(made.dtype).removeprefix('torch.')}."
-        )
-    images = images if own is None else made
+    if own is not None:
+        made = own(images)
+        if (made.shape, made.dtype) != (images.shape, torch.uint8):
+            raise DataError(
+                f"train.augment: {own!r} must keep shape and type of its images, {tuple(images.shape)} uint8; "
+                f"found {tuple(made.shape)} {str(made.dtype).removeprefix('torch.')}."
+            )
+        images = made
     return images.to(runtime.weights_dtype).div_(255)
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from krt_core.cli import main
 from krt_core.config import Model
 from krt_core.errors import CheckpointError
-from krt_core.lab import figures as plots
+from krt_core.lab import figures
 from krt_core.lab.analysis.explain import evidence, look
 from krt_core.lab.report import runs_table, summary_table
 from krt_core.model import Network
@@ -182,18 +182,18 @@ def test_an_allowed_leak_is_written_on_everything(tmp_path, tiny):
     assert run.summary["weights"]["sha256"] == inspect(tmp_path / "seen.safetensors").sha256
     table = runs_table([run])
     assert "80 outputs" in table.leak[0] and "LEAK" in summary_table(table).method[0]
-    for figure in (plots.session_curves([run]), plots.forgetting_bars([run]), plots.training_loss([run])):
+    for figure in (figures.session_curves([run]), figures.forgetting_bars([run]), figures.training_loss([run])):
         texts = [t.get_text() for t in figure.findobj(matplotlib.text.Text)]
         assert any("LEAK" in text for text in texts)
-    assert "LEAK" in plots.class_session_heatmap([run]).axes[0].get_title()
+    assert "LEAK" in figures.class_session_heatmap([run]).axes[0].get_title()
     seen = [look(load_model(run, t), torch.rand(1, 3, 32, 32)) for t in range(run.finished_sessions)]
     image = np.zeros((32, 32, 3), np.uint8)
     for figure in (
-        plots.attention_over_sessions(image, seen),
-        plots.patch_maps(image, seen[-1], 0),
-        plots.maps_per_token(image, seen[-1]),
-        plots.token_mass(seen),
-        plots.evidence_over_sessions(image, {"ant": [evidence(one, 0) for one in seen]}, leak=seen[0].leak),
+        figures.attention_over_sessions(image, seen),
+        figures.patch_maps(image, seen[-1], 0),
+        figures.maps_per_token(image, seen[-1]),
+        figures.token_mass(seen),
+        figures.evidence_over_sessions(image, {"ant": [evidence(one, 0) for one in seen]}, leak=seen[0].leak),
     ):
         assert "LEAK" in figure._suptitle.get_text()
 

@@ -64,6 +64,15 @@ def pointing_game(run: Run, dataset: MultiLabelDataset, session: int, images: in
     return pd.DataFrame(lines)
 
 
+def pointing_table(run: Run, dataset: MultiLabelDataset, images: int = 0) -> pd.DataFrame:
+    """Hits of the last finished session's model in percent, by way, for the classes of each session and for all of
+    them. Takes and raises as `pointing_game`."""
+    game = pointing_game(run, dataset, run.finished_sessions - 1, images)
+    table = 100 * game.groupby("learned")[list(WAYS)].mean()
+    table.loc["all"] = 100 * game[list(WAYS)].mean()
+    return table.round(1)
+
+
 def _hits(maps: dict[str, np.ndarray], boxes: list[np.ndarray]) -> Iterator[tuple[str, float]]:
     """Per way 1 or 0, and the chance of a hit by a patch drawn at random."""
     for way, values in maps.items():

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ...config import Data
-from ...data import MultiLabelDataset, open_dataset
+from ...data import MultiLabelDataset
 from ...errors import DataError, RunError, did_you_mean
 from ...memory import Memory
 from ...protocol import session_view
 from ...runs.folder import Run
+from .datasets import opened_once
 
 GRID = 200  # thresholds of `PseudoLabels.curve`
 KINDS = {  # of all old classes together
@@ -287,15 +287,10 @@ def _changed(run: Run, session: int) -> tuple[int, int]:
     return _ahead_file(run, session).stat().st_mtime_ns, state.stat().st_mtime_ns
 
 
-@lru_cache(maxsize=2)
-def training_set(data: Data) -> MultiLabelDataset:
-    return open_dataset(data, "train")
-
-
 @lru_cache(maxsize=8)  # all sessions of a run; of COCO they take some 150 MB
 def _kept(folder: str, session: int, changed: tuple[int, int]) -> PseudoLabels:
     run = Run(folder)
-    return _found(run, session, threshold_record(run, session), training_set(run.experiment.data))
+    return _found(run, session, threshold_record(run, session), opened_once(run.experiment.data, "train"))
 
 
 def _counts_of(run: Run, session: int, train_set: MultiLabelDataset | None) -> tuple[int, np.ndarray]:

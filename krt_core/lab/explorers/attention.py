@@ -5,62 +5,24 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import ipywidgets as widgets
 import numpy as np
-import torch
 
 from ...data import MultiLabelDataset
 from ...data.store import load_image
 from ...errors import KRTError, RunError
 from ...runs.folder import Run
-from ...weights.convert import load_model
-from .. import figures as plots
-from ..analysis.explain import Evidence, Look, evidence, look
+from .. import figures
+from ..analysis.datasets import opened_once
+from ..analysis.explain import Look
+from ..analysis.looks import SMALLEST, Models, Recent, evidence_of, has_attention
 from ..report import finished_runs
-from .explorer import Explorer, Result
-from .gallery import named, opened_once
+from .explorer import Explorer, Result, menu, slider
+from .gallery import named
 
 IMAGES = 100  # per class on the slider
-
-
-class Models:
-    """The models of some runs and what they see, loaded when asked for; the least used are let go."""
-
-    def __init__(self, models: int = 16, looks: int = 512):
-        self._models, self._looks = _Recent(models), _Recent(looks)
-        self._one_at_a_time = threading.Lock()  # a look ahead must not load a model a second time
-
-    def look(self, run: Run, session: int, dataset: MultiLabelDataset, row: int) -> Look:
-        def see() -> Look:
-            pixels = load_image(dataset.path(row), run.experiment.data.image_size)
-            model = self._models.get((run.folder, session), lambda: load_model(run, session))
-            return look(model, torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255)
-
-        key = run.folder, session, row
-        if key in self._looks.made:  # without waiting for a look ahead
-            return self._looks.made[key]
-        with self._one_at_a_time:
-            return self._looks.get(key, see)
-
-
-class _Recent:
-    """What was made last, by key."""
-
-    def __init__(self, size: int):
-        self.size, self.made = size, OrderedDict[Hashable, Any]()
-
-    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        if key not in self.made:
-            self.made[key] = make()
-            while len(self.made) > self.size:
-                self.made.popitem(last=False)
-        self.made.move_to_end(key)
-        return self.made[key]
 
 
 class AttentionExplorer(Explorer):
@@ -78,22 +40,20 @@ class AttentionExplorer(Explorer):
         headless: Sequence[str] | None = None,
     ):
         found = finished_runs(folder) if runs is None else list(runs)
-        self.runs = named([run for run in found if _has_attention(run)])
+        self.runs = named([run for run in found if has_attention(run)])
         if not self.runs:
             raise RunError(
                 f"There is no finished run with incremental cross-attention in {folder}: krt train makes one."
             )
-        self.models, self._orders, self._ahead = Models(), _Recent(64), 0
-        wide = widgets.Layout(width="360px")
-        slider = dict(continuous_update=False, layout=widgets.Layout(width="360px"))
+        self.models, self._orders, self._ahead = Models(), Recent(64), 0
         names = list(self.runs)
         controls = {
-            "run": widgets.Dropdown(options=names, description="run", layout=wide),
-            "beside": widgets.Dropdown(options=["–", *names], description="beside it", layout=wide),
-            "column": widgets.Dropdown(description="class", layout=wide),
-            "image": widgets.IntSlider(1, 1, 1, description="image, most lost first", **slider),
-            "session": widgets.IntSlider(1, 1, 1, description="model after session", **slider),
-            "token": widgets.IntSlider(1, 1, 1, description="token of session", **slider),
+            "run": menu("run", names),
+            "beside": menu("beside it", ["–", *names]),
+            "column": menu("class"),
+            "image": slider("image, most lost first"),
+            "session": slider("model after session"),
+            "token": slider("token of session"),
         }
         views = {"Patches": self.patches, "Tokens": self.tokens, "Mass": self.mass, "Evidence": self.evidence}
         follow = {"run": self._new_run, "column": self._new_class}
@@ -112,7 +72,7 @@ class AttentionExplorer(Explorer):
         return int(self._ranked()[self.value("image") - 1])
 
     def dataset(self, run: Run) -> MultiLabelDataset:
-        return opened_once(run.experiment.data)
+        return opened_once(run.experiment.data, "test")
 
     def choose(self, image: str) -> None:
         """Show the test image with this id; RunError if it is not among those that the slider reaches."""
@@ -127,10 +87,8 @@ class AttentionExplorer(Explorer):
         return self.run.protocol.classes[self.value("column")]
 
     def _new_run(self) -> None:
-        sessions = len(self.run.protocol.sessions)
         for name in ("session", "token"):
-            self.controls[name].max = sessions
-        self.controls["session"].value = sessions
+            self.to_last(name, len(self.run.protocol.sessions))
         self.offer("column", [(name, column) for column, name in enumerate(self.run.protocol.classes)])
         self._new_class()
 
@@ -211,7 +169,7 @@ class AttentionExplorer(Explorer):
         return chosen
 
     def _image(self) -> np.ndarray:
-        return load_image(self.dataset(self.run).path(self.row), max(self.run.experiment.data.image_size, 96))
+        return load_image(self.dataset(self.run).path(self.row), max(self.run.experiment.data.image_size, SMALLEST))
 
     def _title(self) -> str:
         return f"image {self.dataset(self.run).ids[self.row]}"
@@ -227,7 +185,7 @@ class AttentionExplorer(Explorer):
         kind = dataset.classes.index(self.class_name)
         mine = (dataset.boxes[:, 0] == self.row) & (dataset.boxes[:, 1] == kind)
         leak = any(run.leak for run in self._both().values())
-        figure = plots.evidence_over_sessions(
+        figure = figures.evidence_over_sessions(
             self._image(), rows, f"{self._title()}: {self.class_name}", dataset.boxes[mine, 2:], leak
         )
         error = max(abs(found.error[0]) for line in rows.values() for found in line if found is not None)
@@ -242,38 +200,29 @@ class AttentionExplorer(Explorer):
     def patches(self) -> Result:
         """Patch attention of one token per head: the newest, where the chosen one was not there yet."""
         session = self.value("session") - 1
-        token, figures = min(self.value("token") - 1, session), []
+        token, shown = min(self.value("token") - 1, session), []
         for name, run in self._both().items():
             seen = self._look(run, session)
             at = min(token, seen.patches.shape[1] - 1)
             title = f"{self._title()}\n{_folded(name)}\nsession {session + 1}, token {at + 1}"
-            figures.append(plots.patch_maps(self._image(), seen, at, title))
-        return [*figures, "The model after a session, the token of a session; each map to its own scale."]
+            shown.append(figures.patch_maps(self._image(), seen, at, title))
+        return [*shown, "The model after a session, the token of a session; each map to its own scale."]
 
     def tokens(self) -> Result:
         """The map of every session's token, side by side."""
         session = self.value("session") - 1
-        figures = []
+        shown = []
         for name, run in self._both().items():
             title = f"{self._title()}\n{_folded(name)}\nafter session {session + 1}"
-            figures.append(plots.maps_per_token(self._image(), self._look(run, session), title))
-        return [*figures, "Mean over heads, as shares among the patches, all to one scale."]
+            shown.append(figures.maps_per_token(self._image(), self._look(run, session), title))
+        return [*shown, "Mean over heads, as shares among the patches, all to one scale."]
 
     def mass(self) -> Result:
         """Mass on the tokens, through the sessions until the chosen one."""
         return [
-            plots.token_mass(self._looks(run)[: self.value("session")], f"{name}, {self._title()}")
+            figures.token_mass(self._looks(run)[: self.value("session")], f"{name}, {self._title()}")
             for name, run in self._both().items()
         ]
-
-
-def evidence_of(seen: Look, column: int) -> Evidence | None:
-    """The evidence for a class; None where it was not yet learned."""
-    return evidence(seen, column) if seen.knows(column) else None
-
-
-def _has_attention(run: Run) -> bool:
-    return run.experiment.options.head == "ica"
 
 
 def _folded(name: str) -> str:

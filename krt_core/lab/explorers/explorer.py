@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from ...errors import KRTError, RunError, did_you_mean
 from ...machine.home import resolve
 from ...runs.progress import headless_kernel
-from .. import figures as plots
+from .. import figures
 from .picture import Picture
 
 # What is loaded by now (torch, pandas, matplotlib) stays. Figures leave much garbage, and looking for it among all that
@@ -34,6 +34,7 @@ gc.freeze()
 Shown = Figure | pd.DataFrame | str
 Result = Shown | Sequence[Shown]
 
+WIDTH = "360px"  # of a control
 TABLE_STYLE = """<style>
 .krt-table table {border-collapse: collapse} .krt-table td, .krt-table th {padding: 2px 9px; text-align: right;
 font-variant-numeric: tabular-nums; line-height: 1.5}
@@ -103,6 +104,12 @@ class Explorer:
         finally:
             self._drawing = False
         self.draw()
+
+    def to_last(self, name: str, sessions: int) -> None:
+        """Let a slider reach so many sessions, and set it to the last one."""
+        control = self.controls[name]
+        control.max = max(control.min, sessions)  # 0: the folder is gone, as the view will say
+        control.value = control.max
 
     # ---- drawing ----
 
@@ -191,10 +198,10 @@ class Explorer:
             for item in shown:
                 if isinstance(item, Figure):
                     name = _free(into, stem, "png")
-                    plots.save(item, into, name)
+                    figures.save(item, into, name)
                     files += [into / f"{name}.{kind}" for kind in ("png", "pdf")]
                 elif isinstance(item, pd.DataFrame):
-                    files.append(plots.save_table(item, into / f"{_free(into, stem, 'csv')}.csv"))
+                    files.append(figures.save_table(item, into / f"{_free(into, stem, 'csv')}.csv"))
         except OSError as error:  # a button's error would go unseen
             problem = f"Not saved: {error.filename or into}: {error.strerror}"
         self.message.value = html.escape(problem or f"{', '.join(path.name for path in files)} in {into}")
@@ -208,6 +215,17 @@ def _free(folder: Path, stem: str, kind: str) -> str:
         number += 1
         name = f"{stem}_{number}"
     return name
+
+
+def menu(words: str, options: Sequence = (), **more: Any) -> widgets.Dropdown:
+    return widgets.Dropdown(options=options, description=words, layout=widgets.Layout(width=WIDTH), **more)
+
+
+def slider(words: str, low: float = 1, high: float = 1, step: float = 1, value: float | None = None) -> widgets.Widget:
+    """Of whole numbers where the step is one; draws once it is let go."""
+    kind = widgets.IntSlider if isinstance(step, int) else widgets.FloatSlider
+    limits = dict(min=low, max=high, step=step, value=low if value is None else value)
+    return kind(**limits, description=words, continuous_update=False, layout=widgets.Layout(width=WIDTH))
 
 
 def table_html(table: pd.DataFrame) -> str:

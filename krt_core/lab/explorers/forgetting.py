@@ -12,13 +12,15 @@ from matplotlib.axes import Axes
 from ...errors import RunError
 from ...metrics import F1_THRESHOLD
 from ...runs.folder import Run
-from .. import figures as plots
+from .. import figures
+from ..analysis.compare import authors_curves
+from ..analysis.datasets import opened_test_set
 from ..analysis.forgetting import confusions, falls, lost_images
 from ..figures.figure import by_label
 from ..report import finished_runs, setting_of
-from ..report.published import author_ap, author_curves
-from .explorer import Explorer, Result
-from .gallery import named, opened_test_set
+from ..report.published import author_ap
+from .explorer import WIDTH, Explorer, Result, menu, slider
+from .gallery import named
 
 METRICS = ("mAP_seen", "mAP_base", "mAP_new", "CF1", "OF1")
 FALLEN = 8  # classes in the picture of confusions
@@ -51,28 +53,20 @@ class ForgettingExplorer(Explorer):
                 copies.append(str(run.folder))
             else:
                 group.append(run)
-        wide, tall = widgets.Layout(width="360px"), widgets.Layout(width="360px", height="110px")
-        slider = dict(continuous_update=False, layout=wide)
-        hidden = widgets.Layout(width="360px", display="none" if len(self.settings) == 1 else None)
         controls = {
-            "setting": widgets.Dropdown(options=list(self.settings), description="setting", layout=hidden),
-            "methods": widgets.SelectMultiple(description="methods", layout=tall),
-            "classes": widgets.SelectMultiple(description="classes", layout=tall),
-            "authors": widgets.SelectMultiple(description="authors' runs", layout=tall),
-            "metric": widgets.Dropdown(options=METRICS, description="curve of", layout=wide),
-            "kind": widgets.Dropdown(
-                options=[("best earlier AP − last", "max"), ("AP after own session − last", "first")],
-                description="forgetting", layout=wide,
-            ),
-            "pool": widgets.Dropdown(
-                options=[(words, pool) for pool, words in plots.POOLS.items()], description="images", layout=wide
-            ),
-            "run": widgets.Dropdown(description="one run", layout=wide),
-            "session": widgets.IntSlider(2, 2, 2, description="session", **slider),
-            "column": widgets.Dropdown(description="class", layout=wide),
-            "threshold": widgets.FloatSlider(F1_THRESHOLD, min=0.05, max=0.95, step=0.05, description="said above",
-                                             **slider),
-        }  # fmt: skip
+            "setting": menu("setting", list(self.settings)),
+            "methods": _several("methods"),
+            "classes": _several("classes"),
+            "authors": _several("authors' runs"),
+            "metric": menu("curve of", METRICS),
+            "kind": menu("forgetting", [("best earlier AP − last", "max"), ("AP after own session − last", "first")]),
+            "pool": menu("images", [(words, pool) for pool, words in figures.POOLS.items()]),
+            "run": menu("one run"),
+            "session": slider("session", 2, 2),
+            "column": menu("class"),
+            "threshold": slider("said above", 0.05, 0.95, 0.05, F1_THRESHOLD),
+        }
+        controls["setting"].layout.display = "none" if len(self.settings) == 1 else None
         views = {
             "Curves": self.curves, "Heat map": self.heat_map, "Changes": self.changes, "Classes": self.class_curves,
             "Forgetting": self.forgetting, "One session": self.one_session, "Lost images": self.lost_images,
@@ -109,10 +103,8 @@ class ForgettingExplorer(Explorer):
     def _new_setting(self) -> None:
         self._all = self.settings[self.value("setting")]
         self._groups, self._one, protocol = by_label(self._all), named(self._all), self._all[0].protocol
-        data, sessions = self._all[0].experiment.data.dataset, len(protocol.sessions)
-        at = (data, protocol.base, protocol.increment)
-        self._curves = lambda key: author_curves(*at, key, protocol.classes)
-        self._ap = author_ap(*at, protocol.classes)
+        data = self._all[0].experiment.data.dataset
+        self._ap = author_ap(data, protocol.base, protocol.increment, protocol.classes)
         self.controls["methods"].options = list(self._groups)
         self.controls["methods"].value = list(self._groups)
         classes = [(name, column) for column, name in enumerate(protocol.classes)]
@@ -121,8 +113,7 @@ class ForgettingExplorer(Explorer):
         self.controls["authors"].layout.display = None if self._ap else "none"
         self.offer("run", list(self._one))
         self.offer("column", classes)
-        self.controls["session"].max = max(2, sessions)
-        self.controls["session"].value = max(2, sessions)
+        self.to_last("session", len(protocol.sessions))
 
     def _show_class(self, column: int) -> None:
         self.set(column=column)
@@ -153,15 +144,15 @@ class ForgettingExplorer(Explorer):
         """One metric after each session, with the authors' curves where some are chosen."""
         metric, authors = self.value("metric"), self.value("authors")
         if not metric.startswith("mAP_"):
-            figure = plots.session_curves(self.runs, metric, among=self._all)
+            figure = figures.session_curves(self.runs, metric, among=self._all)
             return [figure, f"The authors' logs have no {metric} per session."] if authors else figure
-        curves = self._curves(metric.removeprefix("mAP_"))
+        curves = authors_curves(self._all[0], metric.removeprefix("mAP_"))
         reference = {name: curve for name, curve in curves.items() if name in authors}
-        return plots.session_curves(self.runs, metric, reference, self._all)
+        return figures.session_curves(self.runs, metric, reference, self._all)
 
     def heat_map(self) -> Result:
         """AP of every class after every session, and that of the one run in numbers."""
-        figure = plots.class_session_heatmap(self.runs, self.value("pool"), self.columns, among=self._all)
+        figure = figures.class_session_heatmap(self.runs, self.value("pool"), self.columns, among=self._all)
         table = pd.DataFrame(self.run.ap_tables[self.value("pool")].T[self.columns]).round(1)
         table.index = pd.Index([self.run.protocol.classes[c] for c in self.columns], name="class")
         table.columns = [f"session {t + 1}" for t in table.columns]
@@ -169,19 +160,19 @@ class ForgettingExplorer(Explorer):
 
     def changes(self) -> Result:
         """By how much the AP of every class changed in every session."""
-        return plots.class_session_heatmap(self.runs, self.value("pool"), self.columns, True, self._all)
+        return figures.class_session_heatmap(self.runs, self.value("pool"), self.columns, True, self._all)
 
     def class_curves(self) -> Result:
         """A small picture per class. The authors' AP is on the pool of seen images, whatever is chosen here."""
         chosen = {name: table for name, table in self._ap.items() if name in self.value("authors")}
-        figure = plots.class_curves(self.runs, self.value("pool"), self.columns, chosen, self._all)
+        figure = figures.class_curves(self.runs, self.value("pool"), self.columns, chosen, self._all)
         if chosen and self.value("pool") != "seen":
             return [figure, "The authors' AP is on the test images with a seen class."]
         return figure
 
     def forgetting(self) -> Result:
         """Points lost per class, and every definition of forgetting."""
-        figure = plots.forgetting_bars(self.runs, self.value("kind"), self.value("pool"), self.columns, self._all)
+        figure = figures.forgetting_bars(self.runs, self.value("kind"), self.value("pool"), self.columns, self._all)
         groups = by_label(self.runs, among=self._all)
         table = pd.DataFrame({name: _mean_and_spread(group) for name, group in groups.items()})
         words = "Every definition, over all classes: mean ± standard deviation over the runs of a method."
@@ -193,12 +184,12 @@ class ForgettingExplorer(Explorer):
         name = self.value("run") + (" (LEAK)" if run.leak and "LEAK" not in self.value("run") else "")
         table = falls([run], session, self.value("pool"))
         table = table[table.column.isin(self.columns)]
-        shown = [plots.falls_in_session(table, session, name)]
+        shown = [figures.falls_in_session(table, session, name)]
         fallen = table[table.change < 0].head(FALLEN)
         if len(fallen):
             rows = {old: confusions(run, column, session)
                     for old, column in zip(fallen["class"], fallen.column, strict=True)}  # fmt: skip
-            shown.append(plots.said_instead(rows, session))
+            shown.append(figures.said_instead(rows, session))
         if self.value("column") < run.protocol.sessions[session].start:
             old = run.protocol.classes[self.value("column")]
             details = confusions(run, self.value("column"), session).drop(columns="column").round(1)
@@ -228,9 +219,13 @@ class ForgettingExplorer(Explorer):
             return words
         dataset, problem = opened_test_set(run)
         shown = table.head(IMAGES)
-        figure = plots.lost_images(run, dataset, shown, column, own, session, threshold, name=self.value("run"))
+        figure = figures.lost_images(run, dataset, shown, column, own, session, threshold, name=self.value("run"))
         numbers = shown.set_index("image").drop(columns="row").round(3)
         return [words, *([problem] if problem else []), figure, numbers]
+
+
+def _several(words: str) -> widgets.SelectMultiple:
+    return widgets.SelectMultiple(description=words, layout=widgets.Layout(width=WIDTH, height="110px"))
 
 
 def _same(run: Run, other: Run) -> bool:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
-import ipywidgets as widgets
-
-from ...config import Data
-from ...data import MultiLabelDataset, open_dataset
-from ...errors import DataError, RunError
+from ...errors import RunError
 from ...metrics import F1_THRESHOLD
 from ...runs.folder import Run
+from ..analysis.datasets import opened_test_set
 from ..analysis.predictions import KINDS, PAIR_KINDS, images_table, paired, scores_of, select
 from ..figures.gallery import gallery, run_name, side_by_side
 from ..report import finished_runs, setting_of
-from .explorer import Explorer, Result
+from .explorer import Explorer, Result, menu, slider
 
 NONE = "–"
 
@@ -39,19 +35,16 @@ class Gallery(Explorer):
         if not self.runs:
             raise RunError("There is no run with a finished session to look at: notebook 02 or `krt train` makes one.")
         names = list(self.runs)
-        wide = widgets.Layout(width="360px")
-        slider = dict(continuous_update=False, layout=wide)
         kinds = [(f"{kind}: {words}", kind) for kind, words in (KINDS | PAIR_KINDS).items()]
         controls = {
-            "run": widgets.Dropdown(options=names, description="run (A)", layout=wide),
-            "beside": widgets.Dropdown(options=[NONE, *names], description="beside it (B)", layout=wide),
-            "session": widgets.IntSlider(1, 1, 1, description="session", **slider),
-            "name": widgets.Dropdown(description="class", layout=wide),
-            "kind": widgets.Dropdown(options=kinds, value="misses", description="images", layout=wide),
-            "count": widgets.IntSlider(9, 3, 48, 3, description="at most", **slider),
-            "threshold": widgets.FloatSlider(F1_THRESHOLD, min=0.05, max=0.95, step=0.05, description="predicted above",
-                                             **slider),
-        }  # fmt: skip
+            "run": menu("run (A)", names),
+            "beside": menu("beside it (B)", [NONE, *names]),
+            "session": slider("session"),
+            "name": menu("class"),
+            "kind": menu("images", kinds, value="misses"),
+            "count": slider("at most", 3, 48, 3, 9),
+            "threshold": slider("predicted above", 0.05, 0.95, 0.05, F1_THRESHOLD),
+        }
         controls["beside"].value = _another(self.runs, names[0])
         follow = {"run": self._new_run, "session": self._new_session}
         views = {"One run": self.one_run, "Side by side": self.side_by_side, "Table": self.table}
@@ -83,9 +76,7 @@ class Gallery(Explorer):
         chosen, beside = self.controls["run"].value, self.controls["beside"].value
         if beside != NONE and _data_of(self.runs[beside]) != _data_of(self.runs[chosen]):
             self.controls["beside"].value = _another(self.runs, chosen)
-        sessions = max(1, self.runs[chosen].finished_sessions)  # 0: the folder is gone, as the view will say
-        self.controls["session"].max = sessions
-        self.controls["session"].value = sessions
+        self.to_last("session", self.runs[chosen].finished_sessions)
         self._new_session()
 
     def _new_session(self) -> None:
@@ -104,15 +95,9 @@ class Gallery(Explorer):
             return self.side_by_side()
         dataset, note = opened_test_set(self.run)
         figure = gallery(
-            self.run,
-            dataset,
-            self.session,
-            self.column,
-            self.value("kind"),
-            self.value("count"),
-            self.value("threshold"),
-            name=self.value("run"),
-        )
+            self.run, dataset, self.session, self.column, self.value("kind"), self.value("count"),
+            self.value("threshold"), name=self.value("run"),
+        )  # fmt: skip
         return [figure, note] if note else figure
 
     def side_by_side(self) -> Result:
@@ -145,20 +130,6 @@ def named(runs: Sequence[Run]) -> dict[str, Run]:
         name = run_name(run, runs)
         out[name if name not in out else f"{name} ({run.folder.name})"] = run
     return out
-
-
-def opened_test_set(run: Run) -> tuple[MultiLabelDataset | None, str]:
-    """The test set of a run; None, and why, where it is not there."""
-    try:
-        return opened_once(run.experiment.data), ""
-    except DataError as error:
-        return None, f"Without pictures: {error}"
-
-
-@lru_cache(maxsize=4)
-def opened_once(data: Data) -> MultiLabelDataset:
-    """Opened once for all explorers. DataError where it is not there."""
-    return open_dataset(data, "test")
 
 
 def _another(runs: dict[str, Run], chosen: str) -> str:

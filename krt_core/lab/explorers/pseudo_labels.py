@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import ipywidgets as widgets
 from matplotlib.axes import Axes
 
 from ...errors import RunError
 from ...runs.folder import Run
+from .. import figures
 from ..analysis.pseudo_labels import (
     KINDS,
     KINDS_OF_ONE,
@@ -19,16 +19,8 @@ from ..analysis.pseudo_labels import (
     pseudo_labels,
     quality,
 )
-from ..figures.pseudo_labels import (
-    pseudo_label_classes,
-    pseudo_label_heatmap,
-    pseudo_label_images,
-    pseudo_label_quality,
-    pseudo_label_threshold,
-    pseudo_labels_per_image,
-)
 from ..report import finished_runs
-from .explorer import Explorer, Result
+from .explorer import Explorer, Result, menu, slider
 from .gallery import named
 
 ALL = 0  # instead of the name of a class, which is text
@@ -63,14 +55,12 @@ class LabelInspector(Explorer):
         self.runs = named(
             [run for run in (finished_runs(folder) if runs is None else runs) if gives_pseudo_labels(run)]
         )
-        wide = widgets.Layout(width="360px")
-        slider = dict(continuous_update=False, layout=wide)
         controls = {
-            "run": widgets.Dropdown(options=list(self.runs), description="run", layout=wide),
-            "session": widgets.IntSlider(2, 2, 2, description="session", **slider),
-            "name": widgets.Dropdown(options=[ANY], description="class", layout=wide),
-            "kind": widgets.Dropdown(options=_menu(KINDS), value="wrong", description="images", layout=wide),
-            "count": widgets.IntSlider(12, 6, 48, 6, description="at most", **slider),
+            "run": menu("run", list(self.runs)),
+            "session": slider("session", 2, 2),
+            "name": menu("class", [ANY]),
+            "kind": menu("images", _kinds(KINDS), value="wrong"),
+            "count": slider("at most", 6, 48, 6, 12),
         }
         follow = {"run": self._new_run, "session": self._new_session, "name": self._new_class}
         views = {
@@ -105,9 +95,7 @@ class LabelInspector(Explorer):
 
     def _new_run(self) -> None:
         """To the last session of the run."""
-        sessions = max(2, self.runs[self.controls["run"].value].finished_sessions)  # 0: gone, as the view will say
-        self.controls["session"].max = sessions
-        self.controls["session"].value = sessions
+        self.to_last("session", self.runs[self.controls["run"].value].finished_sessions)
         self._new_session()
 
     def _new_session(self) -> None:
@@ -121,7 +109,7 @@ class LabelInspector(Explorer):
 
     def _new_class(self) -> None:
         """For one class the labels of the others do not matter."""
-        self.offer("kind", _menu(KINDS if self.controls["name"].value == ALL else KINDS_OF_ONE))
+        self.offer("kind", _kinds(KINDS if self.controls["name"].value == ALL else KINDS_OF_ONE))
 
     def _pick(self, axis: Axes, x: float, y: float) -> None:
         if 0 <= round(y) < len(axis.columns):
@@ -149,7 +137,7 @@ class LabelInspector(Explorer):
         shown = table.round({key: 3 if key == "threshold" else 2 for key in table})
         shown["converged"] = shown["converged"].map({1: "yes", 0: "no"})
         about = ABOUT_ALL if name is None else ABOUT_ONE.format(name=name)
-        return [pseudo_label_threshold(found, table, column, name=self.value("run")), about, shown]
+        return [figures.pseudo_label_threshold(found, table, column, name=self.value("run")), about, shown]
 
     def classes(self) -> Result:
         """Precision and recall of each old class in the session."""
@@ -157,24 +145,27 @@ class LabelInspector(Explorer):
         table = found.per_class().set_index("class")
         mean = averages(table[["hidden", "given", "right"]].to_numpy().T)
         words = ", ".join(f"{key} {value:.1f} %" for key, value in mean.items())
-        return [pseudo_label_classes(found, self.column, name=self.value("run")), words, table.round(3)]
+        return [figures.pseudo_label_classes(found, self.column, name=self.value("run")), words, table.round(3)]
 
     def sessions(self) -> Result:
         """Precision and recall in every session, of each class and of all together or of the chosen one."""
         run, column, name = self.run, self.column, self.value("run")
         of = None if column is None else run.protocol.classes[column]
-        return [pseudo_label_heatmap(run, name=name), pseudo_label_quality(run, class_name=of, name=name)]
+        return [
+            figures.pseudo_label_heatmap(run, name=name),
+            figures.pseudo_label_quality(run, class_name=of, name=name),
+        ]
 
     def per_image(self) -> Result:
         """How many old labels an image hides and how many it gets."""
-        return pseudo_labels_per_image(self.found, name=self.value("run"))
+        return figures.pseudo_labels_per_image(self.found, name=self.value("run"))
 
     def images(self) -> Result:
         """Training images on which the pseudo labels were right, wrong or missing."""
-        return pseudo_label_images(
+        return figures.pseudo_label_images(
             self.found, self.value("kind"), self.column, self.value("count"), name=self.value("run")
         )
 
 
-def _menu(kinds: dict[str, str]) -> list[tuple[str, str]]:
+def _kinds(kinds: dict[str, str]) -> list[tuple[str, str]]:
     return [(f"{kind}: {words}", kind) for kind, words in kinds.items()]

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from ...config import Experiment
 from ...errors import ConfigError, KRTError, RunError
+from ...launch import Machines, launch
 from ...machine.home import resolve
 from ...runs.folder import Run
 from ...runs.progress import headless_kernel
@@ -88,6 +89,19 @@ class TrainingView:
         if not runs:
             raise RunError("No training is done yet: press Start all above, wait, and run this cell again.")
         return runs
+
+    def begin(self, watch: bool = True, machines: int = 1, rendezvous: str = "") -> None:
+        """With ``watch``, in a live notebook, show the view: trainings run in the background once they are started.
+        Else, or where several machines share each run, train one after another here and wait for them.
+
+        machines and rendezvous (host:port) as in `krt_core.launch.Machines`; this is the main one.
+        """
+        if watch and machines == 1 and not headless_kernel():
+            display(self)
+            return
+        together = Machines(machines, 0, rendezvous)
+        for row in self.rows:
+            launch(row.experiment, row.folder, self.processes, self.device, machines=together)
 
     def _ipython_display_(self) -> None:
         if headless_kernel():

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from ..analysis.explain import Evidence, Look
-from .figure import MARKERS, PALETTE
+from .figure import MARKERS, PALETTE, write_numbers
 
 FOR_AND_AGAINST = "PuOr_r"  # orange for a class, violet against it: told apart by colour-blind readers
 
@@ -83,11 +83,7 @@ def token_mass(seen: Sequence[Look], images: str = "") -> Figure:
         mass = 100 * getattr(seen[-1], kind).mean(axis=0)  # (T, H)
         drawn = axis.imshow(mass, cmap="viridis", vmin=0, aspect="auto")
         if mass.size <= 40:
-            for (t, h), value in np.ndenumerate(mass):
-                dark = value < 0.6 * mass.max()
-                axis.text(
-                    h, t, f"{value:.0f}", ha="center", va="center", fontsize=8, color="white" if dark else "black"
-                )
+            write_numbers(axis, mass, mass < 0.6 * mass.max(), size=8)
         axis.set_xticks(range(mass.shape[1]), range(1, mass.shape[1] + 1))
         axis.set_yticks(range(len(mass)), range(1, len(mass) + 1))
         figure.colorbar(drawn, ax=axis, label="attention (%)")

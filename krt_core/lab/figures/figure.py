@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ...errors import RunError
@@ -66,6 +68,22 @@ def styles(groups: dict[str, list[Run]], among: Sequence[Run] = ()) -> dict[str,
 def counted(name: str, group: Sequence[Run]) -> str:
     """A label for a legend: with the number of runs where they are several, and safe from being read as mathematics."""
     return plain(name) + (f" ({len(group)} runs)" if len(group) > 1 else "")
+
+
+def write_numbers(axis: Axes, values: np.ndarray, white: np.ndarray, size: float = 7) -> None:
+    """Whole numbers into the cells of values (rows, columns) as ``imshow`` draws them; white where ``white`` (rows,
+    columns) is true, none where a value is NaN."""
+    for (y, x), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            colour = "white" if white[y, x] else "black"
+            axis.text(x, y, f"{round(float(value)) + 0}", ha="center", va="center", fontsize=size, color=colour)
+
+
+def name_rows(axis: Axes, names: Sequence[str]) -> None:
+    """Names at the left as plain text: eighty ticks with labels take longer than the rest of a picture."""
+    axis.set_yticks([])
+    for y, name in enumerate(names):
+        axis.text(-0.7, y, name, ha="right", va="center", fontsize=8, parse_math=False)
 
 
 def plain(name: str) -> str:

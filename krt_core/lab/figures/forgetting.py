@@ -8,13 +8,26 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ...metrics import forgetting_per_class
 from ...runs.folder import Run
-from .figure import MARKERS, PALETTE, by_label, counted, new_figure, plain, shortened, style_of, styles
+from .figure import (
+    MARKERS,
+    PALETTE,
+    by_label,
+    counted,
+    name_rows,
+    new_figure,
+    plain,
+    shortened,
+    style_of,
+    styles,
+    write_numbers,
+)
 
 
 def session_curves(
@@ -101,20 +114,15 @@ def class_session_heatmap(
     limit = max((np.nanmax(np.abs(t), initial=1) for t in tables.values()), default=1) if change else 100
     cmap = matplotlib.colormaps["RdBu" if change else "viridis"].with_extremes(bad="0.88")
     for axis, (name, table) in zip(axes, tables.items(), strict=True):
-        shown = table[:, columns]
-        image = axis.imshow(shown.T, vmin=-limit if change else 0, vmax=limit, cmap=cmap, aspect="auto")
-        axis.set_xticks(range(len(shown)), range(1, len(shown) + 1))
+        shown = table[:, columns].T
+        image = axis.imshow(shown, vmin=-limit if change else 0, vmax=limit, cmap=cmap, aspect="auto")
+        axis.set_xticks(range(len(table)), range(1, len(table) + 1))
         axis.set_title(textwrap.fill(counted(name, groups[name]), 30), fontsize=9)
         axis.set_xlabel("after session" if not change else "in session")
         if shown.size <= 150:
-            for (t, c), value in np.ndenumerate(shown):
-                if np.isfinite(value):
-                    dark = abs(value) > 0.6 * limit if change else value < 60
-                    axis.text(t, c, f"{round(value) + 0}", ha="center", va="center", fontsize=7,
-                              color="white" if dark else "black")  # fmt: skip
-        axis.set_yticks([])  # names as plain text: eighty ticks with labels take longer than the rest
-    for i, column in enumerate(columns):
-        axes[0].text(-0.7, i, names[column], ha="right", va="center", fontsize=8, parse_math=False)
+            write_numbers(axis, shown, np.abs(shown) > 0.6 * limit if change else shown < 60)
+        axis.set_yticks([])
+    name_rows(axes[0], [names[column] for column in columns])
     bar = figure.add_axes((1 - 0.8 / width, 0.55 / height, 0.16 / width, 1 - 1.05 / height))
     figure.colorbar(image, cax=bar, label="change of AP (points)" if change else f"AP (%), {POOLS[pool]}")
     return figure
@@ -142,8 +150,49 @@ def class_curves(
     `session_curves`.
     """
     groups, protocol = by_label(runs, among=among), runs[0].protocol
-    columns = list(classes) or list(range(len(protocol.classes)))
-    sessions, across = len(runs[0].ap_tables[pool]), max(1, min(10, len(columns)))
+    stacks = {name: np.stack([run.ap_tables[pool] for run in group]) for name, group in groups.items()}  # (R, T, C)
+    means = {name: stack.mean(axis=0) for name, stack in stacks.items()} | (reference or {})
+    looks = _line_styles(styles(groups, among), reference)
+    axis = _small_boxes(list(classes) or list(range(len(protocol.classes))))
+    sessions, across = len(runs[0].ap_tables[pool]), axis.get_xlim()[1]
+    axis.figure.alt = f"AP of {len(axis.places)} classes after each session, by {', '.join(groups)}"
+    x = np.linspace(0.03, 0.88, sessions)
+
+    def curve(place: tuple[int, int], ap: np.ndarray) -> np.ndarray:
+        return np.column_stack([place[0] + x[: len(ap)], place[1] + 0.98 - 0.7 * ap / 100])
+
+    own = {column: s.index for s in protocol.sessions for column in range(s.start, s.stop)}
+    begins = [
+        [(left + x[own[c]], top + 0.28), (left + x[own[c]], top + 0.98)] for (left, top), c in axis.places.items()
+    ]
+    axis.add_collection(LineCollection(begins, color="0.75", lw=0.8))
+    for (left, top), column in axis.places.items():
+        axis.text(left, top + 0.24, shortened(protocol.classes[column], 17), fontsize=7, parse_math=False)
+    for name, stack in stacks.items():
+        if len(stack) > 1:
+            mean, spread, edges = means[name], stack.std(axis=0, ddof=1), []
+            for place, c in axis.places.items():
+                learned = np.isfinite(mean[:, c])
+                above, below = curve(place, (mean + spread)[:, c]), curve(place, (mean - spread)[:, c])
+                edges.append(np.vstack([above[learned], below[learned][::-1]]))
+            axis.add_collection(PolyCollection(edges, facecolor=looks[name]["color"], alpha=0.25, lw=0))
+    for name, mean in means.items():
+        lines = [curve(place, mean[:, column]) for place, column in axis.places.items()]
+        axis.add_collection(LineCollection(lines, lw=1.3, **looks[name]))
+        axis.scatter(*np.array([line[-1] for line in lines]).T, s=7, color=looks[name]["color"])
+    words = {name: counted(name, groups[name]) if name in groups else name for name in looks}
+    handles = [Line2D([], [], lw=1.5, label=shortened(words[name], 60), **look) for name, look in looks.items()]
+    axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 1), fontsize=7, ncols=2, frameon=False,
+                borderaxespad=0)  # fmt: skip
+    axis.text(across - 0.08, -0.45, f"each box: sessions 1 to {sessions} from left to right, AP 0 to 100 % upwards\n"
+              f"({POOLS[pool]}); the line stands at the session that taught the class",
+              fontsize=7, ha="right", va="center", color="0.3")  # fmt: skip
+    return axis.figure
+
+
+def _small_boxes(columns: list[int]) -> Axes:
+    """An axis with a grey box per column; its `places` are (across, down) → column."""
+    across = max(1, min(10, len(columns)))
     while across > 5 and len(columns) / across < across * 0.7:
         across -= 1
     down = -(-len(columns) // across)
@@ -152,46 +201,9 @@ def class_curves(
     axis.set(xlim=(-0.05, across), ylim=(down + 0.02, -0.62))
     axis.set_axis_off()
     axis.places = {(i % across, i // across): column for i, column in enumerate(columns)}
-    figure.alt = f"AP of {len(columns)} classes after each session, by {', '.join(groups)}"
-    x = np.linspace(0.03, 0.88, sessions)
-    own = np.repeat([s.index for s in protocol.sessions], [s.stop - s.start for s in protocol.sessions])
-    boxes, begins, lines, bands = [], [], {}, {}
-    for (left, top), column in axis.places.items():
-        boxes.append([(left, top + 0.28), (left + 0.91, top + 0.28), (left + 0.91, top + 0.98), (left, top + 0.98)])
-        at = left + x[own[column]]
-        begins.append([(at, top + 0.28), (at, top + 0.98)])
-        axis.text(left, top + 0.24, shortened(protocol.classes[column], 17), fontsize=7,
-                  parse_math=False)  # fmt: skip
-
-        def place(ap: np.ndarray, left: int = left, top: int = top) -> np.ndarray:
-            return np.column_stack([left + x[: len(ap)], top + 0.98 - 0.7 * ap / 100])
-
-        for name, group in groups.items():
-            ap = np.stack([run.ap_tables[pool][:, column] for run in group])  # (R, T)
-            mean = ap.mean(axis=0)
-            lines.setdefault(name, []).append(place(mean))
-            if len(ap) > 1:
-                spread, learned = ap.std(axis=0, ddof=1), np.isfinite(mean)
-                edge = np.vstack([place(mean + spread)[learned], place(mean - spread)[learned][::-1]])
-                bands.setdefault(name, []).append(edge)
-        for name, table in (reference or {}).items():
-            lines.setdefault(name, []).append(place(table[:, column]))
-    axis.add_collection(PolyCollection(boxes, facecolor="0.95", edgecolor="none"))
-    axis.add_collection(LineCollection(begins, color="0.75", lw=0.8))
-    looks = _line_styles(styles(groups, among), reference)
-    for name, edges in bands.items():
-        axis.add_collection(PolyCollection(edges, facecolor=looks[name]["color"], alpha=0.25, lw=0))
-    for name, segments in lines.items():
-        axis.add_collection(LineCollection(segments, lw=1.3, **looks[name]))
-        axis.scatter(*np.array([segment[-1] for segment in segments]).T, s=7, color=looks[name]["color"])
-    words = {name: counted(name, group) for name, group in groups.items()} | {name: name for name in reference or {}}
-    handles = [Line2D([], [], lw=1.5, label=shortened(words[name], 60), **look) for name, look in looks.items()]
-    axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 1), fontsize=7, ncols=2, frameon=False,
-                borderaxespad=0)  # fmt: skip
-    axis.text(across - 0.08, -0.45, f"each box: sessions 1 to {sessions} from left to right, AP 0 to 100 % upwards\n"
-              f"({POOLS[pool]}); the line stands at the session that taught the class",
-              fontsize=7, ha="right", va="center", color="0.3")  # fmt: skip
-    return figure
+    corners = [[(x, y + 0.28), (x + 0.91, y + 0.28), (x + 0.91, y + 0.98), (x, y + 0.98)] for x, y in axis.places]
+    axis.add_collection(PolyCollection(corners, facecolor="0.95", edgecolor="none"))
+    return axis
 
 
 def _line_styles(looks: dict[str, dict], reference: dict[str, np.ndarray] | None) -> dict[str, dict]:
@@ -295,10 +307,7 @@ def said_instead(rows: dict[str, pd.DataFrame], session: int) -> Figure:
         axis.set_xticks(range(len(new)), [plain(name) for name in new], rotation=60, ha="right", fontsize=8)
         axis.set_title(words, fontsize=9)
         if values.size <= 60:
-            for (i, j), value in np.ndenumerate(values):
-                if np.isfinite(value):
-                    axis.text(j, i, f"{round(value) + 0}", ha="center", va="center", fontsize=7,
-                              color="white" if value < 0.55 * image.get_clim()[1] else "black")  # fmt: skip
+            write_numbers(axis, values, values < 0.55 * image.get_clim()[1])
         else:
             figure.colorbar(image, ax=axis, fraction=0.06, pad=0.03)
     axes[0].set_yticks(range(len(rows)), [plain(name) for name in rows], fontsize=8)

@@ -1,71 +1,21 @@
-"""Images with what one model, or two, say of them. All of a picture is drawn into one axis: many would take seconds."""
+"""Test images that one model, or two, are right and wrong about."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 
 from ...data import MultiLabelDataset
-from ...data.store import load_image
-from ...errors import DataError
 from ...metrics import F1_THRESHOLD
-from ...runs.folder import Run
+from ...runs.folder import Run, Scores
 from ..analysis.predictions import KINDS, PAIR_KINDS, check_learned, paired, said, scores_of, select
 from ..report import label_of, replicate_of
 from .figure import PALETTE
+from .sheet import GREY, Card, Said, make_card, sheet
 
-PIXELS = 160  # side of a thumbnail
-SIDE, GAP, LINE, BAR = 1.65, 0.2, 0.15, 0.08  # inches: of a thumbnail, between two, a line of text, a bar
-BESIDE = 1.5  # inches for text beside a thumbnail
-LINES = 4  # classes named below an image; beside it one less
-NAME = 7  # points: the names on boxes
-FRAMED = 3  # other classes whose boxes are drawn
-
-# Verdict → mark and colour: told apart without the colour, and dark enough for text on white.
-VERDICTS = {
-    "right": ("✓", tuple(0.7 * v for v in PALETTE[2])),
-    "wrong": ("✗", tuple(0.8 * v for v in PALETTE[3])),
-    "missed": ("○", tuple(0.8 * v for v in PALETTE[0])),
-    "shown": ("=", (0.3, 0.3, 0.3)),
-}
-RIGHT_WRONG_MISSED = "✓ predicted and there   ✗ predicted, not there   ○ there, not predicted"
-
-
-@dataclass(frozen=True)
-class Said:
-    """What is written about an image: lines (verdict, class, score or None); above them a bar for a score from 0 to 1,
-    if there is one, with a tick at the threshold."""
-
-    lines: Sequence[tuple[str, str, float | None]]
-    score: float | None = None
-    threshold: float | None = None
-    head: str = ""
-    colour: tuple = (0.35, 0.35, 0.35)
-
-
-@dataclass(frozen=True)
-class Card:
-    """One image by its id: pixels (S, S, 3), or None where there is no file, which ``missing`` names; one `Said` below
-    it, or two beside it; main: the class in question, in bold; boxes (name, x, y, width, height) in shares of the
-    image; note: what stands behind its id."""
-
-    image: str
-    pixels: np.ndarray | None
-    missing: str
-    said: Sequence[Said]
-    main: str | None = None
-    boxes: Sequence[tuple[str, float, float, float, float]] = field(default_factory=list)
-    note: str = ""
+Side = tuple[str, tuple, Scores]  # head, colour and scores of what is written on a card
 
 
 def gallery(
@@ -89,16 +39,10 @@ def gallery(
     check_learned(run, session, column)
     scores, classes = scores_of(run, session), run.protocol.classes
     rows = select(scores, None, column, kind, None, threshold)
-    cards = []
-    for row in rows[:count]:
-        values = scores.scores[row]
-        lines = said(values, scores.labels[row], classes, threshold)
-        told = Said(lines, float(values[column]), threshold)
-        cards.append(make_card(dataset, str(scores.ids[row]), classes[column], [told]))
+    cards = _cards(dataset, rows[:count], classes, column, threshold, ("", GREY, scores))
     order = KINDS[kind].split("; ")[1]
     title = f"{classes[column]} after session {session + 1}: {len(cards)} of {len(rows)} {kind}, {order}"
-    marks = f"bars: {classes[column]}, tick: threshold {threshold:.2f}     {RIGHT_WRONG_MISSED}"
-    return sheet(cards, "\n".join([title, name or run_name(run), marks]))
+    return sheet(cards, "\n".join([title, name or run_name(run), _marks(classes[column], threshold)]))
 
 
 def side_by_side(
@@ -123,13 +67,9 @@ def side_by_side(
     a, b, session_b = paired(run_a, run_b, session)
     classes = run_a.protocol.classes
     check_learned(run_b, session_b, run_b.protocol.classes.index(classes[column]))
-    rows, cards = select(a, b, column, kind, None, threshold), []
-    for row in rows[:count]:
-        told = []
-        for head, colour, values in (("A", PALETTE[0], a.scores[row]), ("B", PALETTE[1], b.scores[row])):
-            lines = said(values, a.labels[row], classes, threshold)
-            told.append(Said(lines, float(values[column]), threshold, head, colour))
-        cards.append(make_card(dataset, str(a.ids[row]), classes[column], told))
+    rows = select(a, b, column, kind, None, threshold)
+    sides = (("A", PALETTE[0], a), ("B", PALETTE[1], b))
+    cards = _cards(dataset, rows[:count], classes, column, threshold, *sides)
     order = PAIR_KINDS.get(kind, f"{kind} of A, {KINDS.get(kind, '').split('; ')[-1]}")
     names = names or [run_name(run, (run_a, run_b)) for run in (run_a, run_b)]
     heads = [
@@ -137,8 +77,7 @@ def side_by_side(
         for letter, name, s in zip("AB", names, (session, session_b), strict=True)
     ]
     title = f"{classes[column]}, {order}: {len(cards)} of {len(rows)} images"
-    marks = f"bars: {classes[column]}, tick: threshold {threshold:.2f}     {RIGHT_WRONG_MISSED}"
-    return sheet(cards, "\n".join([title, *heads, marks]), across=3)
+    return sheet(cards, "\n".join([title, *heads, _marks(classes[column], threshold)]), across=3)
 
 
 def lost_images(
@@ -154,203 +93,35 @@ def lost_images(
 ) -> Figure:
     """The images of `lab.analysis.forgetting.lost_images` with what was said after session ``since`` and is said after
     ``session``. dataset and name: as in `gallery`."""
-    classes, cards = run.protocol.classes, []
-    told = (("then", PALETTE[0], scores_of(run, since)), ("now", PALETTE[1], scores_of(run, session)))
-    for row in table.row:
-        both = []
-        for head, colour, of in told:
-            lines = said(of.scores[row], of.labels[row], classes, threshold)
-            both.append(Said(lines, float(of.scores[row, column]), threshold, head, colour))
-        cards.append(make_card(dataset, str(told[1][2].ids[row]), classes[column], both))
+    classes = run.protocol.classes
+    sides = (("then", PALETTE[0], scores_of(run, since)), ("now", PALETTE[1], scores_of(run, session)))
+    cards = _cards(dataset, table.row, classes, column, threshold, *sides)
     title = f"{classes[column]}: then is after session {since + 1}, now after session {session + 1}"
-    marks = f"bars: {classes[column]}, tick: threshold {threshold:.2f}     {RIGHT_WRONG_MISSED}"
-    return sheet(cards, "\n".join([title, name or run_name(run), marks]), across=3)
+    return sheet(cards, "\n".join([title, name or run_name(run), _marks(classes[column], threshold)]), across=3)
 
 
-def make_card(
-    dataset: MultiLabelDataset | None, image: str, main: str | None, told: Sequence[Said], note: str = ""
-) -> Card:
-    """The card of an image by its id."""
-    rows = np.flatnonzero(dataset.ids == image) if dataset is not None else ()
-    if not len(rows):
-        missing = "no such image in the data set" if dataset is not None else "no data set"
-        return Card(image, None, missing, told, main, note=note)
-    path = dataset.path(int(rows[0]))
-    return Card(image, thumbnail(path), path.name, told, main, boxes_of(dataset, int(rows[0]), main), note)
+def _cards(
+    dataset: MultiLabelDataset | None,
+    rows: Sequence[int],
+    classes: Sequence[str],
+    column: int,
+    threshold: float,
+    *sides: Side,
+) -> list[Card]:
+    """A card per row of the scores, with what each side says of the image."""
+    cards = []
+    for row in rows:
+        told = []
+        for head, colour, of in sides:
+            lines = said(of.scores[row], of.labels[row], classes, threshold)
+            told.append(Said(lines, float(of.scores[row, column]), threshold, head, colour))
+        cards.append(make_card(dataset, str(sides[-1][2].ids[row]), classes[column], told))
+    return cards
 
 
-def thumbnail(path: Path) -> np.ndarray | None:
-    """(PIXELS, PIXELS, 3) uint8; None where the file is missing or broken."""
-    try:
-        return _decoded(path, path.stat().st_mtime_ns)
-    except (OSError, DataError):
-        return None
-
-
-@lru_cache(maxsize=1024)  # 80 MB
-def _decoded(path: Path, changed: int) -> np.ndarray:
-    return load_image(path, PIXELS)
-
-
-def boxes_of(dataset: MultiLabelDataset, row: int, main: str | None) -> list[tuple[str, float, float, float, float]]:
-    """Boxes of an image as (name, x, y, width, height): all of class ``main``, the largest of a few others."""
-    mine = dataset.boxes[dataset.boxes[:, 0] == row]
-    mine = mine[np.argsort(-mine[:, 4] * mine[:, 5], kind="stable")]
-    named = [(dataset.classes[int(box[1])], *box[2:].tolist()) for box in mine]
-    largest = {box[0]: box for box in reversed(named) if box[0] != main}
-    return [box for box in named if box[0] == main] + list(largest.values())[::-1][:FRAMED]
-
-
-# ---- drawing ----
-
-
-def sheet(cards: Sequence[Card], title: str, across: int = 6) -> Figure:
-    """Cards in rows of at most ``across`` under a title, which is also the figure's `alt`. The axis is measured in
-    inches from the top left."""
-    beside = any(len(card.said) > 1 for card in cards)
-    across = max(-(-len(cards) // max(1, -(-len(cards) // across))), 2 if beside else 4)  # rows as even as can be
-    most = LINES - 1 if beside else LINES
-    written = max((_height(told, most) for card in cards for told in card.said), default=0)
-    step_x = SIDE + GAP / 2 + (BESIDE if beside else 0)
-    step_y = LINE + 0.04 + (max(SIDE, 2 * written) if beside else SIDE + written) + GAP
-    width = 0.1 + step_x * across
-    lines = [part for line in title.split("\n") for part in textwrap.wrap(line, int(16 * width))]
-    head = LINE * 1.15 * len(lines) + 0.2
-    page = _Page(width, head + step_y * -(-len(cards) // across))
-    page.words(0.1, 0.1, "\n".join(lines), size=9, linespacing=1.3)
-    for i, card in enumerate(cards):
-        left, top = 0.1 + step_x * (i % across), head + step_y * (i // across)
-        room = step_x - GAP / 2 - length_of(f"image {card.note}", "normal", 8)
-        page.words(left, top, f"image {_cut(card.image, room, 8)}{card.note}", size=8)
-        top += LINE + 0.04
-        page.image(left, top, card)
-        page.boxes(left, top, card)
-        x, y = (left + SIDE + 0.08, top) if beside else (left, top + SIDE + 0.06)
-        for told in card.said:
-            page.write(x, y, BESIDE - 0.15 if beside else SIDE, told, card.main, most)
-            y += max(SIDE / 2, written)
-    figure = page.finish()
-    figure.alt = title
-    return figure
-
-
-def _height(told: Said, most: int) -> float:
-    return LINE * min(len(told.lines), most + 1) + (BAR + 0.09 if told.score is not None else 0) + 0.06
-
-
-class _Page:
-    """A figure with one axis in inches from the top left. Shapes are gathered, then drawn as a few collections: an
-    artist of its own for each would take longer than the images. What is left to take time is text, 1 ms a line."""
-
-    def __init__(self, width: float, height: float):
-        self.figure = Figure(figsize=(width, height))
-        self.axis = self.figure.add_axes((0, 0, 1, 1))
-        self.axis.set_axis_off()
-        self.filled: list[tuple[np.ndarray, tuple]] = []  # corners and colour
-        self.plates: list[np.ndarray] = []  # under the names of boxes
-        self.frames: dict[bool, list[np.ndarray]] = {True: [], False: []}  # of the class in question, of others
-        self.ticks: list[list[tuple[float, float]]] = []
-        self.limits = dict(xlim=(0, width), ylim=(height, 0))
-
-    def words(self, x: float, y: float, words: str, size: float = 7.5, va: str = "top", **style) -> None:
-        self.axis.text(x, y, words, fontsize=size, va=va, parse_math=False, **style)
-
-    def image(self, left: float, top: float, card: Card) -> None:
-        if card.pixels is None:
-            self.filled.append((_corners(left, top, SIDE, SIDE), (0.85, 0.85, 0.85)))
-            words = _folded(_cut(card.missing, 5 * SIDE), 0.92 * SIDE)  # letters on screen are a little wider
-            self.words(left + SIDE / 2, top + SIDE / 2, words, ha="center", va="center")
-        else:
-            extent = (left, left + SIDE, top + SIDE, top)
-            self.axis.imshow(card.pixels, extent=extent, aspect="auto", interpolation="nearest")
-
-    def boxes(self, left: float, top: float, card: Card) -> None:
-        """Of each class the first box, which is the largest, is named."""
-        named = set()
-        for name, x, y, width, height in card.boxes:
-            x, y, main = left + SIDE * x, top + SIDE * y, name == card.main
-            self.frames[main].append(_corners(x, y, SIDE * width, SIDE * height))
-            if name not in named:
-                named.add(name)
-                base = y + 0.1 if y < top + 0.1 else y - 0.02  # inside where there is no room above the box
-                weight = "bold" if main else "normal"
-                self.plates.append(_corners(x, base - 0.09, 0.04 + length_of(name, weight), 0.12))
-                self.words(x + 0.02, base, name, size=NAME, va="baseline", weight=weight, zorder=4)
-
-    def write(self, x: float, y: float, width: float, told: Said, main: str | None, most: int) -> None:
-        """What is said, at most so many lines of it; the class in question always."""
-        if told.score is not None:
-            left, low = x, y + 0.02
-            if told.head:
-                self.words(x, low + BAR / 2, f"{told.head} {told.score:.2f}", weight="bold", va="center")
-                left += 0.36 + 0.07 * len(told.head)
-            length = x + width - left
-            self.filled.append((_corners(left, low, length, BAR), (0.9, 0.9, 0.9)))
-            self.filled.append((_corners(left, low, length * max(told.score, 0.005), BAR), told.colour))
-            if told.threshold is not None:
-                at = left + length * told.threshold
-                self.ticks.append([(at, low - 0.03), (at, low + BAR + 0.03)])
-            y += BAR + 0.09
-        lines = sorted(told.lines, key=lambda line: line[1] != main)
-        for k, (verdict, name, score) in enumerate(lines[:most]):
-            mark, colour = VERDICTS[verdict]
-            short = name if len(name) <= 17 else f"{name[:16]}…"
-            words = f"{mark} {short}" + ("" if score is None else f" {score:.2f}")
-            self.words(x, y + LINE * k, words, color=colour, weight="bold" if name == main else "normal")
-        if len(lines) > most:
-            self.words(x, y + LINE * most, f"+ {len(lines) - most} more", color="0.4")
-
-    def finish(self) -> Figure:
-        shapes, colours = [shape for shape, _ in self.filled], [colour for _, colour in self.filled]
-        add = self.axis.add_collection
-        add(PolyCollection(shapes, facecolor=colours, lw=0, zorder=0))
-        add(PolyCollection(self.plates, facecolor="white", alpha=0.75, lw=0, zorder=3.5))
-        add(LineCollection(self.ticks, color="black", lw=1.2))
-        for main, frames in self.frames.items():
-            width, dashes = (1.2, "-") if main else (0.8, (0, (3, 2)))
-            add(LineCollection(frames, color="white", lw=width + 1.4, zorder=3))
-            add(LineCollection(frames, color="black", lw=width, ls=dashes, zorder=3))
-        self.axis.set(**self.limits)
-        return self.figure
-
-
-@lru_cache(maxsize=4096)
-def length_of(words: str, weight: str = "normal", size: float = NAME) -> float:
-    """Inches of words in a line."""
-    font = FontProperties(size=size, weight=weight)
-    return text_to_path.get_text_width_height_descent(words, font, ismath=False)[0] / 72
-
-
-def _cut(words: str, width: float, size: float = 7.5) -> str:
-    """What of the words fits into so many inches: the middle goes, for the ends of ids and file names tell them apart.
-
-    >>> _cut("COCO_val2014_000000581781", 1.0)
-    'COCO_va…581781'
-    """
-    if len(words) * size / 72 <= width or length_of(words, size=size) <= width:  # few letters are wider than high
-        return words
-    keep = int(len(words) * width / length_of(words, size=size))
-    while keep > 2 and length_of(_middle_out(words, keep), size=size) > width:
-        keep -= 1
-    return _middle_out(words, keep)
-
-
-def _folded(words: str, width: float, size: float = 7.5) -> str:
-    """The words in lines of at most so many inches."""
-    for letters in range(22, 1, -1):
-        lines = textwrap.wrap(words, letters)
-        if all(length_of(line, size=size) <= width for line in lines):
-            break
-    return "\n".join(lines)
-
-
-def _middle_out(words: str, keep: int) -> str:
-    return f"{words[: keep - keep // 2]}…{words[len(words) - keep // 2 :]}"
-
-
-def _corners(x: float, y: float, width: float, height: float) -> np.ndarray:
-    """(5, 2) a rectangle, closed."""
-    return np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)])
+def _marks(name: str, threshold: float) -> str:
+    what = "✓ predicted and there   ✗ predicted, not there   ○ there, not predicted"
+    return f"bars: {name}, tick: threshold {threshold:.2f}     {what}"
 
 
 def run_name(run: Run, among: Sequence[Run] = ()) -> str:

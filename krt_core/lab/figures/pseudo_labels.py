@@ -18,8 +18,9 @@ from ...data import MultiLabelDataset
 from ...errors import RunError
 from ...runs.folder import Run
 from ..analysis.pseudo_labels import KINDS, KINDS_OF_ONE, PseudoLabels, class_quality, gives_pseudo_labels, quality
-from .figure import MARKERS, PALETTE, by_label, new_figure, style_of
-from .gallery import Said, length_of, make_card, run_name, sheet
+from .figure import MARKERS, PALETTE, by_label, name_rows, new_figure, style_of, write_numbers
+from .gallery import run_name
+from .sheet import Said, length_of, make_card, sheet
 
 PARTS = {"hidden": PALETTE[7], "given": PALETTE[0], "right": PALETTE[2]}
 PRECISION, RECALL = dict(color=PALETTE[0], marker="o"), dict(color=PALETTE[1], marker="D")
@@ -221,12 +222,9 @@ def pseudo_label_heatmap(run: Run, train_set: MultiLabelDataset | None = None, *
         axis.set_yticks([])
         axis.set_xlabel("session")
         axis.set_title(f"{key} (%)", fontsize=9)
-        for (t, c), value in np.ndenumerate(table):
-            if table.size <= 120 and np.isfinite(value):
-                axis.text(t, c, f"{value:.0f}", ha="center", va="center", fontsize=7,
-                          color="white" if value < 60 else "black")  # fmt: skip
-    for c in range(columns):
-        axes[0].text(-0.7, c, names[c], ha="right", va="center", fontsize=8, parse_math=False)
+        if table.size <= 120:
+            write_numbers(axis, table.T, table.T < 60)
+    name_rows(axes[0], names[:columns])
     figure.colorbar(image, cax=figure.add_axes((1 - 0.8 / width, 0.5 / height, 0.16 / width, 1 - 1.22 / height)))
     what = "pseudo labels per class and session (grey: undefined, or not yet old)"
     _title_as_text(figure, f"{name or run_name(run)}: {what}")

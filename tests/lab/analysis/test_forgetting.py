@@ -7,7 +7,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from benchmarks.made_up_runs import coco, finished
 from krt_core.errors import RunError
 from krt_core.evaluate import session_metrics
-from krt_core.lab import figures as plots
+from krt_core.lab import figures
 from krt_core.lab.analysis.forgetting import confusions, falls, lost_images
 from krt_core.runs.folder import Run, Scores
 
@@ -86,20 +86,20 @@ def test_pictures_of_every_size():
     small, large = finished(), coco()
     for run in (small, large):
         table = falls([run], 3)
-        figures = [
-            plots.class_session_heatmap([run]),
-            plots.class_session_heatmap([run], change=True, classes=[0, 3]),
-            plots.class_curves([run]),
-            plots.class_curves([run], classes=[1]),
-            plots.forgetting_bars([run], classes=[0, 1]),
-            plots.forgetting_bars([run]),
-            plots.falls_in_session(table, 3),
-            plots.falls_in_session(table[table.change > 0], 3),
-            plots.said_instead({"first": confusions(run, 0, 3)}, 3),
+        drawn = [
+            figures.class_session_heatmap([run]),
+            figures.class_session_heatmap([run], change=True, classes=[0, 3]),
+            figures.class_curves([run]),
+            figures.class_curves([run], classes=[1]),
+            figures.forgetting_bars([run], classes=[0, 1]),
+            figures.forgetting_bars([run]),
+            figures.falls_in_session(table, 3),
+            figures.falls_in_session(table[table.change > 0], 3),
+            figures.said_instead({"first": confusions(run, 0, 3)}, 3),
         ]
-        for figure in figures:
+        for figure in drawn:
             FigureCanvasAgg(figure).draw()
-    assert len(plots.class_curves([large]).axes[0].places) == 80
+    assert len(figures.class_curves([large]).axes[0].places) == 80
 
 
 def test_the_authors_ap_is_laid_over():
@@ -113,10 +113,10 @@ def test_the_authors_ap_is_laid_over():
         seen = author_curves("coco2014", 10, 10)[name]
         assert np.nanmean(table[-1]) == pytest.approx(seen[-1], abs=0.1)
     assert not author_ap("coco2014", 10, 10, ("ant", "bee"))
-    FigureCanvasAgg(plots.class_curves([run], reference=tables)).draw()
+    FigureCanvasAgg(figures.class_curves([run], reference=tables)).draw()
 
 
 def test_lost_images_without_a_data_set(counted):
-    figure = plots.lost_images(counted, None, lost_images(counted, 0, threshold=0.65), 0, 0, 1, 0.65)
+    figure = figures.lost_images(counted, None, lost_images(counted, 0, threshold=0.65), 0, 0, 1, 0.65)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert "then 0.90" in texts and "now 0.30" in texts and any("no data set" in text for text in texts)

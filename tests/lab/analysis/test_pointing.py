@@ -5,7 +5,7 @@ import pytest
 
 from krt_core.data import open_dataset
 from krt_core.errors import DataError
-from krt_core.lab.analysis.pointing import WAYS, _hits, _inside, pointing_game
+from krt_core.lab.analysis.pointing import WAYS, _hits, _inside, pointing_game, pointing_table
 from krt_core.session import train
 
 
@@ -27,6 +27,9 @@ def test_a_trained_model_points_at_colours(tiny, coco_root):
     assert game.chance.eq(0.25).all()  # boxes are a quarter of the image
     assert game[list(WAYS)].isin([0, 1, 0.25]).all(axis=None)
     assert game.evidence.mean() > 0.4
+    table = pointing_table(run, dataset)
+    assert table.index.tolist() == [1, 2, "all"] and table.chance.eq(25).all()
+    assert table.loc["all", "evidence"] == round(100 * game.evidence.mean(), 1)
     assert len(pointing_game(run, dataset, 0, images=3)) == labels[:3, :2].sum()
     object.__setattr__(dataset, "boxes", np.zeros((0, 6)))
     with pytest.raises(DataError, match="has no boxes"):

@@ -50,6 +50,12 @@ def test_every_view_of_forgetting_is_drawn(digits):
     assert "max_class_fixed" in words(explorer) and "±" in words(explorer)
 
 
+def test_only_menus_with_a_choice_are_shown(digits):
+    controls = ForgettingExplorer("outputs").controls
+    hidden = {name for name, control in controls.items() if control.layout.display == "none"}
+    assert hidden == {"setting", "authors"}
+
+
 def test_a_view_is_drawn_when_something_it_asked_for_changes(digits):
     explorer = ForgettingExplorer("outputs")
     before, drawn = pictures(explorer), explorer.tabs.children[0].children[0].drawn

@@ -23,18 +23,8 @@ from krt_core.lab.analysis.predictions import (
     top_images,
 )
 from krt_core.lab.explorers.gallery import Gallery
-from krt_core.lab.figures.gallery import (
-    SIDE,
-    Card,
-    Said,
-    boxes_of,
-    gallery,
-    length_of,
-    lost_images,
-    make_card,
-    sheet,
-    side_by_side,
-)
+from krt_core.lab.figures.gallery import gallery, lost_images, side_by_side
+from krt_core.lab.figures.sheet import SIDE, Card, Said, boxes_of, length_of, make_card, sheet
 from krt_core.runs.folder import Run, Scores
 
 LABELS = np.array([[1, 0], [0, 1], [1, 1], [0, 0], [0, 1]], bool)

@@ -232,6 +232,20 @@ def test_headless_it_shows_table_and_figure(tiny, home, monkeypatch):
     assert shown[2] is view.widget and view._poller.is_alive()
 
 
+def test_begin_watches_in_a_live_notebook_and_else_trains_here(tiny, home, monkeypatch):
+    shown = []
+    monkeypatch.setattr(view_module, "display", shown.append)
+    monkeypatch.setenv("JPY_SESSION_NAME", "x")
+    view = TrainingView([tiny(train__epochs=1, method=m) for m in ("finetune", "joint")], "outputs/demo")
+    view.begin(watch=True)
+    assert shown == [view] and not list(home.glob("outputs/demo/runs/*"))
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    view.begin(watch=True)
+    assert [run.experiment.method for run in view.finished()] == ["finetune", "joint"] and len(shown) == 1
+    with pytest.raises(ConfigError, match="rendezvous"):
+        view.begin(machines=2)
+
+
 def test_progress_of_runs_in_every_state(tiny, home):
     assert "no epoch" in training_progress([]).get_suptitle()
     begun = Run.create(tiny(seed=1), home / "begun")

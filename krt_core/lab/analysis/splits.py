@@ -1,0 +1,31 @@
+"""What a protocol makes of a data set: its sessions in numbers."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from ...data import MultiLabelDataset
+from ...protocol import Protocol
+
+
+def split_table(protocol: Protocol, train: MultiLabelDataset, test: MultiLabelDataset) -> pd.DataFrame:
+    """A line per session, from 1: its new classes, its training images, and the test images on which the seen and the
+    new classes are scored."""
+    labels, test_labels = protocol.reorder(train.labels), protocol.reorder(test.labels)
+    subsets = [protocol.test_subsets(test_labels, s.index) for s in protocol.sessions]
+    columns = {
+        "new classes": [", ".join(protocol.class_names(s.index)) for s in protocol.sessions],
+        "training images": [len(protocol.train_images(labels, s.index)) for s in protocol.sessions],
+        "test images, seen": [len(subset["seen"][0]) for subset in subsets],
+        "test images, new": [len(subset["new"][0]) for subset in subsets],
+    }
+    return pd.DataFrame(columns, index=pd.RangeIndex(1, len(subsets) + 1, name="session"))
+
+
+def split_words(protocol: Protocol, train: MultiLabelDataset, test: MultiLabelDataset) -> str:
+    """Two lines: images, classes and protocol; labels per image."""
+    mean, test_mean = train.labels.sum(axis=1).mean(), test.labels.sum(axis=1).mean()
+    return (
+        f"{train.name}: {len(train)} training and {len(test)} test images, {len(train.classes)} classes, "
+        f"{protocol.name}\nlabels per image: {mean:.2f} in training, {test_mean:.2f} in test"
+    )
