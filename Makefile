@@ -47,9 +47,10 @@ $(VENV)/browser: $(VENV)/ready
 	@$(BIN)/python tools/find_chromium.py
 	@touch $@
 
-lint: setup  ## check code style and that notebooks hold no output
+lint: setup  ## check code style, types, and that notebooks hold no output
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version" notebooks/*.ipynb
 
 bench: setup  ## a whole matrix of runs on the embedded digits, headless; results in outputs/digits

@@ -145,7 +145,6 @@ def open_protocol(source: str | Path | Experiment | Run) -> Protocol:
     if isinstance(source, Run):
         return source.protocol
     experiment = _experiment(source)
-    p = experiment.protocol
     return protocol_of(experiment.protocol, open_dataset(experiment).classes)
 
 

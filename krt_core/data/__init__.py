@@ -115,7 +115,6 @@ def _cached(
             )  # fmt: skip
     dataset = read()
     head = json.dumps({"classes": dataset.classes, "notes": dataset.notes})
-    packed = np.packbits(dataset.labels, axis=1)
-    columns = dict(head=head, ids=dataset.ids, paths=dataset.paths, labels=packed, boxes=dataset.boxes)
-    atomic_write(path, lambda file: np.savez(file, **columns))
+    packed, d = np.packbits(dataset.labels, axis=1), dataset
+    atomic_write(path, lambda file: np.savez(file, head=head, ids=d.ids, paths=d.paths, labels=packed, boxes=d.boxes))
     return dataset

@@ -81,7 +81,7 @@ def apply(picture: Image.Image, name: str, strength: int, sign: int, place: np.n
         case "posterize":
             return ImageOps.posterize(picture, round(8 - 4 * share))
         case "solarize":
-            return ImageOps.solarize(picture, 256 - 256 * share)
+            return ImageOps.solarize(picture, 256 - 256 * share)  # type: ignore[arg-type]  # PIL compares with any number
         case "color":
             return ImageEnhance.Color(picture).enhance(1 + 0.9 * signed)
         case "contrast":

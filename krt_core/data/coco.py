@@ -80,7 +80,7 @@ def read(source: Source, name: str, split: str) -> MultiLabelDataset:
     row = {image["id"]: i for i, image in enumerate(images)}
     labels = np.zeros((len(images), len(classes)), dtype=bool)
     crowd = np.zeros_like(labels)
-    boxes = []
+    found = []
     for annotation in coco.anns.values():
         try:
             r, c = row[annotation["image_id"]], column[annotation["category_id"]]
@@ -95,7 +95,7 @@ def read(source: Source, name: str, split: str) -> MultiLabelDataset:
         image, box = images[r], annotation.get("bbox")
         if box and image.get("width") and image.get("height"):
             w, h = image["width"], image["height"]
-            boxes.append((r, c, box[0] / w, box[1] / h, box[2] / w, box[3] / h))
+            found.append((r, c, box[0] / w, box[1] / h, box[2] / w, box[3] / h))
     keep = labels.any(axis=1)
     notes = []
     if crowd.any():
@@ -105,7 +105,7 @@ def read(source: Source, name: str, split: str) -> MultiLabelDataset:
     if not keep.any():
         raise DataError(f"{source.annotations}: no image has a label.")
     new_row = np.cumsum(keep) - 1
-    boxes = np.array(boxes, dtype=np.float32).reshape(-1, 6)
+    boxes = np.array(found, dtype=np.float32).reshape(-1, 6)
     if len(boxes):
         boxes[:, 0] = new_row[boxes[:, 0].astype(int)]
     folder = source.images.relative_to(source.root)

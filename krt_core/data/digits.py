@@ -67,7 +67,8 @@ def _write_split(root: Path, split: str) -> None:
     digits = _digits(split)
     folder = root / f"{split if split == 'train' else 'val'}2014"
     folder.mkdir()
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for index in range(SCENES[split]):
         scene, placed = _scene(rng, digits)
         name = f"{split}_{index:04d}.png"

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..errors import DataError
 from ..machine.home import file_digest
@@ -153,16 +154,16 @@ def unpack(path: Path, root: Path) -> None:
     target = Path(tempfile.mkdtemp(dir=root, prefix=".unpacking-"))
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                for member in archive.infolist():
-                    _check_member(path, member.filename, (member.external_attr >> 16) & 0o170000 == 0o120000)
-                archive.extractall(target)
+            with zipfile.ZipFile(path) as zipped:
+                for info in zipped.infolist():
+                    _check_member(path, info.filename, (info.external_attr >> 16) & 0o170000 == 0o120000)
+                zipped.extractall(target)
         else:
             with tarfile.open(path) as archive:
                 members = archive.getmembers()
                 for member in members:
                     _check_member(path, member.name, not (member.isfile() or member.isdir()))
-                options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                options: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
                 archive.extractall(target, members=members, **options)
         _move_into(target, root)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:

@@ -61,7 +61,7 @@ def read(source: Source, name: str, split: str) -> MultiLabelDataset:
     annotations = [_objects(source.root / "Annotations" / f"{image_id}.xml") for image_id in ids]
     classes = VOC_CLASSES if name == "voc2007" else _all_classes(source, annotations)
     labels = np.zeros((len(ids), len(classes)), dtype=bool)
-    boxes, difficult_only = [], 0
+    found, difficult_only = [], 0
     for row, (image_id, objects) in enumerate(zip(ids, annotations, strict=True)):
         for label, difficult, box in objects:
             if label not in classes:
@@ -72,12 +72,12 @@ def read(source: Source, name: str, split: str) -> MultiLabelDataset:
             if not difficult:
                 labels[row, classes.index(label)] = True
                 if box:
-                    boxes.append((row, classes.index(label), *box))
+                    found.append((row, classes.index(label), *box))
         difficult_only += bool(objects) and not labels[row].any()
     if not labels.any():
         raise DataError(f"{source.root}: no image of {source.id_list.name} has a label.")
     notes = (f"{difficult_only} images hold difficult objects only and have no label",) if difficult_only else ()
-    boxes = np.array(boxes, dtype=np.float32).reshape(-1, 6)
+    boxes = np.array(found, dtype=np.float32).reshape(-1, 6)
     paths = np.array([f"JPEGImages/{image_id}.jpg" for image_id in ids])
     return MultiLabelDataset(name, split, source.root, np.array(ids), paths, labels, classes, boxes, notes)
 
@@ -106,7 +106,7 @@ def _objects(path: Path) -> list[tuple[str, bool, tuple[float, float, float, flo
     objects = []
     for node in tree.iter("object"):
         box = None
-        corners = [node.findtext(f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
+        corners = [node.findtext(f"bndbox/{key}") or "" for key in ("xmin", "ymin", "xmax", "ymax")]
         if width and height and all(corners):
             left, top, right, bottom = map(float, corners)
             box = (left / width, top / height, (right - left) / width, (bottom - top) / height)

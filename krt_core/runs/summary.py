@@ -39,9 +39,9 @@ def ap_tables(protocol: Protocol, scores: list[tuple[np.ndarray, np.ndarray]]) -
     tables = {pool: np.full((len(scores), len(protocol.classes)), np.nan) for pool in ("fixed", "seen", "own")}
     for t, (session, (s, y)) in enumerate(zip(protocol.sessions, scores, strict=False)):
         columns, present = np.ascontiguousarray(s.T), np.ascontiguousarray(y.T)
-        seen: np.ndarray = present[: session.stop].any(axis=0)
+        seen = np.asarray(present[: session.stop].any(axis=0))
         for earlier in protocol.sessions[: t + 1]:
-            own: np.ndarray = present[earlier.columns].any(axis=0)
+            own = np.asarray(present[earlier.columns].any(axis=0))
             for c in range(earlier.start, earlier.stop):
                 order = falling_order(columns[c])  # sorted once for all pools
                 ranked = present[c][order]

@@ -19,7 +19,7 @@ def training_loss(runs: Sequence[Run]) -> Figure:
     figure, axis = new_figure(9, 3.4)
     for i, run in enumerate(runs):
         epochs = run.epochs
-        axis.plot(range(1, len(epochs) + 1), [e["loss"] for e in epochs], color=PALETTE[i % len(PALETTE)],
+        axis.plot(range(1, len(epochs) + 1), [e.get("loss", np.nan) for e in epochs], color=PALETTE[i % len(PALETTE)],
                   label=f"{label_of(run, runs)}, {replicate_of(run)}")  # fmt: skip
     per_session = runs[0].experiment.train.epochs
     for t in range(1, len(runs[0].protocol.sessions)):
@@ -76,7 +76,7 @@ def _per_epoch(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x = [e["session"] + (e["epoch"] + 1) / run.experiment.train.epochs for e in epochs]
     return (
         np.array(x, dtype=float),
-        np.array([e["loss"] for e in epochs], dtype=float),
+        np.array([e.get("loss", np.nan) for e in epochs], dtype=float),
         np.array([e.get("mAP_seen", np.nan) for e in epochs], dtype=float),
     )
 
