@@ -55,7 +55,7 @@ if TYPE_CHECKING:  # what `_PLACES` says, for editors and type checkers
     from .runs.folder import find_runs as find_runs
     from .weights.convert import load_model as load_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PLACES = {  # name → module, or module:attribute
     "Experiment": "config:Experiment",
