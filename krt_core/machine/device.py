@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from .cpu import keep_freed_memory
 from .distributed import World, join_world
 
 
@@ -59,23 +59,6 @@ def choose_runtime(precision: str = "auto", device: str | None = None) -> Runtim
     else:
         dtype, reason = torch.float32, "float32: the CPU has no bfloat16 arithmetic"
     return Runtime(chosen, dtype, {**about, "precision": reason}, world)
-
-
-def keep_freed_memory(keep: bool = True) -> bool:
-    """Ask the C library to keep large blocks that are freed for the next use; returns whether it does.
-
-    By default every large tensor on a CPU is memory that the kernel hands out afresh, page by page and zeroed: up to
-    half of the time of a forward pass. ``keep=False`` goes back to glibc's usual ways.
-    """
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # M_... of malloc.h
-    settings = {mmap_max: 0, trim_threshold: -1}  # no separate maps; never give the end of the heap back
-    if not keep:
-        settings = {mmap_max: 65536, mmap_threshold: 32 << 20, trim_threshold: 64 << 20}
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        return all(libc.mallopt(key, value) for key, value in settings.items())
-    except (OSError, AttributeError):  # no glibc
-        return False
 
 
 def reset_peak_memory(device: torch.device) -> None:

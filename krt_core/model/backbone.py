@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError, did_you_mean
-from .depthwise import depthwise_in_float32
+from ..machine.cpu import depthwise_in_float32
 from .norm import use_inplace_abn
 
 Channels = float | tuple[float, ...]

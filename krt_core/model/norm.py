@@ -42,49 +42,6 @@ class InPlaceBatchNorm(nn.BatchNorm2d):
         return functions.inplace_abn(x, *arguments, *settings)
 
 
-class SyncedBatchNorm(nn.BatchNorm2d):
-    """Batch norm (and timm's activation after it) with mean and variance over the images of all processes, on the CPU,
-    where PyTorch's own SyncBatchNorm does not run."""
-
-    def __init__(self, norm: nn.BatchNorm2d):
-        super().__init__(norm.num_features, norm.eps, norm.momentum)
-        self.load_state_dict(norm.state_dict())
-        self.drop, self.act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return self.act(self.drop(super().forward(x)))
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        images = wide.new_full((1,), wide.numel() / wide.shape[1])
-        sums = _AllReduce.apply(torch.cat([wide.sum(dim=(0, 2, 3)), images]))
-        count = sums[-1].detach()
-        mean = sums[:-1] / count
-        centred = wide - mean[:, None, None]
-        variance = _AllReduce.apply(centred.square().sum(dim=(0, 2, 3))) / count
-        normed = centred * ((variance + self.eps).rsqrt() * self.weight)[:, None, None] + self.bias[:, None, None]
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), self.momentum)
-        return self.act(self.drop(normed.to(x.dtype)))
-
-
-class _AllReduce(torch.autograd.Function):
-    """Sum over processes, in both directions."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
-
-
 def use_inplace_abn(body: nn.Module, name: str) -> None:
     """Replace every norm of a timm model by `InPlaceBatchNorm`.
 
@@ -106,30 +63,29 @@ def use_inplace_abn(body: nn.Module, name: str) -> None:
             return InPlaceBatchNorm(norm, "identity", 0.01)
         raise ConfigError(f"model.norm=inplace_abn is for TResNet; {name} has other layers: use model.norm=batch_norm.")
 
-    _replace_norms(body, replacement)
+    replace_norms(body, replacement)
 
 
 def synchronise(model: nn.Module) -> None:
     """Take batch-norm statistics over all processes from now on; parameters and their names stay.
 
-    Raises ConfigError for in-place norms on the CPU, where inplace_abn cannot.
+    Raises ConfigError on the CPU, where PyTorch cannot.
     """
+    if not next(model.parameters()).is_cuda:
+        raise ConfigError(
+            "train.batch_norm=sync in several processes needs GPUs: on the CPU take one process, or set "
+            "train.batch_norm=frozen."
+        )
     inplace = [module for module in model.modules() if isinstance(module, InPlaceBatchNorm)]
-    if inplace and not next(model.parameters()).is_cuda:
-        raise ConfigError("train.batch_norm=sync with model.norm=inplace_abn needs GPUs: use model.norm=batch_norm.")
     for module in inplace:
         module.synced = True
-    if inplace:
-        return
-    if next(model.parameters()).is_cuda:
+    if not inplace:
         from timm.layers import convert_sync_batchnorm
 
         convert_sync_batchnorm(model)
-    else:
-        _replace_norms(model, SyncedBatchNorm)
 
 
-def _replace_norms(model: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
+def replace_norms(model: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.BatchNorm2d):
             parent, _, last = path.rpartition(".")

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics import falling_order, precision_in_order
+from ..machine.cpu import falling_order
+from ..metrics import precision_in_order
 from ..protocol import Protocol
 
 

@@ -7,6 +7,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from synced import synchronise
 from torch.nn.parallel import DistributedDataParallel
 
 from krt_core.config import load_experiment
@@ -14,6 +15,7 @@ from krt_core.data import pipeline
 from krt_core.machine.distributed import World, leave_world
 from krt_core.memory import Memory
 from krt_core.session import train
+from krt_core.weights import start
 
 
 def wrapped_once():
@@ -64,6 +66,7 @@ if __name__ == "__main__":
     broken, *jobs = sys.argv[1:]
     torch.set_num_threads(1)
     with ExitStack() as stack:
+        stack.enter_context(patch.object(start, "synchronise", synchronise))
         for target, attribute, value in BREAKS[broken]:
             stack.enter_context(patch.object(target, attribute, value))
         for job in jobs:

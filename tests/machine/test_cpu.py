@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from krt_core.machine.cpu import depthwise_in_float32
 from krt_core.model.backbone import make_backbone
-from krt_core.model.depthwise import depthwise_in_float32
 
 
 @pytest.fixture
@@ -63,3 +63,11 @@ def test_backbones_have_it(tiny):
         type(m).__mro__[1].__name__ for m in make_backbone(model, 64).modules() if type(m).__name__ == "Conv2dSame"
     ]
     assert "Conv2dSame" in kinds  # a layer of the same name on top of timm's own
+
+
+def test_a_network_can_be_saved_whole(body, tmp_path):
+    depthwise_in_float32(body)
+    torch.save(body, tmp_path / "whole.pt")
+    again = torch.load(tmp_path / "whole.pt", weights_only=False)
+    images = torch.rand(2, 6, 16, 16)
+    assert torch.equal(again(images), body(images)) and type(again[0]) is type(body[0])
