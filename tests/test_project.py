@@ -94,3 +94,25 @@ def test_author_curves_are_their_logs():
     assert author_curves("digits", 2, 2) == {}
     content = json.loads((ROOT / "krt_core/reference/author_runs.json").read_text())
     assert "source" in content
+
+
+def test_links_in_the_pages_lead_somewhere():
+    """Files named in README and docs are there, with the headings they point to."""
+    broken = []
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\((?!https?:)([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if not (page.parent / link).exists():
+                broken.append(f"{page.name}: {link}")
+    assert not broken, broken
+
+
+def test_python_files_named_in_the_pages_are_there():
+    missing = []
+    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        if page.name not in ("LOG.md", "CHANGELOG.md"):
+            missing += [
+                f"{page.name}: {path}"
+                for path in re.findall(r"`(krt_core/[\w/.]+?)/?`", page.read_text())
+                if not (ROOT / path).exists()
+            ]
+    assert not missing, missing
