@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BeforeValidator, Field, PlainValidator, Strict
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
 
 from .errors import ConfigError, did_you_mean
 from .options import METHODS, STRICT, convert, is_dotted, options_of, short_name
@@ -42,9 +41,7 @@ def _one_of(*known: str) -> PlainValidator:
             return value
         choice = ", ".join(known)
         hint = did_you_mean(str(value), known)
-        raise PydanticCustomError(
-            "said", f"must be one of {choice}, or a place such as mylab.module:name; found {value!r}.{hint}"
-        )
+        raise ValueError(f"must be one of {choice}, or a place such as mylab.module:name; found {value!r}.{hint}")
 
     return PlainValidator(check)
 
@@ -55,7 +52,7 @@ def _channels(value: Any) -> float | tuple[float, ...] | None:
         return None
     numbers = list(value) if several else [value]
     if len(numbers) != (3 if several else 1) or not all(type(n) in (int, float) and abs(n) < 1e6 for n in numbers):
-        raise PydanticCustomError("said", f"must be a number or three, one for each channel; found {value!r}.")
+        raise ValueError(f"must be a number or three, one for each channel; found {value!r}.")
     return tuple(map(float, value)) if several else float(value)
 
 

@@ -179,8 +179,8 @@ def _explain(error: Any, hints: dict[str, Any], key: str) -> str:
     name, *place = error["loc"]
     dotted = f"{key}.{name}".lstrip(".") + "".join(f"[{part}]" for part in place)
     found, kind = error["input"], error["type"]
-    if kind == "said":
-        return f"{dotted} {error['msg']}"
+    if kind == "value_error":  # of a check of our own
+        return f"{dotted} {error['ctx']['error']}"
     if kind == "missing":
         return f"{dotted} is needed."
     if kind == "literal_error":
