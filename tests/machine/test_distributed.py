@@ -32,7 +32,7 @@ VARIANTS = {
 
 def in_two_processes(root, jobs, broken="none"):
     """Train jobs (variant, folder) in two processes; False if that fails."""
-    environment = {"KRT_HOME": str(root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parent.parent)}
+    environment = {"KRT_HOME": str(root), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(WORKER), broken]
     command += [f"{root / name}.yaml={root / folder}" for name, folder in jobs]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
