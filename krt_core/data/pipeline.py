@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..machine.device import Runtime
-from ..machine.home import data_dir, only_one
+from ..machine.home import data_dir
+from ..machine.locks import only_one
 from .augment import Draws, augment, draw
 from .augment_batch import augment_batch
 from .dataset import MultiLabelDataset

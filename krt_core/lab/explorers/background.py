@@ -27,7 +27,8 @@ import psutil
 
 from ...config import Experiment
 from ...errors import RunError
-from ...machine.home import home, only_one, resolve
+from ...machine.home import home, resolve
+from ...machine.locks import holder, only_one
 from ...machine.processes import MARK, PARENT
 from ...runs.folder import Run
 
@@ -183,27 +184,13 @@ def _last_sign(folder: Path) -> float:
 
 
 def _holder(folder: Path) -> Training | None:
-    """The process that holds the lock of a run folder. It is looked up, as trying the lock would disturb a training
-    that is just about to take it."""
-    with contextlib.suppress(OSError, psutil.Error, ValueError):
-        lock = (folder / ".lock").stat()
-        for line in Path("/proc/locks").read_text().splitlines():
-            fields = line.split()  # such as 1: FLOCK ADVISORY WRITE 16482 fe:00:2146356 0 EOF
-            if fields[1] != "FLOCK" or int(fields[5].rsplit(":", 1)[1]) != lock.st_ino:
-                continue
-            process = psutil.Process(int(fields[4]))
-            if _has_open(process.pid, lock):  # another disk may have a file of this number
-                own = process.environ().get(TRAINING) == str(folder)
-                return Training(folder, process.pid, socket.gethostname(), process.create_time(), own=own)
+    """The process that holds the lock of a run folder."""
+    if pid := holder(folder / ".lock"):
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            own = process.environ().get(TRAINING) == str(folder)
+            return Training(folder, pid, socket.gethostname(), process.create_time(), own=own)
     return None
-
-
-def _has_open(pid: int, file: os.stat_result) -> bool:
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            if os.path.samestat(descriptor.stat(), file):
-                return True
-    return False
 
 
 def _processes(folder: Path) -> list[psutil.Process]:

@@ -235,15 +235,6 @@ def test_a_folder_one_may_not_write_to_is_named_without_a_traceback(matrix_file,
     assert "job.json: Permission denied. Results go elsewhere with --folder" in said and "Traceback" not in said
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    def without(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("krt_core.lab.bench.locks.fcntl.flock", without)
-    with pytest.raises(ConfigError, match=rf"{tmp_path}/jobs/job/lock cannot be locked .*-o flock"):
-        JobFiles(tmp_path, job_of(tmp_path)).lock()
-
-
 def test_a_full_disk_is_named(tmp_path, tiny, monkeypatch):
     """Whatever writes a file of a run, the error says that the disk is full, and which file it was."""
     run = train(tiny(train__epochs=1), tmp_path / "run", show="none")
