@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from .config import Experiment
 from .errors import ConfigError, RunError
 from .machine.home import outputs_dir, resolve
-from .machine.processes import MARK, die_with_parent, parent_is_this, with_parent
+from .machine.processes import MARK, SHARED, Minder, be_parent, die_with_parent
 from .runs.folder import Run
 from .session import train
 
@@ -75,45 +74,37 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="krt-") as scratch:
         preset = Path(scratch) / "experiment.yaml"
         preset.write_text(experiment.to_yaml())
-        command = with_parent(
+        command = [
             "krt_core.launch", *machines.arguments(), f"--nproc-per-node={processes}",
             "-m", "krt_core.machine.processes", "krt_core.cli", "train", str(preset), "--folder", str(path),
-        )  # fmt: skip
+        ]  # fmt: skip
         command += ["--device", device] if device else []
         command += ["--allow-leak"] if allow_leak else []
         command += ["--max-steps", str(max_steps)] if max_steps else []
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
-        environment = {"LOGLEVEL": "CRITICAL", **os.environ, **parent_is_this(), "OMP_NUM_THREADS": threads}
-        code, last = _follow(command, environment)
+        environment = {"LOGLEVEL": "CRITICAL", **os.environ, "OMP_NUM_THREADS": threads}
+        code, last = _follow(Minder(scratch, SHARED), command, environment)
     if code:
         raise RunError(f"{path.name}: the training ended with exit code {code}. Its last lines:\n" + "\n".join(last))
     return Run(path)
 
 
-def _follow(command: list[str], environment: dict[str, str]) -> tuple[int, deque[str]]:
-    """Run a command in a process group of its own, pass its output on, and end the whole group with this process.
+def _follow(minder: Minder, command: list[str], environment: dict[str, str]) -> tuple[int, deque[str]]:
+    """Run a module with its arguments, pass its output on, and leave no process of it when this one goes on or ends.
 
     Returns its exit code (128 + signal where one killed it) and its last 40 lines.
     """
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
     last: deque[str] = deque(maxlen=40)
     try:
-        for line in process.stdout:
+        process = minder.start(*command, output=subprocess.PIPE, environment=environment)
+        lines = io.TextIOWrapper(process.stdout, errors="replace")  # open until the last of them has ended
+        for line in lines:
             print(line, end="", flush=True)
             last.append(line.rstrip())
         code = process.wait()
         return (code if code >= 0 else 128 - code), last
     finally:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        minder.end(grace=10)
 
 
 def _torchrun() -> int:
@@ -121,7 +112,7 @@ def _torchrun() -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
-    os.environ.update(parent_is_this())  # for the processes it starts
+    be_parent()
     try:
         main()
     except ChildFailedError as error:

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from ..machine.home import atomic_write, only_one
+from ..machine.home import atomic_write
+from ..machine.locks import only_one
 
 SIDE = 64  # pixels
 SCENES = {"train": 1500, "test": 600}

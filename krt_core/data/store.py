@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from ..machine.home import data_dir, only_one
+from ..machine.home import data_dir
+from ..machine.locks import only_one
 from .dataset import MultiLabelDataset
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)

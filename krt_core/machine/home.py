@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -58,17 +56,6 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes 
             error.filename = str(path)  # so that "No space left on device" says where
         raise
     return path
-
-
-@contextlib.contextmanager
-def only_one(path: str | Path) -> Iterator[None]:
-    """Hold a lock file while something is made that several processes may want at once; the others wait."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    path.unlink(missing_ok=True)
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:

@@ -11,12 +11,10 @@ numbers and is loaded with ``weights_only=True``.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +28,7 @@ from torch import Tensor
 from ..config import Experiment, experiment_from, parse_yaml
 from ..errors import RunError
 from ..machine.home import atomic_write, outputs_dir, resolve
+from ..machine.locks import only_one
 from ..metrics import forgetting
 from ..options import METHODS
 from ..protocol import Protocol, protocol_of
@@ -186,15 +185,10 @@ class Run:
 
     # ---- writing ----
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Hold the folder for one training; RunError if another process does. A killed process releases it."""
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunError(f"{self.folder} is being trained by another process; wait for it or stop it.") from None
-            yield
+        taken = RunError(f"{self.folder} is being trained by another process; wait for it or stop it.")
+        return only_one(self.folder / ".lock", taken)
 
     def append_epoch(self, record: dict) -> None:
         with (self.folder / "metrics.jsonl").open("a") as file:

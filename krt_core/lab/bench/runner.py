@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import IO
 
-from ...machine.processes import end_job, of_job, out_of_memory_kills
+from ...machine.processes import Minder, end_child, out_of_memory_kills
 from . import state as s
 from .matrix import Job, Matrix, seconds_of
 from .slots import SlotLock, Slots, find_slots, take
@@ -91,9 +91,10 @@ class Runner:
 
     def _first_state(self, files: JobFiles) -> State:
         state = files.current(self._inputs(files))
-        if state.state == s.QUEUED and of_job(files.mark) and (lock := files.lock()):
+        minder = Minder(files.mark)
+        if state.state == s.QUEUED and minder.processes() and (lock := files.lock()):
             with lock:
-                end_job(files.mark)  # left over from a start that was killed
+                minder.end()  # left over from a start that was killed
         self._note_done(files, state)
         return replace(state, state=s.QUEUED) if state.state == s.FAILED and self.retry_failed else state
 
@@ -174,10 +175,5 @@ class Runner:
         for running in self.running.values():
             running.process.terminate()
         for name in list(self.running):
-            running = self.running[name]
-            try:
-                running.process.wait(timeout=8)
-            except subprocess.TimeoutExpired:
-                running.process.kill()
-                running.process.wait()
+            end_child(self.running[name].process, grace=8)
             self._finished(name)

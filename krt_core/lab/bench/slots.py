@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from ...errors import ConfigError
-from .locks import try_lock
+from ...machine.locks import try_lock
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 FOLDER = "KRT_SLOTS"  # environment variable: where the folder of the locks is, if not in /tmp

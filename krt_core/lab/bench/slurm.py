@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import ConfigError, RunError
 from ...machine.home import atomic_write
-from ...machine.processes import out_of_memory_kills
+from ...machine.processes import end_child, out_of_memory_kills
 from . import state as s
 from .matrix import Job, Matrix, seconds_of
 from .start import record_ending, start_worker
@@ -52,11 +52,7 @@ class ClusterJob:
         import submitit
 
         if self.process is not None:
-            self.process.terminate()
-            try:
-                self.process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+            end_child(self.process, grace=20)
         return submitit.helpers.DelayedSubmission(ClusterJob(), folder, time_limit, gpus)
 
 

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import IO
 
-from ...machine.home import home
-from ...machine.processes import MARK, end_job, out_of_memory_kills, parent_is_this, with_parent
+from ...machine.processes import Minder, out_of_memory_kills
 from . import state as s
 from .state import JobFiles, State
 from .worker import CODES, GOES_ON
@@ -29,15 +28,12 @@ def start_worker(
     descriptors: tuple[int, ...] = (),
 ) -> subprocess.Popen:
     """Start the process of a job whose lock is held; it inherits the lock. gpus: so many it must find, or it fails."""
-    command = with_parent(
-        "krt_core.lab.bench.worker", str(files.folder), "--slot", slot, "--locked", "--gpus", str(gpus)
-    )
-    command += ["--time-limit", str(time_limit)] if time_limit else []
-    changes = {**parent_is_this(), MARK: files.worker_mark, "KRT_HOME": str(home())}
+    options = ["--slot", slot, "--locked", "--gpus", str(gpus)]
+    options += ["--time-limit", str(time_limit)] if time_limit else []
     with files.log.open("ab") as log:
-        return subprocess.Popen(
-            command, env={**environment, **changes}, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            start_new_session=True, pass_fds=(lock.fileno(), *descriptors),
+        return Minder(files.worker_mark).start(
+            "krt_core.lab.bench.worker", str(files.folder), *options,
+            output=log, environment=environment, descriptors=(lock.fileno(), *descriptors),
         )  # fmt: skip
 
 
@@ -55,7 +51,7 @@ def ending(files: JobFiles, code: int, kills: int) -> tuple[str, str]:
 def record_ending(files: JobFiles, code: int, kills: int, ended_by: Counter[str]) -> State:
     """Leave no process of a job, its lock still held, and write down how it ended; returns its state in this start:
     queued if it is to be started again. ended_by: kinds so far, counted on here."""
-    end_job(files.mark, grace=0)
+    Minder(files.mark).end(grace=0)
     kind, reason = ending(files, code, kills)
     ended_by[kind] += 1
     again = ended_by[kind] <= AGAIN.get(kind, 0)

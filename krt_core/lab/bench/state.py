@@ -14,8 +14,8 @@ from typing import IO, Any
 
 from ...errors import RunError
 from ...machine.home import atomic_write
+from ...machine.locks import is_locked, try_lock
 from ...runs.folder import Run
-from .locks import try_lock
 from .matrix import Job, notebook_path
 
 QUEUED, RUNNING, DONE, FAILED = "queued", "running", "done", "failed"
@@ -123,11 +123,7 @@ class JobFiles:
 
     def held(self) -> bool:
         """Does a process work on the job?"""
-        try:
-            with (self.folder / "lock").open() as file:
-                return not try_lock(file, shared=True)
-        except FileNotFoundError:
-            return False
+        return is_locked(self.folder / "lock")
 
 
 def now() -> str:

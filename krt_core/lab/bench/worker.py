@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ...machine.device import git_commit
-from ...machine.processes import MARK, end_job, out_of_memory_kills, parent_is_this
+from ...machine.processes import Minder, out_of_memory_kills
 from . import state as s
 from .state import JobFiles
 
@@ -109,7 +109,7 @@ class Worker:
         """Leave no process behind and write down how it ended."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
-        end_job(self.files.mark, grace=1.0)
+        Minder(self.files.mark).end(grace=1.0)
         ended = {"": s.DONE, **dict.fromkeys(GOES_ON, s.QUEUED)}.get(kind, s.FAILED)
         at = s.now()
         self.write(
@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--gpus", type=int, default=0, help="so many CUDA must see")
     options = parser.parse_args(arguments)
     worker = Worker(options.folder, options.slot, options.time_limit, options.locked, options.gpus)
-    os.environ.update({MARK: worker.files.mark, **parent_is_this()})
+    Minder(worker.files.mark).adopt()
     return worker.go()
 
 

@@ -14,10 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -27,11 +24,11 @@ import psutil
 
 from ...config import Experiment
 from ...errors import RunError
-from ...machine.home import home, only_one, resolve
-from ...machine.processes import MARK, PARENT
+from ...machine.home import resolve
+from ...machine.locks import holder, only_one
+from ...machine.processes import TRAINING, Minder, lives
 from ...runs.folder import Run
 
-TRAINING = "KRT_TRAINING"  # environment variable: run folder of the training that a process belongs to
 OUTPUT, PROCESS = "output.txt", "process.json"
 SILENT = 600.0  # seconds without a sign after which a training on another machine counts as ended
 
@@ -72,12 +69,13 @@ def start(
         if run.done:
             return None
         preset = run.folder / "experiment.yaml"  # by now the same experiment, and a preset like any other
-        command = [sys.executable, "-m", "krt_core.lab.explorers.background", str(preset), "--folder", str(run.folder)]
-        command += ["--processes", str(processes), *(["--device", device] if device else [])]
+        options = ["--folder", str(run.folder), "--processes", str(processes)]
+        options += ["--device", device] if device else []
+        environment = {**({"OMP_NUM_THREADS": str(threads)} if threads else {}), **os.environ, "PYTHONUNBUFFERED": "1"}
         with (run.folder / OUTPUT).open("wb") as output:
-            child = subprocess.Popen(
-                command, env=_environment(run.folder, threads), stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, start_new_session=True,
+            child = Minder(run.folder, TRAINING).start(
+                "krt_core.cli", "train", str(preset), *options,
+                output=output, environment=environment, record=run.folder / PROCESS,
             )  # fmt: skip
         training = Training(
             run.folder, child.pid, socket.gethostname(), psutil.Process(child.pid).create_time(), device
@@ -102,7 +100,7 @@ def find(folder: str | Path) -> Training | None:
         if training.host != socket.gethostname():
             if time.time() - _last_sign(path) < SILENT:
                 return Training(path, training.pid, training.host, training.created, training.device, own=False)
-        elif _lives(training):
+        elif lives(training.pid, training.created):
             return training
     return _holder(path)
 
@@ -118,27 +116,14 @@ def stop(folder: str | Path, grace: float = 10.0) -> bool:
     training = find(path)
     if training and not training.own:
         raise RunError(f"{path.name} is trained by {training}, not started from here: stop it where it was started.")
-    asked = _processes(path)
-    for process in asked:
-        with contextlib.suppress(psutil.Error):
-            process.terminate()
-    deadline = time.monotonic() + grace
-    while (left := _processes(path)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    killed = bool(left)
-    deadline = time.monotonic() + 10
-    while (left := _processes(path)) and time.monotonic() < deadline:  # some may have started others meanwhile
-        for process in left:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        time.sleep(0.05)
-    if left:
-        raise RunError(f"{path.name}: process {left[0].pid} does not end. Its output is in {path / OUTPUT}.")
-    if asked:
+    ended = Minder(path, TRAINING).end(grace)
+    if ended.left:
+        raise RunError(f"{path.name}: process {ended.left[0].pid} does not end. Its output is in {path / OUTPUT}.")
+    if ended.asked:
         (path / PROCESS).unlink(missing_ok=True)
-    if killed:
+    if ended.killed:
         _tidy(path)
-    return bool(asked)
+    return bool(ended.asked)
 
 
 def failed(folder: str | Path) -> bool:
@@ -157,22 +142,6 @@ def last_words(folder: str | Path, lines: int = 12) -> str:
     return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
 
 
-def _environment(folder: Path, threads: int) -> dict[str, str]:
-    """Of the child: this one's, without what would tie it to this process or to a job this one belongs to."""
-    kept = {key: value for key, value in os.environ.items() if key not in (MARK, PARENT)}
-    kept |= {TRAINING: str(folder), "KRT_HOME": str(home()), "PYTHONUNBUFFERED": "1"}
-    return {"OMP_NUM_THREADS": str(threads), **kept} if threads else kept
-
-
-def _lives(training: Training) -> bool:
-    try:
-        process = psutil.Process(training.pid)
-        same = abs(process.create_time() - training.created) < 1  # another one may have the number by now
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
 def _last_sign(folder: Path) -> float:
     """When a training last wrote something, seconds since the epoch."""
     times = [0.0]
@@ -183,37 +152,13 @@ def _last_sign(folder: Path) -> float:
 
 
 def _holder(folder: Path) -> Training | None:
-    """The process that holds the lock of a run folder. It is looked up, as trying the lock would disturb a training
-    that is just about to take it."""
-    with contextlib.suppress(OSError, psutil.Error, ValueError):
-        lock = (folder / ".lock").stat()
-        for line in Path("/proc/locks").read_text().splitlines():
-            fields = line.split()  # such as 1: FLOCK ADVISORY WRITE 16482 fe:00:2146356 0 EOF
-            if fields[1] != "FLOCK" or int(fields[5].rsplit(":", 1)[1]) != lock.st_ino:
-                continue
-            process = psutil.Process(int(fields[4]))
-            if _has_open(process.pid, lock):  # another disk may have a file of this number
-                own = process.environ().get(TRAINING) == str(folder)
-                return Training(folder, process.pid, socket.gethostname(), process.create_time(), own=own)
-    return None
-
-
-def _has_open(pid: int, file: os.stat_result) -> bool:
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(OSError):
-            if os.path.samestat(descriptor.stat(), file):
-                return True
-    return False
-
-
-def _processes(folder: Path) -> list[psutil.Process]:
-    """Every process that `start` or one of its children began for a run folder."""
-    found = []
-    for process in psutil.process_iter():
+    """The process that holds the lock of a run folder."""
+    if pid := holder(folder / ".lock"):
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(TRAINING) == str(folder) and process.pid != os.getpid():
-                found.append(process)
-    return found
+            process = psutil.Process(pid)
+            own = process.environ().get(TRAINING) == str(folder)
+            return Training(folder, pid, socket.gethostname(), process.create_time(), own=own)
+    return None
 
 
 def _tidy(folder: Path) -> None:
@@ -221,19 +166,3 @@ def _tidy(folder: Path) -> None:
     with contextlib.suppress(RunError), Run(folder).lock():  # whoever holds the lock may be writing some
         for path in folder.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
-
-
-def _train(arguments: list[str]) -> int:
-    """``krt train`` in the child. A SIGTERM ends it as Ctrl-C does, which tidies up; the signal of Ctrl-C itself is
-    ignored by all that an idle kernel starts."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    from ...cli import main
-
-    code = main(["train", *arguments])
-    if code == 130:  # stopped, by whomever
-        (Path(os.environ[TRAINING]) / PROCESS).unlink(missing_ok=True)
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(_train(sys.argv[1:]))

@@ -5,9 +5,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -27,8 +24,6 @@ from krt_core.lab.bench.state import JobFiles, State
 from krt_core.lab.bench.view import View, clock, table
 from krt_core.lab.bench.worker import CODES, Worker
 from krt_core.machine.home import data_dir
-from krt_core.machine.processes import MARK, end_job, of_job, with_parent
-from krt_core.machine.processes import PARENT as PARENT_ID
 from krt_core.session import train
 
 pytest_plugins = ("bench_world",)
@@ -235,15 +230,6 @@ def test_a_folder_one_may_not_write_to_is_named_without_a_traceback(matrix_file,
     assert "job.json: Permission denied. Results go elsewhere with --folder" in said and "Traceback" not in said
 
 
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    def without(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("krt_core.lab.bench.locks.fcntl.flock", without)
-    with pytest.raises(ConfigError, match=rf"{tmp_path}/jobs/job/lock cannot be locked .*-o flock"):
-        JobFiles(tmp_path, job_of(tmp_path)).lock()
-
-
 def test_a_full_disk_is_named(tmp_path, tiny, monkeypatch):
     """Whatever writes a file of a run, the error says that the disk is full, and which file it was."""
     run = train(tiny(train__epochs=1), tmp_path / "run", show="none")
@@ -273,55 +259,6 @@ def test_an_estimate_goes_by_finished_runs(tmp_path, tiny, matrix_file):
     assert estimate(jobs[1], [run]) == seconds
     assert estimate(jobs[0], [run]) == pytest.approx(2 * seconds)  # twice the epochs
     assert estimate(jobs[2], [run]) is None
-
-
-# ---- processes ----
-
-
-def test_what_a_job_has_started_ends_with_it(tmp_path):
-    mark, code = str(tmp_path), "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-    for arguments in (code, "import time; time.sleep(60)"):
-        subprocess.Popen([sys.executable, "-c", arguments], env={**os.environ, MARK: mark}, start_new_session=True)
-    time.sleep(0.5)
-    assert len(of_job(mark)) == 2 and not of_job(mark + "x")
-    assert end_job(mark, grace=0.5) == 2 and not of_job(mark)
-
-
-PARENT = """
-import os, subprocess
-from krt_core.machine.processes import parent_is_this, with_parent
-child = subprocess.Popen(with_parent("waits"), env={**os.environ, **parent_is_this()})
-print(child.pid, flush=True)
-child.wait()
-"""
-
-
-def test_a_process_dies_with_its_parent(tmp_path, monkeypatch):
-    (tmp_path / "waits.py").write_text("import time\nprint('up', flush=True)\ntime.sleep(60)")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
-    pid = int(process.stdout.readline())
-    assert process.stdout.readline() == "up\n"
-    process.kill()
-    process.wait()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline and _alive(pid):
-        time.sleep(0.05)
-    assert not _alive(pid)
-
-
-def test_a_process_whose_parent_is_gone_does_not_start(monkeypatch, capfd):
-    monkeypatch.setenv(PARENT_ID, "1234567")
-    assert subprocess.run(with_parent("this"), timeout=20).returncode == 1 and not capfd.readouterr().out
-
-
-def _alive(pid):
-    try:
-        os.kill(pid, 0)
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().split()[2] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
 
 
 def test_a_reason_with_brackets_is_shown_as_it_is(matrix_file):

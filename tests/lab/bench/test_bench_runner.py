@@ -11,7 +11,7 @@ from krt_core.lab.bench.matrix import expand, load_matrix
 from krt_core.lab.bench.runner import Runner
 from krt_core.lab.bench.slots import Slots, take
 from krt_core.lab.bench.view import View
-from krt_core.machine.processes import MARK, end_job, of_job
+from krt_core.machine.processes import MARK, Minder
 from krt_core.session import train
 
 pytest_plugins = ("bench_world",)
@@ -105,7 +105,7 @@ def test_a_job_is_held_until_its_end_is_written_down(starts, stand, machine, mon
     runner.running[name].process.wait()
     assert files.held()  # though the process that inherited the lock is gone
     seen = []
-    monkeypatch.setattr("krt_core.lab.bench.start.end_job", lambda *_, **__: seen.append(files.held()))
+    monkeypatch.setattr("krt_core.lab.bench.start.Minder.end", lambda *_, **__: seen.append(files.held()))
     runner.step(machine)
     assert seen == [True] and not files.held() and files.read().state == s.FAILED
 
@@ -115,15 +115,15 @@ def test_what_a_worker_ends_is_no_other_worker(starts, stand, machine):
     (name,), (files,) = runner.files, runner.files.values()
     stand[name] = [SLEEPS]
     runner.step(machine)
-    wait_for(lambda: of_job(files.worker_mark), 10)
-    end_job(files.mark, grace=0.1)  # as Worker.end does
+    wait_for(lambda: Minder(files.worker_mark).processes(), 10)
+    Minder(files.mark).end(grace=0.1)  # as Worker.end does
     assert runner.running[name].process.poll() is None
 
 
 def test_leftovers_are_ended_unless_someone_holds_the_job(starts, machine):
     files = next(iter(starts().files.values()))
     left = subprocess.Popen([sys.executable, "-c", SLEEPS], env={MARK: files.mark})
-    wait_for(lambda: of_job(files.mark), 10)
+    wait_for(lambda: Minder(files.mark).processes(), 10)
     with files.lock():
         starts()
         assert left.poll() is None

@@ -70,11 +70,11 @@ def pretend(monkeypatch):
         original = subprocess.Popen
 
         def popen(command, **options):
-            if "krt_core.lab.explorers.background" in command:
+            if "krt_core.cli" in command:
                 command = [sys.executable, "-c", code]
             return original(command, **options)
 
-        monkeypatch.setattr(background.subprocess, "Popen", popen)
+        monkeypatch.setattr(subprocess, "Popen", popen)
 
     use()
     return use
