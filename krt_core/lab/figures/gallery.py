@@ -21,7 +21,7 @@ from ...errors import DataError
 from ...metrics import F1_THRESHOLD
 from ...runs.folder import Run
 from ..analysis.predictions import KINDS, PAIR_KINDS, check_learned, paired, said, scores_of, select
-from ..report import label_of, replicate_of
+from ..report import names_of
 from .figure import PALETTE
 
 PIXELS = 160  # side of a thumbnail
@@ -131,7 +131,7 @@ def side_by_side(
             told.append(Said(lines, float(values[column]), threshold, head, colour))
         cards.append(make_card(dataset, str(a.ids[row]), classes[column], told))
     order = PAIR_KINDS.get(kind, f"{kind} of A, {KINDS.get(kind, '').split('; ')[-1]}")
-    names = names or [run_name(run, (run_a, run_b)) for run in (run_a, run_b)]
+    names = names or names_of((run_a, run_b))
     heads = [
         f"{letter}: {name}, after session {s + 1}"
         for letter, name, s in zip("AB", names, (session, session_b), strict=True)
@@ -353,5 +353,5 @@ def _corners(x: float, y: float, width: float, height: float) -> np.ndarray:
     return np.array([(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)])
 
 
-def run_name(run: Run, among: Sequence[Run] = ()) -> str:
-    return f"{label_of(run, among)}, {replicate_of(run)}"
+def run_name(run: Run) -> str:
+    return names_of([run])[0]

@@ -11,7 +11,8 @@ import numpy as np
 
 from ...runs.folder import Run
 from .. import figures as plots
-from . import LeftOut, definitions
+from . import definitions
+from .finding import LeftOut
 from .page import Cell, bullets, figure, heading, page, paragraph, table, tag
 from .paper_table import HIGHER_IS_BETTER, Line, Setting, mean_and_std, settings_of
 

@@ -14,7 +14,8 @@ import numpy as np
 from ...methods import class_of
 from ...protocol import Protocol
 from ...runs.folder import Run
-from . import buffer_of, definitions, labels_of, replicate_of, setting_of, told_apart
+from . import definitions
+from .naming import buffer_of, methods_and_labels, replicate_of, setting_of
 from .published import PublishedResult, author_curves, published_classes, published_results
 
 HIGHER_IS_BETTER = {"average_mAP": True, "last_mAP": True, "CF1": True, "OF1": True, "forgetting": False}
@@ -109,9 +110,9 @@ def mean_and_std(values: np.ndarray, digits: int = 1) -> str:
 def _setting(dataset: str, protocol: str, runs: list[Run]) -> Setting:
     groups: dict[str, list[Run]] = {}
     methods = {}
-    for run, label, changes in zip(runs, labels_of(runs), told_apart(runs), strict=True):
+    for run, (method, label) in zip(runs, methods_and_labels(runs), strict=True):
         groups.setdefault(label, []).append(run)
-        methods[label] = ", ".join([run.experiment.method, *changes])
+        methods[label] = method
     lines = tuple(sorted((_line(methods[label], label, group) for label, group in groups.items()), key=_rank))
     data, made = runs[0].experiment.data, runs[0].protocol
     published, reference = (), {f"mAP_{key}": {} for key in ("seen", "base", "new")}
