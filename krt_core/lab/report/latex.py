@@ -34,17 +34,17 @@ def latex_report(runs: Sequence[Run]) -> str:
 def _table(setting: Setting) -> str:
     width = len(COLUMNS) + 3
     best = {key: setting.best(key) for key in HIGHER_IS_BETTER}
-    body, sources = [], []
+    body, sources = [], setting.sources
     for group, lines in setting.by_buffer().items():
         body.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{escape(group)}}}}} \\")
         body += [_row(line, best, sources) for line in lines]
         body.append(r"\midrule")
     body[-1] = r"\bottomrule"
     caption = f"{escape(setting.dataset)}, {escape(setting.protocol)}. {definitions.LATEX}"
-    if any(line.leak for line in setting.lines):
+    if setting.leaks:
         caption += r" \textsc{leak}: first weights had seen the labels to be learned."
     notes = []
-    if setting.published:
+    if sources:
         caption += r" $\dagger$: published, with the number of the source."
         listed = "; ".join(rf"$^{{{i}}}${escape(source)}" for i, source in enumerate(sources, 1))
         notes = [r"\par\smallskip", rf"\footnotesize {listed}."]
@@ -69,15 +69,12 @@ def _table(setting: Setting) -> str:
 
 
 def _row(line: Line, best: dict[str, Line | None], sources: list[str]) -> str:
-    """A line of the table; a published one adds its source to the list, if new, and gets its number."""
+    """A line of the table; a published one has the number of its source."""
     name = escape(line.method)
     if line.leak:
         name += r" \textsc{leak}"
     if line.published:
-        source = line.source + (f" ({line.note})" if line.note else "")
-        if source not in sources:
-            sources.append(source)
-        name = rf"\textit{{{name}}}$^{{\dagger {sources.index(source) + 1}}}$"
+        name = rf"\textit{{{name}}}$^{{\dagger {sources.index(line.cited) + 1}}}$"
     cells = [name, escape(line.buffer)]
     for key in COLUMNS:
         text = escape(mean_and_std(line.values[key]))

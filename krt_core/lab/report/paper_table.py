@@ -1,6 +1,6 @@
 """The table of a paper: for each setting one line per method, ours with mean and spread, and the published beside it.
 
-Kept as numbers here; html.py and latex.py write it down.
+Kept as numbers here; page.html.j2 and latex.py write it down.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ class Line:
         return bool(self.source)
 
     @property
+    def cited(self) -> str:
+        """Its source, with what must be known before comparing."""
+        return self.source + (f" ({self.note})" if self.note else "")
+
+    @property
     def counts(self) -> tuple[int, int]:
         """How many seeds and how many class orders its runs have."""
         experiments = [run.experiment for run in self.runs]
@@ -65,6 +70,21 @@ class Setting:
     published: tuple[Line, ...]
     reference: dict[str, dict[str, np.ndarray]]  # mAP_seen, mAP_base, mAP_new → the authors' curves by name
     remarks: tuple[str, ...]  # what a reader must know before comparing
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset} · {self.protocol}"
+
+    @property
+    def sources(self) -> list[str]:
+        """Of the published lines, each once, as they come in `by_buffer`: a line has the number of its own."""
+        lines = (line for group in self.by_buffer().values() for line in group)
+        return list(dict.fromkeys(line.cited for line in lines if line.published))
+
+    @property
+    def leaks(self) -> list[str]:
+        """Why runs are marked LEAK, each reason once."""
+        return sorted({run.leak for run in self.runs if run.leak})
 
     @property
     def runs(self) -> list[Run]:
