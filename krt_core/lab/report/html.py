@@ -27,7 +27,7 @@ Rows = list[tuple[Line, dict[str, str]]]  # of a table: a line and its cells by 
 
 def html_report(runs: Sequence[Run], left_out: Sequence[LeftOut] = ()) -> str:
     """The whole page. runs: finished ones, see `collect`; left_out: the others, to be listed."""
-    loader = PackageLoader("krt_core.lab.report", "")
+    loader = PackageLoader(__package__, "")
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters |= {"heat": _heat, "many": _many, "memory": _memory, "pieces": _pieces, "spread": mean_and_std,
                       "svg": _svg, "time": _time}  # fmt: skip
