@@ -36,6 +36,7 @@ def finished(preset="digits_demo", overrides=(), classes=DIGITS, skill=2.0, leak
             "seconds": 10.0 + experiment.seed,
             "metrics": session_metrics(protocol, session.index, scores, labels, full=True),
             "exemplar_ids": [],
+            "method": {},
             "weights": {"leak": leak},
         }
         if memory:

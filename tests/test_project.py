@@ -46,6 +46,18 @@ def test_the_library_needs_nothing_that_is_not_declared():
             assert names.get(module.lower(), module.lower()) in declared, f"{path.name} imports {module}"
 
 
+def test_a_wheel_has_every_file_of_the_package():
+    _pins()  # skips where there is no tomllib
+    import tomllib
+
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    named = {path for place, patterns in setup["package-data"].items() for pattern in patterns
+             for path in ROOT.joinpath(*place.split(".")).glob(pattern)}  # fmt: skip
+    listed = subprocess.run(["git", "ls-files", "krt_core"], cwd=ROOT, capture_output=True, text=True, check=False)
+    files = [ROOT / line for line in listed.stdout.splitlines()] or pytest.skip("not a git checkout")
+    assert {path for path in files if path.is_file() and path.suffix != ".py"} == named
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_are_short_typed_and_without_output(path):
     book = nbformat.read(path, as_version=4)

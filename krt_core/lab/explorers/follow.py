@@ -40,7 +40,7 @@ class Followed:
 
     @property
     def leak(self) -> str | None:
-        """As of a `Run`, so that `krt_core.lab.report.labels_of` can name this."""
+        """As of a `Run`, so that `krt_core.lab.report.names_of` can name this."""
         return self.run.leak if self.run else None
 
     def read(self) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from ...metrics import F1_THRESHOLD
 from ...runs.folder import Run
 from ..analysis.datasets import opened_test_set
 from ..analysis.predictions import KINDS, PAIR_KINDS, images_table, paired, scores_of, select
-from ..figures.gallery import gallery, run_name, side_by_side
-from ..report import finished_runs, setting_of
+from ..figures.gallery import gallery, side_by_side
+from ..report import finished_runs, names_of, setting_of
 from .explorer import Explorer, Result, menu, slider
 
 NONE = "–"
@@ -126,8 +126,7 @@ class Gallery(Explorer):
 def named(runs: Sequence[Run]) -> dict[str, Run]:
     """Runs with a finished session by the name they have in menus; the folder's name tells apart those called alike."""
     runs, out = [run for run in runs if run.finished_sessions], {}
-    for run in runs:
-        name = run_name(run, runs)
+    for run, name in zip(runs, names_of(runs), strict=True):
         out[name if name not in out else f"{name} ({run.folder.name})"] = run
     return out
 

@@ -23,7 +23,7 @@ from ...machine.home import resolve
 from ...runs.folder import Run
 from ...runs.progress import headless_kernel
 from ..figures.training import training_progress
-from ..report import labels_of, replicate_of
+from ..report import names_of
 from . import background
 from .explorer import describe
 from .follow import COLUMNS, NUMBERS, Followed
@@ -62,8 +62,8 @@ class TrainingView:
         self.folder, self.processes, self.at_once, self.device = resolve(folder), processes, at_once, device
         planned = {self.folder / "runs" / e.run_name(): e for e in experiments}
         self.rows = [Followed(experiment, path) for path, experiment in planned.items()]
-        for row, label in zip(self.rows, labels_of(self.rows), strict=True):
-            row.label = f"{label}, {replicate_of(row)}"
+        for row, name in zip(self.rows, names_of(self.rows), strict=True):
+            row.label = name
         self._lock = threading.Lock()  # of the queue, which buttons fill and the poller empties
         self._queue: list[Followed] = []
         self._stopping: set[Followed] = set()

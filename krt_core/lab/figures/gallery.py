@@ -11,7 +11,7 @@ from ...data import MultiLabelDataset
 from ...metrics import F1_THRESHOLD
 from ...runs.folder import Run, Scores
 from ..analysis.predictions import KINDS, PAIR_KINDS, check_learned, paired, said, scores_of, select
-from ..report import label_of, replicate_of
+from ..report import names_of
 from .figure import PALETTE
 from .sheet import GREY, Card, Said, make_card, sheet
 
@@ -71,7 +71,7 @@ def side_by_side(
     sides = (("A", PALETTE[0], a), ("B", PALETTE[1], b))
     cards = _cards(dataset, rows[:count], classes, column, threshold, *sides)
     order = PAIR_KINDS.get(kind, f"{kind} of A, {KINDS.get(kind, '').split('; ')[-1]}")
-    names = names or [run_name(run, (run_a, run_b)) for run in (run_a, run_b)]
+    names = names or names_of((run_a, run_b))
     heads = [
         f"{letter}: {name}, after session {s + 1}"
         for letter, name, s in zip("AB", names, (session, session_b), strict=True)
@@ -124,5 +124,5 @@ def _marks(name: str, threshold: float) -> str:
     return f"bars: {name}, tick: threshold {threshold:.2f}     {what}"
 
 
-def run_name(run: Run, among: Sequence[Run] = ()) -> str:
-    return f"{label_of(run, among)}, {replicate_of(run)}"
+def run_name(run: Run) -> str:
+    return names_of([run])[0]

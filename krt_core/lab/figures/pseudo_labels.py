@@ -18,6 +18,7 @@ from ...data import MultiLabelDataset
 from ...errors import RunError
 from ...runs.folder import Run
 from ..analysis.pseudo_labels import KINDS, KINDS_OF_ONE, PseudoLabels, class_quality, gives_pseudo_labels, quality
+from ..report import names_of
 from .figure import MARKERS, PALETTE, by_label, name_rows, new_figure, style_of, write_numbers
 from .gallery import run_name
 from .sheet import Said, length_of, make_card, sheet
@@ -30,15 +31,15 @@ CLOSEST = "did not meet the band: closest"  # threshold of a search that failed
 
 def thresholds(runs: Sequence[Run]) -> Figure | None:
     """Pseudo-label threshold and pseudo labels per image of each session; None if no run has any."""
-    with_labels = [run for run in runs if gives_pseudo_labels(run)]
+    named = zip(runs, names_of(runs), strict=True)
+    with_labels = [(run, name) for run, name in named if gives_pseudo_labels(run)]
     if not with_labels:
         return None
     figure, (left, right) = new_figure(9.5, 3.3, 1, 2)
-    for i, run in enumerate(with_labels):
+    for i, (run, name) in enumerate(with_labels):
         records = run.session_state(run.finished_sessions - 1)["method"]["thresholds"]
         x = [int(t) + 1 for t in records]
         style = dict(marker=MARKERS[i % len(MARKERS)], color=PALETTE[i % len(PALETTE)])
-        name = run_name(run, runs)
         left.plot(x, [r["threshold"] for r in records.values()], label=name, **style)
         right.plot(x, [r["found"] for r in records.values()], **style)
         right.plot(x, [r["target"] for r in records.values()], ":", color="0.3", label="expected" if not i else None)

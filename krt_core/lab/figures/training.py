@@ -10,17 +10,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from ...runs.folder import Run
-from ..report import label_of, labels_of, replicate_of
+from ..report import names_of
 from .figure import PALETTE, new_figure, style_of
 
 
 def training_loss(runs: Sequence[Run]) -> Figure:
     """Mean loss of every epoch; vertical lines separate the sessions."""
     figure, axis = new_figure(9, 3.4)
-    for i, run in enumerate(runs):
+    for i, (run, name) in enumerate(zip(runs, names_of(runs), strict=True)):
         epochs = run.epochs
         axis.plot(range(1, len(epochs) + 1), [e.get("loss", np.nan) for e in epochs], color=PALETTE[i % len(PALETTE)],
-                  label=f"{label_of(run, runs)}, {replicate_of(run)}")  # fmt: skip
+                  label=name)  # fmt: skip
     per_session = runs[0].experiment.train.epochs
     for t in range(1, len(runs[0].protocol.sessions)):
         axis.axvline(t * per_session + 0.5, color="0.8", lw=1)
@@ -42,12 +42,12 @@ def training_progress(runs: Sequence[Run]) -> Figure:
     same = len(lengths) == 1
     unit, shift = (lengths.pop(), 0.5) if same else (1, 0.0)  # per session; a line stands half an epoch after its last
     validated = drawn = False
-    for i, (run, label) in enumerate(zip(runs, labels_of(runs), strict=True)):
+    for i, (run, name) in enumerate(zip(runs, names_of(runs), strict=True)):
         x, loss, mean_ap = _per_epoch(run)
         after = run.curve()
         ends = np.arange(1, len(after) + 1)
         style, thin = style_of(i), dict(ms=3.5, markevery=max(1, len(x) // 40), lw=1.2)
-        above.plot(x * unit, loss, label=f"{label}, {replicate_of(run)}", **style, **thin)
+        above.plot(x * unit, loss, label=name, **style, **thin)
         below.plot(x * unit, mean_ap, ls="", ms=3.5, alpha=0.7, **style)
         below.plot(ends * unit, after, ms=8, mec="0.3", mew=0.5, lw=1.2, **style)
         validated, drawn = validated or np.isfinite(mean_ap).any(), drawn or len(x) > 0

@@ -77,10 +77,3 @@ UNEQUAL = (
     "The methods do not all have the same seeds and class orders, so part of a difference may be theirs. "
     "The table of runs tells which each has."
 )
-
-LATEX = (
-    f"mAP, CF1 and OF1 in percent, F1 at score $>$ {F1_THRESHOLD}; forgetting in points: best AP after an "
-    "earlier session minus last AP on the whole test set, mean over classes. $\\pm$: standard deviation "
-    "($n-1$) over runs, that is over seeds and class orders, whose numbers stand in brackets. Bold: best of "
-    "our lines, upper bounds and leaks aside."
-)

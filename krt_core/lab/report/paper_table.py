@@ -1,6 +1,6 @@
 """The table of a paper: for each setting one line per method, ours with mean and spread, and the published beside it.
 
-Kept as numbers here; html.py and latex.py write it down.
+Kept as numbers here; page.html.j2 and latex.py write it down.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 from ...methods import class_of
 from ...protocol import Protocol
 from ...runs.folder import Run
-from . import buffer_of, definitions, labels_of, replicate_of, setting_of, told_apart
+from . import definitions
+from .naming import buffer_of, methods_and_labels, replicate_of, setting_of
 from .published import PublishedResult, author_curves, published_classes, published_results
 
 HIGHER_IS_BETTER = {"average_mAP": True, "last_mAP": True, "CF1": True, "OF1": True, "forgetting": False}
@@ -41,6 +42,11 @@ class Line:
         return bool(self.source)
 
     @property
+    def cited(self) -> str:
+        """Its source, with what must be known before comparing."""
+        return self.source + (f" ({self.note})" if self.note else "")
+
+    @property
     def counts(self) -> tuple[int, int]:
         """How many seeds and how many class orders its runs have."""
         experiments = [run.experiment for run in self.runs]
@@ -64,6 +70,21 @@ class Setting:
     published: tuple[Line, ...]
     reference: dict[str, dict[str, np.ndarray]]  # mAP_seen, mAP_base, mAP_new → the authors' curves by name
     remarks: tuple[str, ...]  # what a reader must know before comparing
+
+    @property
+    def name(self) -> str:
+        return f"{self.dataset} · {self.protocol}"
+
+    @property
+    def sources(self) -> list[str]:
+        """Of the published lines, each once, as they come in `by_buffer`: a line has the number of its own."""
+        lines = (line for group in self.by_buffer().values() for line in group)
+        return list(dict.fromkeys(line.cited for line in lines if line.published))
+
+    @property
+    def leaks(self) -> list[str]:
+        """Why runs are marked LEAK, each reason once."""
+        return sorted({run.leak for run in self.runs if run.leak})
 
     @property
     def runs(self) -> list[Run]:
@@ -109,9 +130,9 @@ def mean_and_std(values: np.ndarray, digits: int = 1) -> str:
 def _setting(dataset: str, protocol: str, runs: list[Run]) -> Setting:
     groups: dict[str, list[Run]] = {}
     methods = {}
-    for run, label, changes in zip(runs, labels_of(runs), told_apart(runs), strict=True):
+    for run, (method, label) in zip(runs, methods_and_labels(runs), strict=True):
         groups.setdefault(label, []).append(run)
-        methods[label] = ", ".join([run.experiment.method, *changes])
+        methods[label] = method
     lines = tuple(sorted((_line(methods[label], label, group) for label, group in groups.items()), key=_rank))
     data, made = runs[0].experiment.data, runs[0].protocol
     published, reference = (), {f"mAP_{key}": {} for key in ("seen", "base", "new")}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ...machine.home import atomic_write
 from ...runs.folder import Run
-from . import LeftOut, runs_table, sessions_table
+from .finding import LeftOut
+from .tables import runs_table, sessions_table
 
 
 def write_report(

@@ -171,6 +171,15 @@ def test_runs_before_memory_was_recorded():
     assert both.table("method")["krt"]["peak memory"] == "104 MiB"
 
 
+def test_runs_before_forgetting_had_several_definitions():
+    run = finished()
+    summary = {key: value for key, value in run.summary.items() if key != "forgetting_definitions"}
+    run.write_json("DONE", summary)
+    assert Page(html_report([run])).table("method")["krt"]["forgetting"] == mean_and_std(
+        np.array([summary["forgetting"]])
+    )
+
+
 def test_settings_stay_apart():
     runs = [finished(), finished(overrides=["protocol.increment=5"]), voc()]
     settings = settings_of(runs)

@@ -1,0 +1,82 @@
+"""Finished runs found under folders, and why others are not among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import DataError, KRTError, RunError
+from ...machine.home import resolve
+from ...runs.folder import Run, in_order
+from .tables import METRICS
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A run folder that no table can use, and why."""
+
+    name: str
+    reason: str
+
+
+def collect(folders: Sequence[str | Path]) -> tuple[list[Run], list[LeftOut]]:
+    """The finished runs under some folders, `in_order` and each once, and what had to be left out.
+
+    Raises DataError for a folder that does not exist.
+    """
+    runs, left_out = {}, {}
+    for folder in folders:
+        if not resolve(folder).exists():
+            raise DataError(f"There is no folder {folder}.")
+        for path in sorted(resolve(folder).rglob("experiment.yaml")):
+            try:
+                run = Run(path.parent)
+                reason = _unfinished(run)
+            except KRTError as error:  # one broken folder must not hide the others
+                reason = str(error)
+            if reason:
+                left_out[path.parent] = LeftOut(path.parent.name, reason)
+            else:
+                runs[path.parent] = run
+    return in_order(list(runs.values())), list(left_out.values())
+
+
+def finished_runs(folder: str | Path, **wanted: object) -> list[Run]:
+    """The finished runs under a folder; ``method="krt"`` and such keep those whose experiment has it.
+
+    Raises RunError where there is none, with the reasons.
+    """
+    runs, left_out = collect([folder])
+    runs = [run for run in runs if all(getattr(run.experiment, key) == value for key, value in wanted.items())]
+    if not runs:
+        what = "".join(f" with {key}={value}" for key, value in wanted.items())
+        reasons = "".join(f"\n{it.name}: {it.reason}" for it in left_out)
+        raise RunError(f"There is no finished run{what} in {folder}: notebook 02 or `krt train` makes one.{reasons}")
+    return runs
+
+
+def _unfinished(run: Run) -> str:
+    """Why a run is not finished and how far it got; empty if it is. Raises RunError where a file is broken."""
+    if run.done:
+        if missing := [key for key in (*METRICS, "seconds", "weights") if key not in run.summary]:
+            return (
+                f"{run.folder / 'DONE'} lacks {', '.join(missing)}: delete it and start the run again to write it anew"
+            )
+        for session in range(len(run.protocol.sessions)):
+            if not {"seconds", "metrics"} <= run.session_state(session).keys():
+                return f"{run.session_folder(session) / 'state.json'} lacks seconds or metrics"
+        return ""
+    if (run.folder / "DONE").exists():
+        return "its DONE file belongs to another configuration than its experiment.yaml"
+    finished, progress = run.finished_sessions, run.progress
+    if not finished and not progress:
+        return "not finished: no session done"
+    total = len(run.protocol.sessions) if finished else progress.get("sessions", "?")
+    when = f", last active {progress['updated_at'].replace('T', ' ')}" if "updated_at" in progress else ""
+    epoch = ""
+    if isinstance(total, int) and progress.get("session") == finished < total:
+        epoch = f", in epoch {progress.get('epoch', 0) + 1} of {progress.get('epochs', '?')} of the next"
+    elif finished == total:
+        epoch = ", but not marked done (as with --max-steps)"
+    return f"not finished: {finished} of {total} sessions done{epoch}{when}"

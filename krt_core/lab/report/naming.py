@@ -1,0 +1,96 @@
+"""How runs are called in tables, legends and menus, and which of them may be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...runs.folder import Run
+
+NOT_OF_THE_METHOD = {"protocol.order_seed"}  # runs that differ in the class order (or the seed) are replicates
+_DEFAULT = object()  # stands for a key that is not changed
+
+
+def label_of(run: Run, among: Sequence[Run] = ()) -> str:
+    """How a run is called in tables and legends: its method, with its exemplars if it has any, and LEAK if its first
+    weights had seen the labels to be learned.
+
+    Runs in one setting that this would name alike though their configurations differ are told apart by the keys in
+    which they do, as far as those are not at their default: they are no replicates of one another. Runs that differ
+    only in seed and class order are, and have one label.
+    """
+    return labels_of([run, *among])[0]
+
+
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """`label_of` each run among all of them, in one go: for many runs it is much faster than one by one."""
+    return [label for _, label in methods_and_labels(runs)]
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """What each run is called where it stands alone, as in menus: its label and which replicate it is."""
+    return [f"{label}, {replicate_of(run)}" for run, label in zip(runs, labels_of(runs), strict=True)]
+
+
+def methods_and_labels(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """The method and the label of each run, both with the ``key=value`` that tell it from runs named alike."""
+    alike: dict[tuple, list[dict[str, Any]]] = {}
+    places = [(*setting_of(run), _plain_label(run), bool(run.leak)) for run in runs]  # LEAK tells those apart already
+    changes = [run.experiment.changes() for run in runs]
+    for place, own in zip(places, changes, strict=True):
+        alike.setdefault(place, []).append(own)
+    differing = {place: _differing(group) for place, group in alike.items()}
+    found = []
+    for run, place, own in zip(runs, places, changes, strict=True):
+        *_, plain, leak = place
+        told = [f"{key}={value}" for key, value in own.items() if key in differing[place]]
+        label = ", ".join([plain, *told]) + (" (LEAK)" if leak else "")
+        found.append((", ".join([run.experiment.method, *told]), label))
+    return found
+
+
+def _differing(group: Sequence[dict[str, Any]]) -> set[str]:
+    """The keys in which changes differ from one another, replicates aside."""
+    keys = {key for own in group for key in own} - NOT_OF_THE_METHOD
+    return {key for key in keys if any(own.get(key, _DEFAULT) != group[0].get(key, _DEFAULT) for own in group)}
+
+
+def replicate_of(run: Run) -> str:
+    """Which of its method's replicates a run is: "seed 0", and "order 3" if its class order is not alphabetical."""
+    order = run.experiment.protocol.order_seed
+    return f"seed {run.experiment.seed}" + ("" if order is None else f", order {order}")
+
+
+def setting_of(run: Run) -> tuple[str, str]:
+    """Data set and protocol, as in ("coco2014", "B0-C10"): only within a setting may numbers stand side by side.
+
+    A folder of the user's own is named so that it cannot be taken for an official data set, and so are chosen classes.
+    """
+    data, protocol = run.experiment.data, run.experiment.protocol
+    name = data.dataset
+    if name in ("coco", "voc"):
+        name = f"{Path(data.root or name).name} ({name} layout)"
+    if data.classes:
+        name += f", {len(data.classes)} classes"
+    base = 0 if protocol.base == protocol.increment else protocol.base
+    return name, f"B{base}-C{protocol.increment}"
+
+
+def buffer_of(run: Run) -> str:
+    """The exemplars of a run as tables of papers give them: "0", "20/class" or "1000"."""
+    from ...methods import class_of
+
+    replay = run.experiment.replay
+    if not class_of(run.experiment.method).replays:
+        return "0"
+    return f"{replay.per_class}/class" if replay.per_class else str(replay.budget)
+
+
+def _plain_label(run: Run) -> str:
+    replay = run.experiment.replay
+    if replay.per_class:
+        return f"{run.experiment.method}, {replay.per_class} exemplars per class"
+    if replay.budget:
+        return f"{run.experiment.method}, {replay.budget} exemplars"
+    return run.experiment.method

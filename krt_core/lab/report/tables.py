@@ -1,0 +1,60 @@
+"""Finished runs as plain tables: one line per run, per run and session, per method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from ...runs.folder import Run
+from .naming import labels_of, replicate_of, setting_of
+
+METRICS = ("average_mAP", "last_mAP", "forgetting", "CF1", "OF1")  # what every DONE file holds, as CSV files have it
+
+
+def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """One line per finished run, with what its DONE file says."""
+    lines = []
+    for run, name in zip(runs, labels_of(runs), strict=True):
+        s, (dataset, protocol) = run.summary, setting_of(run)
+        order = run.experiment.protocol.order_seed
+        lines.append(
+            {"run": run.folder.name, "name": name, "dataset": dataset, "protocol": protocol,
+             "seed": s["seed"], "class_order": "alphabetical" if order is None else f"seed {order}",
+             **{key: s[key] for key in METRICS}, "exemplars": s["exemplars"], "seconds": s["seconds"],
+             "peak_memory_mb": s.get("peak_memory_mb"), "leak": s["weights"].get("leak") or "", "commit": s["commit"]}
+        )  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def sessions_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """One line per run and session: mAP of base, seen and new, F1 and its parts, seconds and peak memory (MiB)."""
+    lines = []
+    metrics = ("mAP_base", "mAP_seen", "mAP_new", "CP", "CR", "CF1", "OP", "OR", "OF1")
+    for run, name in zip(runs, labels_of(runs), strict=True):
+        dataset, protocol = setting_of(run)
+        about = {"run": run.folder.name, "name": name, "dataset": dataset, "protocol": protocol}
+        about |= {"replicate": replicate_of(run), "leak": run.leak or ""}
+        for session in run.protocol.sessions:
+            state = run.session_state(session.index)
+            lines.append(
+                {**about, "session": session.index + 1, "classes": session.stop,
+                 **{key: state["metrics"].get(key) for key in metrics},
+                 "seconds": state["seconds"], "peak_memory_mb": state.get("peak_memory_mb")}
+            )  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def summary_table(table: pd.DataFrame) -> pd.DataFrame:
+    """One line per method: mean ± standard deviation (n − 1) over its runs, best average mAP first."""
+    lines = []
+    for (dataset, protocol, name), group in table.groupby(["dataset", "protocol", "name"], sort=False):
+        line = {"dataset": dataset, "protocol": protocol, "method": name}
+        line["runs"] = len(group)
+        for key in METRICS:
+            spread = f" ± {group[key].std():.2f}" if len(group) > 1 else ""
+            line[key] = f"{group[key].mean():.2f}{spread}"
+        line["seconds"] = f"{group.seconds.mean():.0f}"
+        lines.append((group.average_mAP.mean(), line))
+    lines.sort(key=lambda pair: (pair[1]["dataset"], pair[1]["protocol"], -pair[0]))
+    return pd.DataFrame([line for _, line in lines])

@@ -1,0 +1,30 @@
+"""Names of many runs at once: the same as one by one, and no configuration compared more than once."""
+
+from collections import Counter
+
+from benchmarks.made_up_runs import finished
+from krt_core.config import Experiment
+from krt_core.lab.explorers.gallery import named
+from krt_core.lab.report import label_of, labels_of, names_of, replicate_of
+
+
+def many():
+    kinds = (["method=krt"], ["method=krt", "train.base_lr=0.1"], ["method=krt", "train.base_lr=0.1", "train.epochs=9"])
+    return [finished(overrides=[*kind, f"seed={seed}"]) for seed in (0, 1) for kind in kinds]
+
+
+def test_names_of_many_are_those_of_each_among_them():
+    runs = [*many(), finished(overrides=["method=krt", "protocol.order_seed=3"], leak="it had seen them")]
+    labels = labels_of(runs)
+    assert labels == [label_of(run, runs) for run in runs]
+    assert names_of(runs) == [f"{label}, {replicate_of(run)}" for run, label in zip(runs, labels, strict=True)]
+    assert len(set(labels[:3])) == 3 and labels[:3] == labels[3:6] and labels[6] == "krt (LEAK)"
+    assert labels[1] == "krt, train.epochs=15, train.base_lr=0.1"  # 15 is of the preset, not the default
+    assert labels[2] == "krt, train.epochs=9, train.base_lr=0.1"
+
+
+def test_a_configuration_is_looked_at_once_however_many_runs_there_are(monkeypatch):
+    runs, seen, plain = many(), Counter(), Experiment.changes
+    monkeypatch.setattr(Experiment, "changes", lambda self: (seen.update([id(self)]), plain(self))[1])
+    assert len(named(runs)) == len(runs)
+    assert set(seen.values()) == {1} and len(seen) == len(runs)
