@@ -14,7 +14,9 @@ from ..errors import DataError
 from ..machine.device import Runtime
 from ..options import find, is_dotted
 from .augment import Draws, augment, draw
-from .store import ImageStore
+from .store import ImageStore, load_image
+
+__all__ = ["Batch", "ImageStore", "batches", "load_image", "to_device"]
 
 AHEAD = 2  # batches prepared while one is in use
 PIECE = 4  # images that a thread takes at a time
