@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, PlainValidator, Strict
+from pydantic import Field, PlainValidator, Strict
 from pydantic.dataclasses import dataclass
 
 from .errors import ConfigError, did_you_mean
-from .options import METHODS, STRICT, convert, is_dotted, options_of, short_name
+from .options import LISTED, METHODS, STRICT, convert, is_dotted, options_of, short_name
 from .presets import merge, nested, parse_yaml, preset_names, read_preset
 
 # fmt: off
@@ -56,16 +56,12 @@ def _channels(value: Any) -> float | tuple[float, ...] | None:
     return tuple(map(float, value)) if several else float(value)
 
 
-def _listed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 Count = Annotated[int, Field(ge=0)]  # 0 stands for none, or for a choice of the program's own
 Number = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Channels = Annotated[float | tuple[float, ...] | None, PlainValidator(_channels)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-Numbers = Annotated[tuple[Number, ...], BeforeValidator(_listed)]
+Names = Annotated[tuple[str, ...], LISTED]
+Numbers = Annotated[tuple[Number, ...], LISTED]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -157,7 +153,6 @@ class Train:
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # factor on the rate from each layer to the one below it
     augment: Annotated[str, _one_of("published", "light", "none")] = "published"  # cutout + RandAugment; crop and
     # jitter; nothing; or a transform of your own, mylab.module:name
-    augment_by: Literal["batch", "pil"] = "batch"  # whole batches on the device, or image by image in threads
     batch_norm: Literal["batch", "frozen", "sync"] = "batch"  # statistics: of a process's images (published), as they
     # were in the first weights, or of the images of all processes
     precision: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"  # of the networks; losses and
@@ -171,6 +166,7 @@ class Train:
     callbacks: Names = ()  # mylab.module:Name, called after every epoch and session (krt_core.runs.callbacks)
 
 
+RETIRED = {"train.augment_by": "batch"}  # images are augmented one by one whatever it says
 # What a run may be continued or repeated with differently: none of it decides a result.
 BESIDE = {"name", "seed", "data.cache", "data.workers", "train.eval_batch_size", "train.tensorboard", "train.callbacks"}
 
@@ -188,6 +184,7 @@ class Experiment:
     replay: Replay = field(default_factory=Replay)
     train: Train = field(default_factory=Train)
     options: Any = None  # dataclass of the method, chosen by `method`; in YAML a section of the method's name
+    retired: tuple[tuple[str, Any], ...] = ()  # keys of old run folders that nothing reads any more
 
     @property
     def head(self) -> str:
@@ -199,6 +196,9 @@ class Experiment:
         """Plain nested dict; the method's options stand under the method's name, as in a preset."""
         out = dataclasses.asdict(self)
         out[short_name(self.method)] = out.pop("options") or {}
+        for dotted, value in out.pop("retired"):
+            section, key = dotted.split(".")
+            out[section][key] = value
         return json.loads(json.dumps(out))  # tuples become lists, so that it equals what YAML reads back
 
     def to_yaml(self) -> str:
@@ -285,7 +285,7 @@ def experiment_from(
         raise ConfigError(f"{where}: there is no method {method!r}.{did_you_mean(method, METHODS)}")
     names = {short_name(name): name for name in (*METHODS, *filter(is_dotted, also), method)}
     sections = {names[key]: content.pop(key) or {} for key in list(content) if key in names}
-    known = {f.name for f in dataclasses.fields(Experiment)} - {"options"}
+    known = {f.name for f in dataclasses.fields(Experiment)} - {"options", "retired"}
     for key in content:
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key!r}.{did_you_mean(key, known | set(names))}")
@@ -297,9 +297,23 @@ def experiment_from(
             if not (stored and name == method and is_dotted(name)):
                 raise
             options[name] = dict(sections.get(name, {}))
-    experiment = dataclasses.replace(convert(Experiment, content, "", where), options=options[method])
+    retired = _retire(content)
+    made = convert(Experiment, content, "", where)
+    experiment = dataclasses.replace(made, options=options[method], retired=retired)
     _check(experiment, where)
     return experiment
+
+
+def _retire(content: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Take keys of older versions out of their sections; those that were not at their default still name a run."""
+    found = []
+    for dotted, default in RETIRED.items():
+        section, key = dotted.split(".")
+        if isinstance(content.get(section), dict) and key in content[section]:
+            content[section] = dict(content[section])
+            if (value := content[section].pop(key)) != default:
+                found.append((dotted, value))
+    return tuple(found)
 
 
 def _check(experiment: Experiment, where: str) -> None:

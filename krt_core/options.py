@@ -18,13 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from .errors import ConfigError, did_you_mean
 
 # No key that is not there, no text for a number or the other way round, no NaN.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+LISTED = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
 Head = Literal["ica", "linear"]
 Weight = Annotated[float, Field(ge=0)]
 

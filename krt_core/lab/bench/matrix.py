@@ -3,58 +3,63 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from ...config import Experiment, convert, load_experiments, parse_yaml, preset_names
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from ...config import Count, Experiment, Names, Number, load_experiments, parse_yaml, preset_names
 from ...errors import ConfigError, did_you_mean
 from ...machine.home import home, resolve
+from ...options import LISTED, STRICT, convert, is_dotted, short_name
 
 TRAINING = "02_train_sessions"
 AXES = ("presets", "methods", "seeds", "class_orders", "overrides")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Slurm:
     """What each run asks of Slurm; empty or 0: the cluster's default."""
 
     partition: str = ""
-    minutes: int = 720  # a run that needs longer is requeued and goes on
-    gpus: int = 1
-    cpus_per_run: int = 8
-    memory_gb: float = 0
-    at_once: int = 64  # tasks of the job array that may run at the same time
-    requeues: int = 20  # how often the time limit may requeue a run
+    minutes: Number = 720  # a run that needs longer is requeued and goes on
+    gpus: Count = 1
+    cpus_per_run: Number = 8
+    memory_gb: Annotated[float, Field(ge=0)] = 0
+    at_once: Number = 64  # tasks of the job array that may run at the same time
+    requeues: Count = 20  # how often the time limit may requeue a run
     options: dict = field(default_factory=dict)  # further sbatch options, such as {"account": "lab"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class Matrix:
     """Every combination of presets, methods, seeds, class orders and overrides is a run."""
 
-    presets: tuple[str, ...]  # shipped names, or YAML files beside the matrix
-    methods: tuple[str, ...] = ("krt",)  # a method, and what to change for it: "krt replay.per_class=20"
-    seeds: tuple[int, ...] = (0,)
-    class_orders: tuple[int | None, ...] = (None,)  # null: alphabetical; a number: that shuffle
-    overrides: tuple[dict, ...] = ()  # each entry is a variant of every run; one entry: a change to all of them
-    also: tuple[Any, ...] = ()  # further combinations: any of the five keys above, the others as they stand here
+    presets: Names  # shipped names, or YAML files beside the matrix
+    methods: Names = ("krt",)  # a method, and what to change for it: "krt replay.per_class=20"
+    seeds: Annotated[tuple[Count, ...], LISTED] = (0,)
+    class_orders: Annotated[tuple[Count | None, ...], LISTED] = (None,)  # null: alphabetical; a number: that shuffle
+    overrides: Annotated[tuple[dict, ...], LISTED] = ()  # variants of every run; one: a change to all
+    also: Annotated[tuple[Any, ...], LISTED] = ()  # more combinations: any of the five keys above
     folder: str = ""  # where everything goes; empty: outputs/<name of the matrix>
-    analysis: tuple[str, ...] = ("03_forgetting_analysis", "04_attention_maps")  # notebooks for each group of runs
-    gpus_per_run: int = 1  # more: the processes of a run share every batch; without GPUs each is a share of the cores
-    workers: int = 0  # runs at once on a machine without GPUs; 0: one per core
+    analysis: Names = ("03_forgetting_analysis", "04_attention_maps")  # notebooks for each group of runs
+    gpus_per_run: Number = 1  # more: its processes share every batch; without GPUs each is a share of the cores
+    workers: Count = 0  # runs at once on a machine without GPUs; 0: one per core
     time_limit: str = ""  # of each run, such as 90m or 12h; empty: none
     launch: Literal["local", "slurm"] = "local"
     slurm: Slurm = Slurm()
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Job:
     """One notebook to be executed: the training of one run, or an analysis of the runs of one group."""
 
@@ -113,9 +118,6 @@ def _block(content: dict[str, Any], place: Path, source: str) -> Matrix:
             "several share, start krt train --nnodes N --rendezvous HOST:PORT on each of them (docs/benchmark.md)."
         )
     matrix = convert(Matrix, content, "", source)
-    for key, least in (("gpus_per_run", 1), ("workers", 0)):
-        if getattr(matrix, key) < least:
-            raise ConfigError(f"{source}: {key} must be at least {least}.")
     seconds_of(matrix.time_limit, f"{source}: time_limit")
     return replace(matrix, presets=tuple(_preset(preset, place, source) for preset in matrix.presets))
 
@@ -163,10 +165,11 @@ def _combinations(matrix: Matrix) -> Iterator[tuple]:
 
 def _group(experiment: Experiment) -> str:
     data, protocol = experiment.data, experiment.protocol
-    name = Path(data.root).name if data.dataset in ("coco", "voc") else data.dataset
-    base = 0 if protocol.base in (0, protocol.increment) else protocol.base
-    order = "" if protocol.order_seed is None else f"-order{protocol.order_seed}"
-    return f"{name or data.dataset}-B{base}-C{protocol.increment}{order}"
+    name = data.dataset if data.dataset not in ("coco", "voc") else Path(data.root).name or data.dataset
+    if is_dotted(name):
+        name = Path(data.root).name or short_name(name)
+    order = "" if protocol.order_name == "alphabetical" else f"-order{protocol.order_name.split()[-1]}"
+    return f"{name}-{protocol.name.replace(' ', '-')}{order}"
 
 
 def _analyses(matrix: Matrix, trainings: list[Job]) -> Iterator[Job]:

@@ -234,8 +234,10 @@ def _same(run: Run, other: Run) -> bool:
 
 
 def _setting(run: Run) -> str:
-    order = run.experiment.protocol.order_seed
-    return " ".join(setting_of(run)) + ("" if order is None else f", class order {order}")
+    order = run.experiment.protocol.order_name
+    return " ".join(setting_of(run)) + (
+        "" if order == "alphabetical" else f", class order {order.removeprefix('seed ')}"
+    )
 
 
 def _mean_and_spread(runs: Sequence[Run]) -> dict[str, str]:

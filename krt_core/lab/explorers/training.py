@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ...config import Experiment
 from ...errors import ConfigError, KRTError, RunError
-from ...launch import Machines, launch
+from ...launch import launch
 from ...machine.home import resolve
 from ...runs.folder import Run
 from ...runs.progress import headless_kernel
@@ -90,18 +90,14 @@ class TrainingView:
             raise RunError("No training is done yet: press Start all above, wait, and run this cell again.")
         return runs
 
-    def begin(self, watch: bool = True, machines: int = 1, rendezvous: str = "") -> None:
+    def begin(self, watch: bool = True) -> None:
         """With ``watch``, in a live notebook, show the view: trainings run in the background once they are started.
-        Else, or where several machines share each run, train one after another here and wait for them.
-
-        machines and rendezvous (host:port) as in `krt_core.launch.Machines`; this is the main one.
-        """
-        if watch and machines == 1 and not headless_kernel():
+        Else train one after another here and wait for them."""
+        if watch and not headless_kernel():
             display(self)
             return
-        together = Machines(machines, 0, rendezvous)
         for row in self.rows:
-            launch(row.experiment, row.folder, self.processes, self.device, machines=together)
+            launch(row.experiment, row.folder, self.processes, self.device)
 
     def _ipython_display_(self) -> None:
         if headless_kernel():

@@ -100,8 +100,8 @@ def _classes(setting: Setting) -> list[tuple[str, list[str], list[tuple]]]:
     tables = []
     for classes in dict.fromkeys(run.protocol.classes for run in setting.runs):
         means, one = {}, next(run for run in setting.runs if run.protocol.classes == classes)
-        seed, sessions = one.experiment.protocol.order_seed, one.protocol.sessions
-        order = "alphabetical class order" if seed is None else f"class order of seed {seed}"
+        order, sessions = one.experiment.protocol.order_name, one.protocol.sessions
+        order = f"class order of {order}" if order.startswith("seed") else f"{order} class order"
         for line in setting.lines:
             if runs := [run for run in line.runs if run.protocol.classes == classes]:
                 found = [run.session_state(len(sessions) - 1)["metrics"]["AP_seen"] for run in runs]
@@ -134,10 +134,10 @@ def _provenance(setting: Setting) -> Rows:
     rows = []
     for line, run in ((x, run) for x in setting.lines for run in x.runs):
         e, about, summary = run.experiment, run.environment, run.summary
-        versions, order = about.get("versions") or {}, e.protocol.order_seed
+        versions = about.get("versions") or {}
         cells = {
             "seed": str(e.seed),
-            "class order": "alphabetical" if order is None else f"seed {order}",
+            "class order": e.protocol.order_name,
             "average mAP": f"{summary['average_mAP']:.2f}",
             "last mAP": f"{summary['last_mAP']:.2f}",
             "seconds": f"{summary['seconds']:.0f}",

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...methods import class_of
+from ...options import is_dotted, short_name
 from ...runs.folder import Run
 
-NOT_OF_THE_METHOD = {"protocol.order_seed"}  # runs that differ in the class order (or the seed) are replicates
+NOT_OF_THE_METHOD = {"protocol.order_seed", "protocol.order"}  # runs that differ in the class order are replicates
 _DEFAULT = object()  # stands for a key that is not changed
 
 
@@ -46,7 +48,7 @@ def methods_and_labels(runs: Sequence[Run]) -> list[tuple[str, str]]:
         *_, plain, leak = place
         told = [f"{key}={value}" for key, value in own.items() if key in differing[place]]
         label = ", ".join([plain, *told]) + (" (LEAK)" if leak else "")
-        found.append((", ".join([run.experiment.method, *told]), label))
+        found.append((", ".join([short_name(run.experiment.method), *told]), label))
     return found
 
 
@@ -58,8 +60,8 @@ def _differing(group: Sequence[dict[str, Any]]) -> set[str]:
 
 def replicate_of(run: Run) -> str:
     """Which of its method's replicates a run is: "seed 0", and "order 3" if its class order is not alphabetical."""
-    order = run.experiment.protocol.order_seed
-    return f"seed {run.experiment.seed}" + ("" if order is None else f", order {order}")
+    order = run.experiment.protocol.order_name
+    return f"seed {run.experiment.seed}" + ("" if order == "alphabetical" else f", order {order.removeprefix('seed ')}")
 
 
 def setting_of(run: Run) -> tuple[str, str]:
@@ -67,20 +69,18 @@ def setting_of(run: Run) -> tuple[str, str]:
 
     A folder of the user's own is named so that it cannot be taken for an official data set, and so are chosen classes.
     """
-    data, protocol = run.experiment.data, run.experiment.protocol
-    name = data.dataset
+    data, name = run.experiment.data, run.experiment.data.dataset
     if name in ("coco", "voc"):
         name = f"{Path(data.root or name).name} ({name} layout)"
+    elif is_dotted(name):
+        name = f"{Path(data.root or 'data').name} (read by {name})"
     if data.classes:
         name += f", {len(data.classes)} classes"
-    base = 0 if protocol.base == protocol.increment else protocol.base
-    return name, f"B{base}-C{protocol.increment}"
+    return name, run.experiment.protocol.name
 
 
 def buffer_of(run: Run) -> str:
     """The exemplars of a run as tables of papers give them: "0", "20/class" or "1000"."""
-    from ...methods import class_of
-
     replay = run.experiment.replay
     if not class_of(run.experiment.method).replays:
         return "0"
@@ -88,9 +88,7 @@ def buffer_of(run: Run) -> str:
 
 
 def _plain_label(run: Run) -> str:
-    replay = run.experiment.replay
+    replay, method = run.experiment.replay, short_name(run.experiment.method)
     if replay.per_class:
-        return f"{run.experiment.method}, {replay.per_class} exemplars per class"
-    if replay.budget:
-        return f"{run.experiment.method}, {replay.budget} exemplars"
-    return run.experiment.method
+        return f"{method}, {replay.per_class} exemplars per class"
+    return f"{method}, {replay.budget} exemplars" if replay.budget else method

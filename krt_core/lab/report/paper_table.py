@@ -50,7 +50,7 @@ class Line:
     def counts(self) -> tuple[int, int]:
         """How many seeds and how many class orders its runs have."""
         experiments = [run.experiment for run in self.runs]
-        return len({e.seed for e in experiments}), len({e.protocol.order_seed for e in experiments})
+        return len({e.seed for e in experiments}), len({e.protocol.order_name for e in experiments})
 
     @property
     def replicates(self) -> str:

@@ -17,10 +17,9 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
     lines = []
     for run, name in zip(runs, labels_of(runs), strict=True):
         s, (dataset, protocol) = run.summary, setting_of(run)
-        order = run.experiment.protocol.order_seed
         lines.append(
             {"run": run.folder.name, "name": name, "dataset": dataset, "protocol": protocol,
-             "seed": s["seed"], "class_order": "alphabetical" if order is None else f"seed {order}",
+             "seed": s["seed"], "class_order": run.experiment.protocol.order_name,
              **{key: s[key] for key in METRICS}, "exemplars": s["exemplars"], "seconds": s["seconds"],
              "peak_memory_mb": s.get("peak_memory_mb"), "leak": s["weights"].get("leak") or "", "commit": s["commit"]}
         )  # fmt: skip

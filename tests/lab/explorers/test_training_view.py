@@ -242,8 +242,6 @@ def test_begin_watches_in_a_live_notebook_and_else_trains_here(tiny, home, monke
     monkeypatch.delenv("JPY_SESSION_NAME")
     view.begin(watch=True)
     assert [run.experiment.method for run in view.finished()] == ["finetune", "joint"] and len(shown) == 1
-    with pytest.raises(ConfigError, match="rendezvous"):
-        view.begin(machines=2)
 
 
 def test_progress_of_runs_in_every_state(tiny, home):
