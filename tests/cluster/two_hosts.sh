@@ -22,9 +22,9 @@ for host in 0 1; do
   ip -n krt$host link set lo up
 done
 
-# A small network; float64 and common batch statistics: what differs then is the order of sums alone
+# A small network; float64 and frozen batch statistics: what differs then is the order of sums alone
 small="protocol.increment=5 data.image_size=32 model.backbone=test_resnet model.embed_dim=32 model.heads=4 train.epochs=2"
-exact="train.batch_norm=sync train.precision=float64"
+exact="train.batch_norm=frozen train.precision=float64"
 train_all() {  # FOLDER OPTIONS...: what each host does; a run that has failed is started again, on both, up to twice
   for run in "krt replay.per_class=5" "finetune" "krt seed=1"; do
     for _ in 1 2 3; do

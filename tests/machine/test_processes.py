@@ -22,8 +22,8 @@ child.wait()
 """
 STOPS_AS_KRT = """
 import sys, time
-print("up", flush=True)
 try:
+    print("up", flush=True)
     time.sleep(60)
 except KeyboardInterrupt:
     sys.exit(int(sys.argv[1]))
