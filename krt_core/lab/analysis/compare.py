@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ...runs.folder import Run
-from ..report import finished_runs, labels_of, replicate_of, setting_of
+from ..report import finished_runs, labels_of, names_of, setting_of
 from ..report.published import author_curves
 
 
@@ -30,13 +30,13 @@ def one_per_method(runs: Sequence[Run]) -> list[Run]:
 
 def curves_table(runs: Sequence[Run], key: str = "mAP_seen") -> pd.DataFrame:
     """A line per run: one metric after each session."""
-    table = pd.DataFrame([run.curve(key) for run in runs], index=_names(runs)).round(2)
+    table = pd.DataFrame([run.curve(key) for run in runs], index=names_of(runs)).round(2)
     return table.rename(columns=lambda session: f"session {session + 1}")
 
 
 def forgetting_table(runs: Sequence[Run]) -> pd.DataFrame:
     """A column per run: every definition of forgetting, in points (`krt_core.metrics.forgetting`)."""
-    columns = zip(_names(runs), runs, strict=True)
+    columns = zip(names_of(runs), runs, strict=True)
     return pd.DataFrame({name: run.forgetting() for name, run in columns}).round(2)
 
 
@@ -45,7 +45,3 @@ def authors_curves(run: Run, key: str = "seen") -> dict[str, np.ndarray]:
     or "new"."""
     protocol = run.protocol
     return author_curves(run.experiment.data.dataset, protocol.base, protocol.increment, key, protocol.classes)
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    return [f"{label}, {replicate_of(run)}" for run, label in zip(runs, labels_of(runs), strict=True)]

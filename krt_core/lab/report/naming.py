@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...options import short_name
 from ...runs.folder import Run
 
 NOT_OF_THE_METHOD = {"protocol.order_seed"}  # runs that differ in the class order (or the seed) are replicates
@@ -37,7 +38,8 @@ def methods_and_labels(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """The method and the label of each run, both with the ``key=value`` that tell it from runs named alike."""
     alike: dict[tuple, list[dict[str, Any]]] = {}
     places = [(*setting_of(run), _plain_label(run), bool(run.leak)) for run in runs]  # LEAK tells those apart already
-    changes = [run.experiment.changes() for run in runs]
+    # The method by its whole name, as two from different files may have one short name.
+    changes = [{"method": run.experiment.method, **run.experiment.changes()} for run in runs]
     for place, own in zip(places, changes, strict=True):
         alike.setdefault(place, []).append(own)
     differing = {place: _differing(group) for place, group in alike.items()}
@@ -46,7 +48,7 @@ def methods_and_labels(runs: Sequence[Run]) -> list[tuple[str, str]]:
         *_, plain, leak = place
         told = [f"{key}={value}" for key, value in own.items() if key in differing[place]]
         label = ", ".join([plain, *told]) + (" (LEAK)" if leak else "")
-        found.append((", ".join([run.experiment.method, *told]), label))
+        found.append((", ".join([short_name(run.experiment.method), *told]), label))
     return found
 
 
@@ -88,9 +90,9 @@ def buffer_of(run: Run) -> str:
 
 
 def _plain_label(run: Run) -> str:
-    replay = run.experiment.replay
+    method, replay = short_name(run.experiment.method), run.experiment.replay
     if replay.per_class:
-        return f"{run.experiment.method}, {replay.per_class} exemplars per class"
+        return f"{method}, {replay.per_class} exemplars per class"
     if replay.budget:
-        return f"{run.experiment.method}, {replay.budget} exemplars"
-    return run.experiment.method
+        return f"{method}, {replay.budget} exemplars"
+    return method
