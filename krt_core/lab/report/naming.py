@@ -39,7 +39,8 @@ def methods_and_labels(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """The method and the label of each run, both with the ``key=value`` that tell it from runs named alike."""
     alike: dict[tuple, list[dict[str, Any]]] = {}
     places = [(*setting_of(run), _plain_label(run), bool(run.leak)) for run in runs]  # LEAK tells those apart already
-    changes = [run.experiment.changes() for run in runs]
+    # The method by its whole name, as two from different files may have one short name.
+    changes = [{"method": run.experiment.method, **run.experiment.changes()} for run in runs]
     for place, own in zip(places, changes, strict=True):
         alike.setdefault(place, []).append(own)
     differing = {place: _differing(group) for place, group in alike.items()}

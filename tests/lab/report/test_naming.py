@@ -23,6 +23,15 @@ def test_names_of_many_are_those_of_each_among_them():
     assert labels[2] == "krt, train.epochs=9, train.base_lr=0.1"
 
 
+def test_two_methods_of_one_short_name_are_no_replicates(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("lab_a", "lab_b"):
+        (tmp_path / f"{name}.py").write_text("from krt_core.methods.finetune import Finetune\n")
+    one, two = (finished(overrides=[f"method={name}:Finetune"]) for name in ("lab_a", "lab_b"))
+    assert labels_of([one]) == ["Finetune"]
+    assert labels_of([one, two]) == ["Finetune, method=lab_a:Finetune", "Finetune, method=lab_b:Finetune"]
+
+
 def test_a_configuration_is_looked_at_once_however_many_runs_there_are(monkeypatch):
     runs, seen, plain = many(), Counter(), Experiment.changes
     monkeypatch.setattr(Experiment, "changes", lambda self: (seen.update([id(self)]), plain(self))[1])
