@@ -38,10 +38,10 @@ def mutants(tree: ast.Module) -> Iterator[tuple[int, str, ast.Module]]:
         for what, change in _faults(node):
             changed = copy.deepcopy(tree)
             target = next(n for i, n in enumerate(ast.walk(changed)) if i == number)
-            before = ast.unparse(target)
-            change(target)
+            place = change(target) or target  # of a statement that was left out: itself
+            text = ast.unparse(place if place is not target else node)
             ast.fix_missing_locations(changed)
-            yield getattr(node, "lineno", 0), f"{what}: {before[:90]}", changed
+            yield getattr(place, "lineno", 0), f"{what}: {text.splitlines()[0][:100]}", changed
 
 
 def _silent(tree: ast.Module) -> set[int]:
@@ -90,10 +90,15 @@ def _faults(node: ast.AST) -> Iterator[tuple[str, object]]:
             plain = isinstance(statement, (ast.Assign, ast.AugAssign, ast.Expr, ast.Continue, ast.Break))
             text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
             if plain and not text and not isinstance(node, (ast.Module, ast.ClassDef)):
-                yield "statement left out", lambda n, f=field, i=i: getattr(n, f).__setitem__(i, ast.Pass())
+                yield "statement left out", lambda n, f=field, i=i: _left_out(getattr(n, f), i)
     if isinstance(node, ast.Call):
         for i, _ in enumerate(node.keywords):
             yield "argument dropped", lambda n, i=i: n.keywords.pop(i)
+
+
+def _left_out(block: list[ast.stmt], place: int) -> ast.stmt:
+    gone, block[place] = block[place], ast.Pass()
+    return gone
 
 
 class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
