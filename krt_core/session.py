@@ -18,6 +18,7 @@ import torch
 
 from .config import Experiment
 from .data import open_both
+from .data.overlap import look_at
 from .data.pipeline import Batch, batches
 from .data.store import ImageStore
 from .errors import RunError
@@ -107,11 +108,14 @@ class _Training:
             f"{len(self.protocol.sessions)} sessions ({self.protocol.name}), {self.runtime.device}{several}, "
             f"{self.runtime.reasons['precision']}"
         )
-        for note in (*self.train_set.notes, *test_set.notes):
+        looked = look_at(self.train_set, test_set, e.data.workers) if self.world.main else None
+        keys, notes = self.world.decide(looked)  # the disk is asked for every image once, not by every process
+        for note in (*self.train_set.notes, *test_set.notes, *notes):
             self.progress.log(f"data: {note}")
         store = (e.data.image_size, e.data.cache, e.data.workers, self.progress.decoding, e.data.cache_size)
         with self.world.main_first():
-            self.train_store, test_store = ImageStore(self.train_set, *store), ImageStore(test_set, *store)
+            halves = zip((self.train_set, test_set), keys, strict=True)
+            self.train_store, test_store = (ImageStore(half, *store, key) for half, key in halves)
         self.tester = Tester(test_set, self.protocol, test_store, self.runtime, e.train.eval_batch_size)
 
     # ---- the loop ----
