@@ -18,9 +18,8 @@ import torch
 
 from .config import Experiment
 from .data import open_both
-from .data.overlap import look_at
-from .data.pipeline import Batch, batches
-from .data.store import ImageStore
+from .data.pipeline import Batch, batches, steps
+from .data.stores import open_stores
 from .errors import RunError
 from .evaluate import Tester, predict, session_metrics
 from .learn import Learner, set_seed
@@ -108,14 +107,9 @@ class _Training:
             f"{len(self.protocol.sessions)} sessions ({self.protocol.name}), {self.runtime.device}{several}, "
             f"{self.runtime.reasons['precision']}"
         )
-        looked = look_at(self.train_set, test_set, e.data.workers) if self.world.main else None
-        keys, notes = self.world.decide(looked)  # the disk is asked for every image once, not by every process
-        for note in (*self.train_set.notes, *test_set.notes, *notes):
+        for note in (*self.train_set.notes, *test_set.notes):
             self.progress.log(f"data: {note}")
-        store = (e.data.image_size, e.data.cache, e.data.workers, self.progress.decoding, e.data.cache_size)
-        with self.world.main_first():
-            halves = zip((self.train_set, test_set), keys, strict=True)
-            self.train_store, test_store = (ImageStore(half, *store, key) for half, key in halves)
+        self.train_store, test_store = open_stores(e.data, self.train_set, test_set, self.world, self.progress)
         self.tester = Tester(test_set, self.protocol, test_store, self.runtime, e.train.eval_batch_size)
 
     # ---- the loop ----
@@ -194,8 +188,8 @@ class _Training:
             return 0
         memory = self.memory if self.method.replays else None
         images = planned_images(self.protocol, self.train_labels, index, memory, self.method.sees)
-        steps = math.ceil(images / self.experiment.train.batch_size)
-        return self.experiment.train.epochs * min(steps, self.max_steps or steps)
+        made = steps(images, self.experiment.train.batch_size)
+        return self.experiment.train.epochs * min(made, self.max_steps or made)
 
     # ---- grow ----
 

@@ -38,8 +38,8 @@ def open_both(config: Data) -> tuple[MultiLabelDataset, MultiLabelDataset]:
         if lacks := [name for name in one.classes if name not in other.classes]:
             both = [name for name in one.classes if name in other.classes]
             raise DataError(
-                f"{other.source or other.root}: the {other.split} half lacks {', '.join(map(repr, lacks[:8]))}, which the "
-                f"{one.split} half has. List it in both, or learn the others: data.classes=[{', '.join(both)}]"
+                f"{other.source or other.root}: the {other.split} half lacks {', '.join(map(repr, lacks[:8]))}, which "
+                f"the {one.split} half has. List it in both, or learn the others: data.classes=[{', '.join(both)}]"
             )
     if train.classes != test.classes:
         raise DataError(f"{train.root}: training and test half name their classes in different orders.")

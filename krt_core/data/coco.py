@@ -58,7 +58,7 @@ def read(source: Source, name: str, split: Split) -> MultiLabelDataset:
     """
     notes: list[str] = []
     file = _labelled(source, notes)
-    finder = _finder(source, file, WORDS[split], notes)
+    finder = _finder(source, file, split, notes)
     images, row_of = _rows(file, finder)
     classes = tuple(sorted(set(file.classes.values())))
     column = {number_of: classes.index(called) for number_of, called in file.classes.items()}
@@ -106,9 +106,9 @@ def _labelled(source: Source, notes: list[str]) -> CocoFile:
     return file
 
 
-def _finder(source: Source, file: CocoFile, words: tuple[str, ...], notes: list[str]) -> Finder:
+def _finder(source: Source, file: CocoFile, split: Split, notes: list[str]) -> Finder:
     """Where the images of an annotation file are: the folder that is called as it is, else one for all images."""
-    root, word = source.root, source.annotations[file.path]
+    root, word, words = source.root, source.annotations[file.path], WORDS[split]
     named = [root / word, root / "images" / word, root / "images"]
     others = [root / sub / other for other in words for sub in ("", "images")]
     folders = [path for path in named if path.is_dir()] or [path for path in others if path.is_dir()]
@@ -116,7 +116,7 @@ def _finder(source: Source, file: CocoFile, words: tuple[str, ...], notes: list[
     finder = Finder(root, bases, source.folders)
     hits = finder.prefer([image["file_name"] for image in file.images.values()][:SAMPLE])
     if not folders and not hits:
-        raise DataError(f"{root} has no folder of {word} images: looked for {', '.join(words)} there and in images/.")
+        raise DataError(f"{root} has no folder of {split} images: looked for {', '.join(words)} there and in images/.")
     if folders and folders[0] not in named:
         notes.append(f"the images of {file.path.name} are read from {folders[0].relative_to(root)}/")
     return finder
@@ -159,8 +159,8 @@ def _meant(annotation: Entry, place: int, path: Path, rows: dict[Id, int], colum
         if value not in known:
             what = key.removesuffix("_id")
             raise DataError(
-                f"{path}: annotation {annotation.get('id', place)} names an unknown {what} ({value!r}). List that {what}, "
-                "or remove the annotation."
+                f"{path}: annotation {annotation.get('id', place)} names an unknown {what} ({value!r}). List it, or "
+                "remove the annotation."
             )
         found.append(known[value])
     return found[0], found[1]
@@ -170,8 +170,8 @@ def _without_labels(file: CocoFile) -> str:
     if not file.annotations:
         return f"{file.path}: no image has a label, as it holds no annotations."
     return (
-        f"{file.path}: no image has a label, as all {len(file.annotations)} annotations are marked iscrowd=1. A crowd is "
-        "no label; brush masks are exported so too. Export them as polygons or boxes, or set iscrowd to 0."
+        f"{file.path}: no image has a label, as all {len(file.annotations)} annotations are marked iscrowd=1. A crowd "
+        "is no label; brush masks are exported so too. Export them as polygons or boxes, or set iscrowd to 0."
     )
 
 

@@ -113,8 +113,8 @@ def _images(entries: list[Entry], path: Path, notes: list[str]) -> dict[Id, Entr
             repeated += 1
             if before["file_name"] != entry["file_name"]:
                 raise DataError(
-                    f"{path}: the images {before['file_name']} and {entry['file_name']} both have the id {entry['id']}, "
-                    "and its annotations could be of either. Number the images anew, as when files were merged."
+                    f"{path}: the images {before['file_name']} and {entry['file_name']} have the same id {entry['id']}; "
+                    "its annotations could be of either. Number the images anew, as when files were merged."
                 )
     if repeated:
         notes.append(f"{repeated} images are listed again with the same id and name")

@@ -39,9 +39,9 @@ class Finder:
                 if not exact:
                     self.guessed.append(f"{self._below(path)} for {name}")
                 return self._below(path)
-        if path := self._deeper(readings):
-            self.guessed.append(f"{self._below(path)} for {name}")
-            return self._below(path)
+        if deeper := self._deeper(readings):
+            self.guessed.append(f"{self._below(deeper)} for {name}")
+            return self._below(deeper)
         return None
 
     def prefer(self, names: list[str]) -> int:
@@ -145,7 +145,7 @@ class Finder:
 
 def spellings(name: str) -> Iterator[Parts]:
     """The parts of a name as it stands, with backslashes as separators, without %-codes, and as an address."""
-    told = {}
+    told: dict[Parts, None] = {}
     address = urlsplit(name) if "://" in name or "?" in name else None
     texts = (
         [name, *(value for values in parse_qs(address.query).values() for value in values), address.path]

@@ -80,7 +80,7 @@ def _shallow(grey: np.ndarray) -> np.ndarray:
 
 def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
     try:
-        turn = TURNS.get(source.getexif().get(0x0112))  # after the pixels: some formats carry it behind them
+        turn = TURNS.get(int(source.getexif().get(0x0112) or 1))  # after the pixels: some formats carry it behind them
     except Exception:  # broken notes on an image that could be read
         turn = None
     return picture if turn is None else picture.transpose(turn)

@@ -8,26 +8,29 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from ..errors import DataError
-from ..machine.cores import cores
 from ..machine.home import atomic_write, data_dir, file_digest
 from .dataset import MultiLabelDataset
 from .images import check_file
 
+Asked = TypeVar("Asked")
+Said = TypeVar("Said")
 OFFICIAL = ("coco2014", "voc2007")  # halves by their publishers: contents are not compared
+THREADS = 16
 PIECE = 4096  # bytes at the end of a file that tell most files of one size apart
 
 
-def look_at(train: MultiLabelDataset, test: MultiLabelDataset, workers: int = 0) -> tuple[list[str], list[str]]:
+def look_at(train: MultiLabelDataset, test: MultiLabelDataset) -> tuple[list[str], list[str]]:
     """Asks the disk for every image: the keys of both halves, for `ImageStore`, and what is to be said of images that
     are in both. DataError for images that are not there. A slow disk takes its time: one process does it for all."""
-    stats = [look(half, workers) for half in (train, test)]
-    keys = [key_of(half, found) for half, found in zip((train, test), stats, strict=True)]
-    shared = _shared(train, test, *stats, keys)
+    train_stats, test_stats = look(train), look(test)
+    keys = [key_of(train, train_stats), key_of(test, test_stats)]
+    shared = _shared(train, test, train_stats, test_stats, keys)
     if not shared:
         return keys, []
     first = f"the first is {test.path(shared[0])}"
@@ -40,16 +43,15 @@ def look_at(train: MultiLabelDataset, test: MultiLabelDataset, workers: int = 0)
     return keys, [text]
 
 
-def image_key(dataset: MultiLabelDataset, workers: int = 0) -> str:
+def image_key(dataset: MultiLabelDataset) -> str:
     """Hash of names, sizes and times of all images, in their order, wherever the data set lies."""
-    return key_of(dataset, look(dataset, workers))
+    return key_of(dataset, look(dataset))
 
 
-def look(dataset: MultiLabelDataset, workers: int = 0) -> list[os.stat_result]:
+def look(dataset: MultiLabelDataset) -> list[os.stat_result]:
     """What the disk says of each image; DataError, with their number, for images that are not there."""
     paths = [f"{dataset.root}/{path}" if not os.path.isabs(path) else str(path) for path in dataset.paths]
-    with ThreadPoolExecutor(workers or cores()) as pool:
-        found = list(pool.map(_stat, paths, chunksize=256))
+    found = _at_once(_stat, paths)
     missing = [path for path, stat in zip(paths, found, strict=True) if stat is None]
     if missing:
         several = f", as are {len(missing) - 1} more of its {len(paths)}" if len(missing) > 1 else ""
@@ -102,14 +104,13 @@ def _same_content(
     their end, and read as a whole only where both are the same."""
     common = set(train_sizes) & set(test_sizes)
     alike: dict[tuple[int, bytes], list[Path]] = defaultdict(list)
-    with ThreadPoolExecutor(cores()) as pool:
-        for half, sizes in ((train, train_sizes), (test, test_sizes)):
-            rows = [row for row, size in enumerate(sizes) if size in common]
-            ends = list(pool.map(_end, [half.path(row) for row in rows], chunksize=64))
-            keys = [(sizes[row], end) for row, end in zip(rows, ends, strict=True)]
-            if half is train:
-                for row, key in zip(rows, keys, strict=True):
-                    alike[key].append(train.path(row))
+    for half, sizes in ((train, train_sizes), (test, test_sizes)):
+        rows = [row for row, size in enumerate(sizes) if size in common]
+        ends = _at_once(_end, [half.path(row) for row in rows])
+        keys = [(sizes[row], end) for row, end in zip(rows, ends, strict=True)]
+        if half is train:
+            for row, key in zip(rows, keys, strict=True):
+                alike[key].append(train.path(row))
     whole = functools.cache(lambda key: {file_digest(path) for path in alike[key]})
     for row, key in zip(rows, keys, strict=True):
         if key in alike and file_digest(test.path(row)) in whole(key):
@@ -120,3 +121,10 @@ def _end(path: Path) -> bytes:
     with path.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - PIECE))
         return hashlib.sha256(file.read()).digest()
+
+
+def _at_once(ask: Callable[[Asked], Said], items: list[Asked]) -> list[Said]:
+    """What the disk says to each question, asked by several threads: on a file server waiting is what takes time."""
+    pieces = [items[start : start + 512] for start in range(0, len(items), 512)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        return [said for piece in pool.map(lambda piece: [ask(item) for item in piece], pieces) for said in piece]

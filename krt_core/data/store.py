@@ -48,7 +48,8 @@ class ImageStore:
         self.dataset, self.size = dataset, size
         self.stored = (cache_size if cache else 0) or size  # side of the images in the cache
         self.workers = workers or cores()
-        self.array = self._open_cache(progress, key or image_key(dataset, self.workers)) if cache else None
+        self.key = key or (image_key(dataset) if cache else "")  # other images, or changed ones, have another
+        self.array = self._open_cache(progress) if cache else None
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """(B, size, size, 3) uint8."""
@@ -59,10 +60,11 @@ class ImageStore:
             return images
         return np.stack([resize(Image.fromarray(image), self.size) for image in images])
 
-    def _open_cache(self, progress: Progress | None, key: str) -> np.ndarray:
+    def _open_cache(self, progress: Progress | None) -> np.ndarray:
         folder = data_dir() / "cache"
         folder.mkdir(parents=True, exist_ok=True)
-        place = hashlib.sha256(f"{self.dataset.root} {key} {DECODER}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        images = f"{self.dataset.root} {self.key} {DECODER}".encode("utf-8", "surrogatepass")
+        place = hashlib.sha256(images).hexdigest()[:16]
         path = folder / f"images-{self.dataset.name}-{self.dataset.split}-{self.stored}px-{place}.npy"
         shape = (len(self.dataset), self.stored, self.stored, 3)
         if not is_whole(path, shape, np.uint8):
