@@ -94,8 +94,8 @@ class Learner:
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ConfigError(
-                f"train.batch_size: a step of {len(batch.rows)} image leaves batch norm one value per channel, of which "
-                "it learns nothing. Let each process have two images or more, or set train.batch_norm=frozen."
+                f"train.batch_size: a step of {len(batch.rows)} image leaves batch norm one value per channel, and "
+                "that teaches nothing. Let each process have two images or more, or set train.batch_norm=frozen."
             ) from None
 
 

@@ -113,7 +113,7 @@ def _images(entries: list[Entry], path: Path, notes: list[str]) -> dict[Id, Entr
             repeated += 1
             if before["file_name"] != entry["file_name"]:
                 raise DataError(
-                    f"{path}: the images {before['file_name']} and {entry['file_name']} have the same id {entry['id']}; "
+                    f"{path}: the images {before['file_name']} and {entry['file_name']} have the id {entry['id']}; "
                     "its annotations could be of either. Number the images anew, as when files were merged."
                 )
     if repeated:
