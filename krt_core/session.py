@@ -18,8 +18,8 @@ import torch
 
 from .config import Experiment
 from .data import open_both
-from .data.pipeline import Batch, batches
-from .data.store import ImageStore
+from .data.pipeline import Batch, batches, steps
+from .data.stores import open_stores
 from .errors import RunError
 from .evaluate import Tester, predict, session_metrics
 from .learn import Learner, set_seed
@@ -109,9 +109,7 @@ class _Training:
         )
         for note in (*self.train_set.notes, *test_set.notes):
             self.progress.log(f"data: {note}")
-        store = (e.data.image_size, e.data.cache, e.data.workers, self.progress.decoding, e.data.cache_size)
-        with self.world.main_first():
-            self.train_store, test_store = ImageStore(self.train_set, *store), ImageStore(test_set, *store)
+        self.train_store, test_store = open_stores(e.data, self.train_set, test_set, self.world, self.progress)
         self.tester = Tester(test_set, self.protocol, test_store, self.runtime, e.train.eval_batch_size)
 
     # ---- the loop ----
@@ -190,8 +188,8 @@ class _Training:
             return 0
         memory = self.memory if self.method.replays else None
         images = planned_images(self.protocol, self.train_labels, index, memory, self.method.sees)
-        steps = math.ceil(images / self.experiment.train.batch_size)
-        return self.experiment.train.epochs * min(steps, self.max_steps or steps)
+        made = steps(images, self.experiment.train.batch_size)
+        return self.experiment.train.epochs * min(made, self.max_steps or made)
 
     # ---- grow ----
 
