@@ -14,8 +14,11 @@ from pathlib import Path
 
 import torch
 
+from ..errors import ConfigError
 from .cpu import keep_freed_memory
 from .distributed import World, join_world
+from .gpus import check_kernels, check_processes, driver_version, why_no_gpu
+from .precision import set_tf32
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,23 @@ class Runtime:
 
 
 def choose_runtime(precision: str = "auto", device: str | None = None) -> Runtime:
-    """Pick the device (CUDA if there is one) and resolve ``precision`` "auto" to a type the processor is fast in."""
-    local = os.environ.get("LOCAL_RANK", "0")  # set by torchrun
-    if not device or device == "cuda":  # each process of several on its own GPU
-        device = f"cuda:{local}" if torch.cuda.is_available() or device else "cpu"
-    chosen = torch.device(device)
+    """Pick the device (CUDA if there is one) and resolve ``precision`` "auto" to a type the processor is fast in.
+
+    ConfigError where a GPU is here or asked for and cannot be used.
+    """
+    asked, several = named_device(device), int(os.environ.get("WORLD_SIZE", "1")) > 1
+    local = int(os.environ.get("LOCAL_RANK", "0"))  # set by torchrun: each process of several has its own GPU
+    here = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), local + 1) if several else 1
+    check_processes(here, asked)
+    chosen = asked or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", local) if chosen.index is None else chosen
+        check_kernels(chosen)
+        set_tf32(False)  # float32 is float32; in half precision nothing is left for TF32
     world = join_world(chosen)
     about = {"device": str(chosen), "processes": str(world.size)}
+    if chosen.type == "cuda":
+        about["tf32"] = "off: float32 is not rounded to 10 bits"
     if chosen.type == "cpu":
         about["memory"] = "freed memory is kept" if keep_freed_memory() else "as the system manages it"
     if precision != "auto":
@@ -59,6 +72,28 @@ def choose_runtime(precision: str = "auto", device: str | None = None) -> Runtim
     else:
         dtype, reason = torch.float32, "float32: the CPU has no bfloat16 arithmetic"
     return Runtime(chosen, dtype, {**about, "precision": reason}, world)
+
+
+def named_device(name: str | int | None) -> torch.device | None:
+    """A device by its name, or None where none is named. ConfigError names one that is not here, and those that are.
+
+    A GPU also goes by "gpu" and by its number alone.
+    """
+    text = "" if name is None else str(name).strip().lower()
+    if not text:
+        return None
+    kind, _, index = text.replace("gpu", "cuda").partition(":")
+    if kind.isdecimal() and not index:
+        kind, index = "cuda", kind
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cpu" and index in ("", "0"):
+        return torch.device("cpu")
+    if kind == "cuda" and count and (text in ("cuda", "gpu") or (index.isdecimal() and int(index) < count)):
+        return torch.device("cuda", int(index)) if index else torch.device("cuda")
+    here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+    several = " For several GPUs say --processes." if "," in text else ""
+    reason = f" {why_no_gpu()}".rstrip()
+    raise ConfigError(f"There is no device {str(name)!r} here; there is {here}.{several}{reason}")
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -104,7 +139,8 @@ def environment(runtime: Runtime) -> dict:
             versions[package] = importlib.metadata.version(package)
     hardware = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if runtime.device.type == "cuda":
-        hardware["gpu"] = torch.cuda.get_device_name(runtime.device)
+        hardware |= {"gpu": torch.cuda.get_device_name(runtime.device), "driver": driver_version()}
+        versions["cuda"] = torch.version.cuda
     return {
         "python": platform.python_version(),
         "versions": versions,

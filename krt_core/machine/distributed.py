@@ -9,14 +9,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+
+LONGEST_WAIT = timedelta(
+    hours=12
+)  # of one process for the others: decoding 122,000 images from a slow disk takes hours.
+# It is not there to find out that one has failed: torchrun then ends them all.
+SAID_AFTER = 10.0  # seconds of waiting
 
 
 @dataclass(frozen=True)
@@ -63,10 +72,12 @@ class World:
         return json.loads(self.gather(text).tobytes())
 
     @contextlib.contextmanager
-    def main_first(self) -> Iterator[None]:
+    def main_first(self, work: str = "prepares the data") -> Iterator[None]:
         """The main process goes through the block before the others: it builds caches, they find them."""
         if not self.main:
-            self.wait()
+            others = "process 1 waits" if self.size == 2 else f"processes 1 to {self.size - 1} wait"
+            with said_if_long(f"{others} for process 0, which {work}" if self.rank == 1 else ""):
+                self.wait()
         yield
         if self.main:
             self.wait()
@@ -120,9 +131,25 @@ def join_world(device: torch.device) -> World:
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
-    return World(dist.get_rank(), size, group)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    if dist.get_backend() == "gloo":
+        return World(dist.get_rank(), size, dist.group.WORLD)
+    dist.all_reduce(torch.zeros(1, device=device))  # what is wrong between the GPUs is said now, not after the decoding
+    torch.cuda.synchronize(device)
+    return World(dist.get_rank(), size, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
+
+
+@contextlib.contextmanager
+def said_if_long(words: str) -> Iterator[None]:
+    """Where the block takes long, a line says what this process waits for."""
+    timer = threading.Timer(SAID_AFTER, lambda: print(words, file=sys.stderr, flush=True))
+    timer.daemon = True
+    if words:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def leave_world() -> None:
