@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from .cluster import place, told
 
 
 @dataclass(frozen=True)
@@ -114,15 +115,16 @@ class World:
 
 def join_world(device: torch.device) -> World:
     """The world that torchrun described in the environment; joined at the first call, alone without torchrun."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    mine = place()
+    if mine.size == 1:
         return World()
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        with told(mine):
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
-    return World(dist.get_rank(), size, group)
+    return World(dist.get_rank(), mine.size, group)
 
 
 def leave_world() -> None:
