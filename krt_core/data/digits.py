@@ -39,7 +39,7 @@ def make(root: Path) -> Path:
 
 def _is_made(root: Path) -> bool:
     done = root / "annotations" / "info.json"
-    return done.is_file() and json.loads(done.read_text()).get("version") == VERSION
+    return done.is_file() and json.loads(done.read_text(encoding="utf-8")).get("version") == VERSION
 
 
 def _make(root: Path) -> None:
@@ -85,7 +85,7 @@ def _write_split(root: Path, split: str) -> None:
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     file = "instances_train2014.json" if split == "train" else "instances_val2014.json"
-    (root / "annotations" / file).write_text(json.dumps(content))
+    (root / "annotations" / file).write_text(json.dumps(content), encoding="utf-8")
 
 
 def _digits(split: str) -> list[np.ndarray]:

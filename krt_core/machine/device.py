@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
 import platform
 import resource
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 
 from ..errors import ConfigError
+from .cluster import cores, place
 from .cpu import keep_freed_memory
 from .distributed import World, join_world
 from .gpus import check_kernels, check_processes, driver_version, why_no_gpu
@@ -46,13 +46,11 @@ def choose_runtime(precision: str = "auto", device: str | None = None) -> Runtim
 
     ConfigError where a GPU is here or asked for and cannot be used.
     """
-    asked, several = named_device(device), int(os.environ.get("WORLD_SIZE", "1")) > 1
-    local = int(os.environ.get("LOCAL_RANK", "0"))  # set by torchrun: each process of several has its own GPU
-    here = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), local + 1) if several else 1
-    check_processes(here, asked)
+    asked, mine = named_device(device), place()
+    check_processes(mine.here, asked)
     chosen = asked or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if chosen.type == "cuda":
-        chosen = torch.device("cuda", local) if chosen.index is None else chosen
+        chosen = torch.device("cuda", mine.local) if chosen.index is None else chosen  # each process on its own GPU
         check_kernels(chosen)
         set_tf32(False)  # float32 is float32; in half precision nothing is left for TF32
     world = join_world(chosen)
@@ -108,7 +106,7 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):  # ru_maxrss would also count the process that started this one
                 return int(line.split()[1]) / 2**10
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -117,7 +115,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 def _cpu_flags() -> str:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("flags"):
                 return line
     return ""
@@ -125,7 +123,7 @@ def _cpu_flags() -> str:
 
 def cpu_name() -> str:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -137,7 +135,7 @@ def environment(runtime: Runtime) -> dict:
     for package in ("krt-core", "torch", "torchvision", "timm", "numpy", "pillow", "pycocotools", "scikit-learn"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    hardware = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    hardware = {"cpu": cpu_name(), "cores": len(cores()), "threads": torch.get_num_threads()}
     if runtime.device.type == "cuda":
         hardware |= {"gpu": torch.cuda.get_device_name(runtime.device), "driver": driver_version()}
         versions["cuda"] = torch.version.cuda
@@ -157,7 +155,12 @@ def git_commit() -> str | None:
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=False
+            ["git", "-C", str(here), *arguments],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=10,
+            check=False,
         )
         return done.stdout.strip() if done.returncode == 0 else ""
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import sys
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,11 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-LONGEST_WAIT = timedelta(
-    hours=12
-)  # of one process for the others: decoding 122,000 images from a slow disk takes hours.
-# It is not there to find out that one has failed: torchrun then ends them all.
-SAID_AFTER = 10.0  # seconds of waiting
+from .cluster import place, said_if_long, told
+
+# Of one process for the others: decoding 122,000 images from a slow disk takes hours. It is not there to find out that
+# one has failed: torchrun then ends them all.
+LONGEST_WAIT = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
@@ -125,31 +122,19 @@ class World:
 
 def join_world(device: torch.device) -> World:
     """The world that torchrun described in the environment; joined at the first call, alone without torchrun."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    mine = place()
+    if mine.size == 1:
         return World()
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+        with told(mine):
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     if dist.get_backend() == "gloo":
-        return World(dist.get_rank(), size, dist.group.WORLD)
+        return World(dist.get_rank(), mine.size, dist.group.WORLD)
     dist.all_reduce(torch.zeros(1, device=device))  # what is wrong between the GPUs is said now, not after the decoding
     torch.cuda.synchronize(device)
-    return World(dist.get_rank(), size, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
-
-
-@contextlib.contextmanager
-def said_if_long(words: str) -> Iterator[None]:
-    """Where the block takes long, a line says what this process waits for."""
-    timer = threading.Timer(SAID_AFTER, lambda: print(words, file=sys.stderr, flush=True))
-    timer.daemon = True
-    if words:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    return World(dist.get_rank(), mine.size, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
 
 
 def leave_world() -> None:

@@ -69,7 +69,11 @@ FAULTS = (
         "the other processes did not come",
         "If one of them still works, its lines say at what.",
     ),
-    (r"unhandled (system|cuda) error|NCCL error", "the GPUs cannot exchange data", f"NCCL_DEBUG=INFO tells more. {INTERFACE}"),
+    (
+        r"unhandled (system|cuda) error|NCCL error",
+        "the GPUs cannot exchange data",
+        f"NCCL_DEBUG=INFO tells more. {INTERFACE}",
+    ),
 )  # fmt: skip
 
 

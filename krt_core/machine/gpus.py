@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 
 from ..errors import ConfigError
+from .cluster import cores
 from .processes import MARK
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -104,9 +105,8 @@ def check_processes(processes: int, device: torch.device | None) -> str:
         return ""
     if device is None:
         refuse_the_cpu()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if processes > cores:
-        return f"{processes} processes share {cores} cores: fewer of them would be faster."
+    if processes > (count := len(cores())):
+        return f"{processes} processes share {count} cores: fewer of them would be faster."
     return ""
 
 

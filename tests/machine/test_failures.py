@@ -8,8 +8,9 @@ import time
 import pytest
 
 from krt_core.errors import RunError
-from krt_core.machine import distributed
-from krt_core.machine.distributed import World, said_if_long
+from krt_core.machine import cluster, distributed
+from krt_core.machine.cluster import said_if_long
+from krt_core.machine.distributed import World
 from krt_core.machine.failures import in_words, said_plainly
 
 NCCL = (
@@ -17,7 +18,7 @@ NCCL = (
     "Last error:\n{last}"
 )
 DUPLICATE = NCCL.format(
-    what="invalid usage (run with NCCL_DEBUG=WARN for details)", explained="ncclInvalidUsage: This usually reflects ...",
+    what="invalid usage (run with NCCL_DEBUG=WARN for details)", explained="ncclInvalidUsage: This usually",
     last="Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1b000",
 )  # fmt: skip
 SOCKET = NCCL.format(
@@ -47,7 +48,7 @@ REMOTE = NCCL.format(
         ("CUDA out of memory. Tried to allocate 2.00 GiB.", r"memory of the GPU is full .*batch_size"),
         ("The server socket has failed to listen on any local network address. port: 29500, useIpv6: false, code: -98, "
          "name: EADDRINUSE, message: address already in use", r"the port is in use .*--rendezvous"),
-        ("The client socket has timed out after 60000ms while trying to connect to (node1, 29500).", "do not reach one"),
+        ("The client socket has timed out after 60000ms while trying to connect to (node1, 29500).", "not reach"),
         ("Timed out after 61 seconds waiting for clients. 1/2 clients joined.", "do not reach one another"),
         ("[../gloo/transport/tcp/device.cc:83] Unable to find address for: eth9", "GLOO_SOCKET_IFNAME"),
         ("[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 43200000ms for recv operation to complete",
@@ -89,10 +90,11 @@ def test_a_port_that_is_taken_is_one_line(tmp_path):
 
 
 def test_exchanges_have_time(monkeypatch):
-    """Others wait while the first process decodes: hours on a slow disk, where 30 minutes are the libraries' default."""
+    """Others wait while the first process decodes: hours on a slow disk, the libraries' default is 30 minutes."""
     seen = {}
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.setenv(name, "2")
+    around = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in around.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed.dist, "is_initialized", lambda: False)
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda *a, **k: seen.update(init=k["timeout"]))
     monkeypatch.setattr(distributed.dist, "get_backend", lambda: "nccl")
@@ -107,13 +109,13 @@ def test_exchanges_have_time(monkeypatch):
 
 def test_who_waits_says_for_whom(monkeypatch, capfd):
     gate = threading.Event()
-    monkeypatch.setattr(distributed, "SAID_AFTER", 0.05)
+    monkeypatch.setattr(cluster, "LONG", 0.05)
     monkeypatch.setattr(World, "wait", lambda self: gate.wait(0.4))
     for rank in (0, 1, 2):
         with World(rank, 3).main_first("decodes images"):
             pass
     assert capfd.readouterr().err == "processes 1 to 2 wait for process 0, which decodes images\n"
-    monkeypatch.setattr(distributed, "SAID_AFTER", 5.0)
+    monkeypatch.setattr(cluster, "LONG", 5.0)
     began = time.monotonic()
     with said_if_long("never"):
         pass
