@@ -1,4 +1,4 @@
-"""What is said where PyTorch cannot use a GPU that is there: machines are made up, by an nvidia-smi and a torch.cuda."""
+"""What is said where PyTorch cannot use a GPU that is there: machines are made up."""
 
 import os
 from types import SimpleNamespace
@@ -13,6 +13,7 @@ from krt_core.machine.device import choose_runtime, environment, named_device
 from krt_core.machine.gpus import check_processes, why_no_gpu
 from krt_core.machine.processes import MARK
 
+AROUND = {"WORLD_SIZE": "8", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "LOCAL_WORLD_SIZE": "4"}
 ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 H100, V100 = "NVIDIA H100 80GB HBM3, 580.65.06, 9.0", "Tesla V100-SXM2-32GB, 580.65.06, 7.0"
 
@@ -24,7 +25,7 @@ def bare(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(gpus, "MODULE", tmp_path / "module")
     monkeypatch.setattr(gpus, "PCI", tmp_path / "pci")
-    for name in (gpus.VISIBLE, MARK, "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+    for name in (gpus.VISIBLE, MARK, *AROUND, "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     monkeypatch.setattr(torch, "__version__", "2.15.0")
@@ -79,7 +80,7 @@ def test_a_machine_without_a_gpu_goes_on_with_the_cpu(smi, monkeypatch):
 @pytest.mark.parametrize(
     ("card", "torch_cuda", "said"),
     [
-        ("NVIDIA A100-SXM4-40GB, 535.104.05, 8.0", "13.2", r"A100.*CUDA 13\.2, which needs driver 580.*is 535\.104\.05"),
+        ("NVIDIA A100-SXM4-40GB, 535.104.05, 8.0", "13.2", r"A100.*CUDA 13\.2, which needs driver 580.*is 535\.104"),
         ("NVIDIA A100-SXM4-40GB, 470.57.02, 8.0", "12.6", r"needs driver 525\.60 or newer; the driver here is 470\.57"),
         ("NVIDIA A100, 570.1, 8.0\nNVIDIA A100, 570.1, 8.0", "13.0", r"2 x NVIDIA A100, .*needs driver 580"),
         (V100, "13.2", r"without kernels for compute capability 7\.0 \(it has sm_75 "),
@@ -206,7 +207,7 @@ def test_each_process_needs_a_gpu(cuda, tiny, monkeypatch):
 def test_processes_that_others_have_started_are_checked_too(cuda, monkeypatch):
     """By torchrun or a cluster."""
     cuda(2)
-    for name, value in {"WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4"}.items():
+    for name, value in AROUND.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="4 processes need a GPU each"):
         choose_runtime("float32")
@@ -214,7 +215,8 @@ def test_processes_that_others_have_started_are_checked_too(cuda, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     with pytest.raises(ConfigError, match="4 processes need a GPU each"):
         choose_runtime("float32")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    for name, value in {"LOCAL_RANK": "1", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="one GPU, and 2 processes"):
         choose_runtime("float32", "cuda:0")
 
