@@ -34,7 +34,7 @@ class Watch(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.copies, self.waits, self.calls = 0, [], 0
+        self.copies, self.waits, self.calls, self.types = 0, [], 0, set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out, name = function(*args, **(kwargs or {})), function._schema.name
@@ -42,6 +42,7 @@ class Watch(TorchDispatchMode):
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         if name in WAITS and any(t.is_cuda for t in tensors):
             self.waits.append(name)
+        self.types |= {out.dtype} if isinstance(out, torch.Tensor) else set()
         if isinstance(out, torch.Tensor) and tensors:
             source = tensors[-1] if name == "aten::copy_" else tensors[0]
             if source.device.type != out.device.type and source.dim() + source.numel() > 1:
@@ -122,8 +123,10 @@ def test_no_batch_of_an_epoch_waits_for_the_gpu(gpu, coco_root, monkeypatch):
 
 @pytest.mark.parametrize("method", ["krt", "pod", "finetune"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_training_step_does_not_wait_for_the_gpu(tiny, gpu, method, dtype):
+def test_a_training_step_does_not_wait_for_the_gpu(tiny, gpu, monkeypatch, method, dtype):
     """Loss with the old model, clipping and the fused optimiser; pseudo labels by a threshold for each class."""
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
     experiment = tiny(method=method)
     protocol, watch = make_protocol(("ant", "bee", "cat", "dog"), 2, 2), Watch()
     model = network_of(experiment)
@@ -150,6 +153,7 @@ def test_a_training_step_does_not_wait_for_the_gpu(tiny, gpu, method, dtype):
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
     assert watch.waits == [] and math.prod(result["logits"].shape) == 32
+    assert dtype in watch.types and result["loss"].dtype == torch.float32
 
 
 def to_fake(model, mode):
