@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,11 @@ class Backbone(nn.Module):
         if not hasattr(self.body, "forward_features"):  # features_only: every stage up to the chosen stride
             stages = self.body(images)
             return stages[-1], tuple(stages[1:] if len(stages) > 1 else stages)
+        if not hasattr(self.body, "forward_intermediates"):
+            raise ConfigError(
+                f"model.backbone: timm's {type(self.body).__name__} does not show its stages, which are asked for. "
+                "Set model.stride, or choose another backbone."
+            )
         reductions = [info["reduction"] for info in self.body.feature_info]
         keep = [index for index, reduction in enumerate(reductions) if reduction > 2]
         features, stages = self.body.forward_intermediates(images, indices=keep)
@@ -160,14 +166,12 @@ def _compiled() -> Callable[[nn.Module, Tensor], Tensor]:
 
 
 def _as_map(body: nn.Module, features: Tensor) -> Tensor:
-    if not isinstance(features, Tensor) or features.dim() not in (3, 4):
-        raise ConfigError(
-            f"model.backbone: {type(body).__name__} gives no feature map. Choose another, or a model.stride."
-        )
-    if features.dim() == 3:  # transformers: (B, prefix + N, channels)
+    if isinstance(features, Tensor) and features.dim() == 3:  # transformers: (B, prefix + N, channels)
         features = features[:, getattr(body, "num_prefix_tokens", 0) :]
-        side = int(features.shape[1] ** 0.5)
-        return features.transpose(1, 2).reshape(len(features), -1, side, side)
-    if getattr(body, "output_fmt", "NCHW") == "NHWC":
-        return features.permute(0, 3, 1, 2)
-    return features
+        side = math.isqrt(features.shape[1])
+        if side * side == features.shape[1]:
+            return features.transpose(1, 2).unflatten(2, (side, side))
+    elif isinstance(features, Tensor) and features.dim() == 4:
+        return features.permute(0, 3, 1, 2) if getattr(body, "output_fmt", "NCHW") == "NHWC" else features
+    found = f"a tensor {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
+    raise ConfigError(f"model.backbone: timm's {type(body).__name__} gives {found}, no map. Choose another backbone.")

@@ -217,8 +217,9 @@ def _read_torch(path: Path) -> Any:
             "Save its state_dict alone, in a sandbox you trust, and use that file."
         ) from None
     except Exception as error:  # whatever a broken pickle leads to: RuntimeError, EOFError, KeyError, IndexError, ...
+        reason = f"{type(error).__name__}: {_first_line(error)}"
         raise CheckpointError(
-            f"{path} is not a readable PyTorch file, it may be cut short ({type(error).__name__}: {_first_line(error)}). {AGAIN}"
+            f"{path} is not a readable PyTorch file, it may be cut short ({reason}). {AGAIN}"
         ) from None
 
 

@@ -18,7 +18,8 @@ DATA_OF = {  # outputs of a classifier → the data that has as many, in words
     21: "VOC has classes with a background",
 }
 IN_COCO_AND_VOC = {
-    "person", "bicycle", "car", "bus", "train", "boat", "bird", "cat", "dog", "horse", "sheep", "cow", "bottle", "chair",
+    "person", "bicycle", "car", "bus", "train", "boat", "bird",
+    "cat", "dog", "horse", "sheep", "cow", "bottle", "chair",
 }  # fmt: skip
 
 # A segment of a name that stands for a classifier, one for a layer below it, and one for what is
