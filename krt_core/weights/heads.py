@@ -17,6 +17,10 @@ DATA_OF = {  # outputs of a classifier → the data that has as many, in words
     20: "VOC has classes",
     21: "VOC has classes with a background",
 }
+BY_OUTPUTS = {
+    1000: "ImageNet-1k", 1001: "ImageNet-1k", 10450: "ImageNet-21k (winter edition)", 11221: "ImageNet-21k (MIIL)",
+    11821: "ImageNet-12k", 21841: "ImageNet-21k", 21843: "ImageNet-21k", 365: "Places365",
+}  # fmt: skip
 IN_COCO_AND_VOC = {
     "person", "bicycle", "car", "bus", "train", "boat", "bird",
     "cat", "dog", "horse", "sheep", "cow", "bottle", "chair",
@@ -42,7 +46,7 @@ USUAL = re.compile(
 # Networks that learn without labels: what their last layers give are no classes.
 NO_LABELS = re.compile(
     r"(^|\.)(encoder_[qk]|queue|queue_ptr|momentum_encoder|base_encoder|last_layer|mask_token|decoder_pred|projector|"
-    r"projection_head|predictor|prototypes|online_\w+|target_\w+|dino_loss|logit_scale)(\.|$)"
+    r"projection_head|predictor|prototypes|online_\w+|target_\w+|dino_loss)(\.|$)"
 )
 
 
@@ -66,14 +70,14 @@ def heads_of(tensors: Mapping[str, Tensor]) -> list[Head]:
     for stem in single:
         if number := re.search(r"(?<=\.)\d+(?=\.|$)", stem):
             groups.setdefault(f"{stem[: number.start()]}#{stem[number.end() :]}", {})[int(number[0])] = stem
-    found, taken = [], set()
+    found = {stem: Head(stem, (outputs,)) for stem, (outputs, _) in single.items()}
     for pattern, members in groups.items():
         sizes = [single[stem] for _, stem in sorted(members.items())]
         alike = len({inputs for _, inputs in sizes}) == 1 and all(inputs != outputs for outputs, inputs in sizes)
         if len(members) > 1 and sorted(members) == list(range(len(members))) and alike:
-            found.append(Head(pattern, tuple(outputs for outputs, _ in sizes)))
-            taken |= set(members.values())
-    return [Head(stem, (outputs,)) for stem, (outputs, _) in single.items() if stem not in taken] + found
+            for stem in members.values():
+                found[stem] = Head(pattern, tuple(outputs for outputs, _ in sizes))
+    return list(dict.fromkeys(found.values()))
 
 
 def _head_of(name: str, tensor: Tensor) -> tuple[str, int, int | None] | None:
@@ -90,8 +94,9 @@ def _head_of(name: str, tensor: Tensor) -> tuple[str, int, int | None] | None:
         return None
     shape = tuple(tensor.shape)
     whole = ".".join(stem)
-    if leaf == "weight" and (len(shape) < 2 or max(shape[2:], default=1) > 1):
-        return None
+    known = shape[0] in DATA_OF or shape[0] in BY_OUTPUTS
+    if leaf in ("weight", "bias") and (max(shape[2:], default=1) > 1 or (len(shape) != 2 and not known)):
+        return None  # a norm, a convolution
     if leaf in ("weight", "bias", "weight_v", "weight_orig", "qweight"):
         return whole, shape[0], shape[1] if len(shape) > 1 else None
     if leaf in ("W", "b") and len(shape) > 1 and shape[0] == 1:  # one weight vector a class: (1, classes, width)
@@ -113,7 +118,8 @@ def classes_of(heads: Iterable[Head], names: Iterable[str]) -> int | None:
         return None
     exact = [head for head in heads if head.name.endswith("duplicate_pooling_bias")]
     usual = [head for head in heads if USUAL.search(re.sub(r"\.(#|\d+)(?=\.|$)", "", head.name))]
-    return (exact or usual or heads)[-1].total
+    known = [head for head in heads if head.total in BY_OUTPUTS]
+    return next((some[-1].total for some in (exact, usual, known) if some), None)
 
 
 def leak_by(classes: int | None, about: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,9 @@ from torch import Tensor
 from .files import StandIn
 
 # Kept beside weights by trainers, and no weights: optimisers, schedules, random states, what callbacks remember.
-NO_WEIGHTS = re.compile(r"optim|sched|scaler|rng|callback|^loops?$|^amp$|random_state|grad_scal|^loss", re.IGNORECASE)
+NO_WEIGHTS = re.compile(
+    r"optim|sched|^(grad_?)?scaler|(^|_)rng|callback|^loops?$|^amp$|random_state|^loss", re.IGNORECASE
+)
 # The second of two networks that are kept: averages, targets, and whatever only helps to train the first.
 SECOND = re.compile(
     r"(^|[._])(ema|swa|averaged?|target|momentum|student|shadow|discriminator|critic)([._]|\d|$)|encoder_k$|^ema|ema$",
@@ -27,6 +29,9 @@ HELD_AS = re.compile(
     r"(model|net|network|encoder|backbone|extractor|tower|module)|encoder_[qk]|student|teacher|ema|learner|(model|net|network)_?ema)$",
     re.IGNORECASE,
 )  # fmt: skip
+FIRST_LAYER = re.compile(
+    r"(patch_embed|pos_embed|conv_proj|cls_token|class_token|stem|conv1|conv_stem|embeddings)(\.|$)"
+)
 OF_ONE_MODULE = {
     "weight",
     "bias",
@@ -48,9 +53,9 @@ class Part:
     at: str
     tensors: dict[str, Tensor]
 
-    @property
-    def values(self) -> int:
-        return sum(tensor.numel() for tensor in self.tensors.values())
+    def is_like(self, other: Part) -> bool:
+        """Could one be taken for the other, by the number of their layers?"""
+        return 4 * len(self.tensors) >= 3 * len(other.tensors)
 
 
 def parts_of(content: Any) -> tuple[list[Part], dict[str, Any]]:
@@ -63,8 +68,8 @@ def parts_of(content: Any) -> tuple[list[Part], dict[str, Any]]:
     about: dict[str, Any] = {}
     _collect(content, "", found, about, ())
     parts = [inner for part in found for inner in _without_prefixes(part)]
-    most = max((part.values for part in parts), default=0)
-    parts.sort(key=lambda part: (part.values < most / 2, _is_second(part.at), -part.values))
+    most = max((len(part.tensors) for part in parts), default=0)  # not by values: a queue of features has many
+    parts.sort(key=lambda part: (2 * len(part.tensors) < most, _is_second(part.at), -len(part.tensors)))
     return parts, about
 
 
@@ -120,9 +125,9 @@ def _without_prefixes(part: Part) -> list[Part]:
         first, _, rest = name.partition(".")
         groups.setdefault(first if rest else "", {})[rest or name] = tensor
     held = {first: tensors for first, tensors in groups.items() if first and HELD_AS.match(first)}
-    if not held or 2 * sum(Part("", t).values for t in held.values()) < part.values:
-        return [part]
     left = {n: t for n, t in part.tensors.items() if n.partition(".")[0] not in held}
+    if not held or len(left) > len(part.tensors) / 2 or any(FIRST_LAYER.match(name) for name in left):
+        return [part]
     at = f"{part.at}." if part.at else ""
     inner = [p for first, tensors in held.items() for p in _without_prefixes(Part(f"{at}{first}", tensors))]
     return inner + ([Part(part.at, left)] if left else [])

@@ -10,14 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .heads import Head, classes_of, heads_of, leak_by
+from .heads import BY_OUTPUTS, Head, classes_of, heads_of, leak_by
 from .parts import Part
 from .published import is_published, session_sizes
 
-BY_OUTPUTS = {
-    1000: "ImageNet-1k", 1001: "ImageNet-1k", 10450: "ImageNet-21k (winter edition)", 11221: "ImageNet-21k (MIIL)",
-    11821: "ImageNet-12k", 21841: "ImageNet-21k", 21843: "ImageNet-21k", 365: "Places365",
-}  # fmt: skip
 NO_LABELS_OF = (  # names that tell how a network without labels was trained
     (r"encoder_[qk]|momentum_encoder|(^|\.)queue$", "MoCo"),
     (r"last_layer|dino_loss", "DINO"),
@@ -52,7 +48,7 @@ def explain(parts: list[Part], about: dict[str, Any]) -> Provenance:
     if "krt" in about and not made.details:
         made.notes.append("its entry 'krt' is not the workbench's, or of other tensors, and is not believed")
     made.leak = made.leak or leak_by(classes, about)
-    beside = [part.at or "the top" for part in parts[1:] if 2 * part.values >= parts[0].values]
+    beside = [part.at or "the top" for part in parts[1:] if part.is_like(parts[0])]
     if beside:
         taken = made.taken.rstrip(".") or "the top"
         made.notes.append(f"it holds several networks: {taken} is taken; beside it there is {', '.join(beside)}")
