@@ -59,10 +59,6 @@ def test_a_stride_takes_the_stages_up_to_it(pretrained, tmp_path, name):
     source = pretrained(name)
     for weights in ("timm", str(tmp_path / f"{name}.pth")):
         backbone, _ = loaded(64, backbone=name, weights=weights, stride=8)
-        whole = timm.create_model(name, features_only=True)
-        whole.load_state_dict({n: t for n, t in backbone.body.state_dict().items()}, strict=False)
-        first = next(iter(backbone.body.parameters()))
-        assert any(torch.equal(first, tensor) for tensor in source.values() if tensor.shape == first.shape)
         for tensor in backbone.body.state_dict().values():
             assert any(torch.equal(tensor, other) for other in source.values() if other.shape == tensor.shape)
 
