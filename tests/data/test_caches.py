@@ -223,7 +223,7 @@ def test_a_folder_can_be_moved_with_its_cache_key(coco_root, home):
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"classes": (0, 1)}, r"classes must be texts, found \[0\]"), ({"classes": ("a", "a")}, "a class stands there twice"),
+    [({"classes": (0, 1)}, r"classes must be texts, found \[0\]"), ({"classes": ("a", "a")}, "a class stands there"),
      ({"boxes": np.zeros((2, 5))}, r"\(m, 6\)"), ({"boxes": np.full((1, 6), 9.0)}, "not there"),
      ({"ids": ["a", "b"]}, "ids must be an array, found a list")],
 )  # fmt: skip

@@ -185,7 +185,7 @@ def test_the_images_of_val_json_are_those_of_val(root):
     (root / "train2014").rename(root / "train")
     (root / "val2014").rename(root / "val")
     shutil.copytree(root / "val", root / "test")  # the pictures of a challenge, without labels
-    assert set(os.path.dirname(path) for path in opened(root, "test").paths) == {"val"}
+    assert {os.path.dirname(path) for path in opened(root, "test").paths} == {"val"}
     content = json.loads((root / "annotations" / "val.json").read_text())
     (root / "annotations" / "test.json").write_text(json.dumps({**content, "annotations": []}))
     test = opened(root, "test")

@@ -43,7 +43,7 @@ LISTS = {
     "Chinese": lambda r: renamed(r, lambda one: f"图片{one}"),
     "Chinese as GBK": lambda r: renamed(r, lambda one: f"图片{one}", "gbk"),
     "Japanese as Shift JIS": lambda r: renamed(r, lambda one: f"写真{one}", "shift_jis"),
-    "columns of 1 and -1": lambda r: lists(r, lambda ids: "\n".join(f"{one}  {k % 2 * 2 - 1}" for k, one in enumerate(ids))),
+    "columns of 1 and -1": lambda r: lists(r, lambda ids: "\n".join(f"{o}  {k % 2 * 2 - 1}" for k, o in enumerate(ids))),
     "PowerShell": lambda r: lists(r, lambda ids: "\r\n".join(ids).encode("utf-16")),
     "a byte order mark": lambda r: lists(r, lambda ids: "\n".join(ids).encode("utf-8-sig")),
     "extensions": lambda r: lists(r, lambda ids: "\n".join(f"{one}.jpg" for one in ids)),
@@ -153,7 +153,7 @@ def test_voc2007_takes_no_other_list_for_its_own(root):
     ("text", "words"),
     [("<annotation><object></object></annotation>", "000000.xml: object 1 must have a name"),
      ("<annotation><object><name>cat</name><difficult>so so</difficult></object></annotation>", "difficult must be 0"),
-     ('<?xml version="1.0" encoding="klingon"?><a/>', "000000.xml says that it is in 'klingon'"), ("", "not readable XML"),
+     ('<?xml version="1.0" encoding="klingon"?><a/>', "000000.xml says that it is in 'klingon'"), ("", "not readable"),
      (b"<annotation>\xff</annotation>", "000000.xml is not in UTF-8")],
 )  # fmt: skip
 def test_damaged_annotations_are_named(root, text, words):
