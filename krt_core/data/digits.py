@@ -39,7 +39,7 @@ def make(root: Path) -> Path:
 
 def _is_made(root: Path) -> bool:
     try:
-        info = json.loads((root / "annotations" / "info.json").read_text())
+        info = json.loads((root / "annotations" / "info.json").read_text(encoding="utf-8"))
         return info["version"] == VERSION and info.get("bytes") in (None, _bytes(root))  # older ones do not say
     except (OSError, ValueError, KeyError, TypeError):  # not there, or cut short
         return False
@@ -95,7 +95,7 @@ def _write_split(root: Path, split: str) -> None:
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     file = "instances_train2014.json" if split == "train" else "instances_val2014.json"
-    (root / "annotations" / file).write_text(json.dumps(content))
+    (root / "annotations" / file).write_text(json.dumps(content), encoding="utf-8")
 
 
 def _digits(split: str) -> list[np.ndarray]:

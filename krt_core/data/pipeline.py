@@ -71,6 +71,7 @@ def batches(
     places = [np.arange(len(c)) for c in whole]
     places = [world.part(place) if share else place for place, share in zip(places, shared, strict=True)]
 
+    send = sender(runtime.device)
     with ThreadPoolExecutor(store.workers) as pool:
 
         def prepare(position: int) -> Callable[[], Tensor]:
@@ -84,8 +85,8 @@ def batches(
             if position + AHEAD < len(whole):
                 ahead.append(prepare(position + AHEAD))
             mine = chunk[places[position]]
+            pixels, shown = send(pixels, torch.from_numpy(labels[mine]).float())
             images = to_device(pixels, runtime, own)
-            shown = move(torch.from_numpy(labels[mine]).float(), runtime.device)
             weight = 1.0 if shared[position] else 1 / world.size
             yield Batch(images, shown, rows[mine], len(mine) / len(chunk), weight)
 
@@ -117,6 +118,25 @@ def prepare_batch(
         return pixels
 
     return finished
+
+
+def sender(device: torch.device) -> Callable[..., list[Tensor]]:
+    """A function that moves tensors to the device. To a GPU they go in a stream of their own: the copy of a batch does
+    not queue behind the step before it, but runs beside it."""
+    if device.type != "cuda":
+        return lambda *tensors: [tensor.to(device) for tensor in tensors]
+    beside = torch.cuda.Stream(device)
+
+    def send(*tensors: Tensor) -> list[Tensor]:
+        computing = torch.cuda.current_stream(device)
+        with torch.cuda.stream(beside):
+            moved = [move(tensor, device) for tensor in tensors]
+        computing.wait_stream(beside)
+        for tensor in moved:
+            tensor.record_stream(computing)  # its memory is in use until that stream is done with it
+        return moved
+
+    return send
 
 
 def to_device(pixels: Tensor, runtime: Runtime, own: Callable[[Tensor], Tensor] | None = None) -> Tensor:
