@@ -93,7 +93,7 @@ READ = {
     "only an address": named(lambda n: ("coco_url", f"http://images.example.org/train2017/{n}")),
     "backslashes": named(lambda n: ("file_name", f"set\\images\\{n}")),
     "a path of Windows": named(lambda n: ("file_name", f"C:\\Users\\me\\{n}")),
-    "a path of another machine": named(lambda n: ("file_name", f"/home/me/set/images/{n}")),
+    "a path of another machine": named(lambda n: ("file_name", f"/media/disk/set/images/{n}")),
     "from the folder above": named(lambda n: ("file_name", f"../images/{n}")),
     "with its folder": named(lambda n: ("file_name", f"./{n.split('_')[0]}/{n}")),
     "as an address with a query": named(lambda n: ("file_name", f"/data/local-files/?d=some/{n}")),

@@ -43,7 +43,7 @@ LISTS = {
     "Chinese": lambda r: renamed(r, lambda one: f"图片{one}"),
     "Chinese as GBK": lambda r: renamed(r, lambda one: f"图片{one}", "gbk"),
     "Japanese as Shift JIS": lambda r: renamed(r, lambda one: f"写真{one}", "shift_jis"),
-    "columns of 1 and -1": lambda r: lists(r, lambda ids: "\n".join(f"{o}  {k % 2 * 2 - 1}" for k, o in enumerate(ids))),
+    "columns of flags": lambda r: lists(r, lambda ids: "\n".join(f"{o}  {k % 2 * 2 - 1}" for k, o in enumerate(ids))),
     "PowerShell": lambda r: lists(r, lambda ids: "\r\n".join(ids).encode("utf-16")),
     "a byte order mark": lambda r: lists(r, lambda ids: "\n".join(ids).encode("utf-8-sig")),
     "extensions": lambda r: lists(r, lambda ids: "\n".join(f"{one}.jpg" for one in ids)),
