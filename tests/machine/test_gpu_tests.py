@@ -7,8 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SUBJECTS = (
     "pixels_and_labels", "busy", "scores_are_those", "a_small_training", "resumed_run", "no_step_waits",
-    "float32_is_not", "compiled", "peak_memory", "batch_norm_is_folded", "fused", "overflows", "statistics_over_processes", "inplace_abn",
-    "two_gpus_equal_one", "two_runs_at_once",
+    "float32_is_not", "compiled", "peak_memory", "batch_norm_is_folded", "fused", "overflows",
+    "statistics_over_processes", "inplace_abn", "two_gpus_equal_one", "two_runs_at_once",
 )  # fmt: skip
 
 
