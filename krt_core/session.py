@@ -65,8 +65,6 @@ def train(
     progress = Progress(run.folder, show if main else "off", experiment.train.tensorboard)
     try:
         with run.lock() if main else contextlib.nullcontext():
-            if main:
-                run.settle(progress.log)
             _Training(run, progress, runtime, allow_leak, max_steps).go()
             runtime.world.wait()
     except KeyboardInterrupt:
@@ -287,8 +285,8 @@ class _Training:
     # ---- remember ----
 
     def _remember(self, index: int, view: View) -> Ahead | None:
-        """Choose exemplars for the classes just learned; score the next session's images if the method asks for it:
-        in one pass, as both want the model as it is now."""
+        """Choose exemplars for the classes just learned; score the next session's images if the method asks for it.
+        Both in one pass, as both want the model as it is now."""
         own = view.rows[: view.own]
         stores = self.method.replays and self.memory.quota(self.protocol.sessions[index].stop) > 0
         herds = stores and self.experiment.replay.selection == "herding"
