@@ -42,7 +42,7 @@ def load_backbone(backbone: Backbone, config: Model, allow_leak: bool = False) -
             return {
                 "weights": str(config.weights), "file": checkpoint.path.name, "layout": checkpoint.layout,
                 "trained_on": checkpoint.trained_on, "leak": checkpoint.leak, "sha256": checkpoint.sha256,
-                "taken": taken.rstrip("."), "notes": checkpoint.notes,
+                "taken": taken.rstrip("."), "notes": checkpoint.notes + _not_normalised(checkpoint, config),
             }  # fmt: skip
         if fewest is None or len(missing) < len(fewest):
             fewest = missing
@@ -51,6 +51,21 @@ def load_backbone(backbone: Backbone, config: Model, allow_leak: bool = False) -
         f"{checkpoint.path} ({checkpoint.layout} layout) does not fit {config.backbone}: {len(missing)} of "
         f"{len(backbone.body.state_dict())} tensors are missing or have another shape, the first is {missing[0]}."
     )
+
+
+def _not_normalised(checkpoint: Checkpoint, config: Model) -> list[str]:
+    """What to say where timm's weights came as a file, of which nobody said how their images were normalised."""
+    import timm
+
+    trained = timm.get_pretrained_cfg(config.backbone)
+    told = config.mean is not None or config.std is not None
+    if told or checkpoint.layout != "timm" or not trained or not any(trained.mean):
+        return []
+    mean, std = ("[" + ", ".join(f"{value:g}" for value in values) + "]" for values in (trained.mean, trained.std))
+    return [
+        f"model.mean and model.std are not set, so it sees images in [0, 1]; timm's weights of {config.backbone} were "
+        f"trained with model.mean={mean} model.std={std}"
+    ]
 
 
 def _named(tensors: Mapping[str, Tensor], body: nn.Module) -> tuple[dict[str, Tensor], list[str]]:

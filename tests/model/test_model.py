@@ -1,11 +1,12 @@
 import pytest
 import timm
 import torch
+from torch import nn
 
 from krt_core.config import Model
 from krt_core.errors import ConfigError
 from krt_core.model import Network
-from krt_core.model.backbone import make_backbone
+from krt_core.model.backbone import Backbone, make_backbone
 from krt_core.model.ica import IncrementalCrossAttention, looped
 
 
@@ -129,6 +130,15 @@ def test_backbones_that_give_no_map_say_what_timm_says(name, size, what):
     with pytest.raises(ConfigError, match=rf"^model\.backbone: .*{what}.*[Cc]hoose another") as caught:
         make_backbone(Model(backbone=name), size)
     assert "\n" not in str(caught.value)
+
+
+def test_a_backbone_that_does_not_show_its_stages_is_named():
+    class Plain(nn.Conv2d):
+        def forward_features(self, images):
+            return self(images)
+
+    with pytest.raises(ConfigError, match=r"Plain does not show its stages.*model\.stride"):
+        Backbone(Plain(3, 4, 3), 4, (30, 30)).with_stages(torch.rand(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize(

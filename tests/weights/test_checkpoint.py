@@ -170,6 +170,26 @@ def test_a_file_is_known_by_its_hash_or_its_name(home, tmp_path):
     assert "all 80 COCO classes" in inspect(tmp_path / "MS_COCO_TRresNet_M_224_81.8.pth").leak
 
 
+def test_a_laboratorys_own_table_is_read_as_programs_write_it_or_named(home, tmp_path):
+    torch.save({"state_dict": body()}, tmp_path / "innocent.pth")
+    sha256 = inspect(tmp_path / "innocent.pth").sha256
+    own = home / "data" / "pretrained" / "checkpoints.csv"
+    own.parent.mkdir(parents=True)
+    own.write_text(f"\ufeffname,sha256,trained_on,leaks,source\n,{sha256.upper()},our tags,YES ,us\n")
+    assert "our tags (us)" in inspect(tmp_path / "innocent.pth").leak
+    for content, what in (
+        ("name;sha256;trained_on;leaks;source\n", "lacks the columns name, sha256"),
+        ("name,sha256,trained_on,leaks,source\n*,,tags,true,us\n", "line 2: leaks must be yes or no, found 'true'"),
+        ("name,sha256,trained_on,leaks,source\n*,,tags\n", "line 2: leaks must be yes or no, found ''"),
+    ):
+        own.write_text(content)
+        with pytest.raises(CheckpointError, match=rf"checkpoints\.csv.*{what}"):
+            inspect(tmp_path / "innocent.pth")
+    own.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CheckpointError, match=r"checkpoints\.csv cannot be read as UTF-8"):
+        inspect(tmp_path / "innocent.pth")
+
+
 def test_an_allowed_leak_is_written_on_everything(tmp_path, tiny):
     plain = tiny()
     source = make_backbone(plain.model, plain.data.image_size).body
