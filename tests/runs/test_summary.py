@@ -66,7 +66,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 def test_old_folders_hold_the_scores_of_one_session_at_a_time(tmp_path):
-    """Five sessions of ten classes on 200,000 images: 8 MB of scores at the end, 24 MB in all, and as much in labels."""
+    """Five sessions of ten classes on 200,000 images: 8 MB of scores at the end, 24 MB in all, beside labels."""
     run = finished(images=200_000, folder=tmp_path / "run")
     for session in range(5):
         (run.session_folder(session) / "ap.npz").unlink()
