@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     result["machine"] = {k: v for k, v in environment(runtime).items() if k != "host"}
     result["took_seconds"] = round(time.monotonic() - began, 1)
     if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def write_coco(root: Path, labels: np.ndarray, side: int = 16) -> None:
                      "area": 20000.0, "segmentation": [outline]}
                 )  # fmt: skip
         content = {"images": images, "annotations": annotations, "categories": categories}
-        (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
+        (root / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
 
 
 def images(runtime, folder: Path, counts: list[int]) -> tuple[dict, dict]:
@@ -233,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
     text = json.dumps(result, indent=1)
     print(text)
     if options.json:
-        Path(options.json).write_text(text + "\n")
+        Path(options.json).write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

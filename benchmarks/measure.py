@@ -23,7 +23,7 @@ def reset_peak() -> int:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     return _status("VmRSS")
 
 
@@ -34,7 +34,7 @@ def peak() -> int:
 
 def _status(key: str) -> int:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith(key + ":"):
                 return int(line.split()[1]) * 1024
     return 0

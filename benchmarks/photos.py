@@ -42,5 +42,5 @@ def write_photos(root: Path, train: int, test: int, width: int = WIDTH, height: 
             annotations += [{"id": len(annotations) + k + 1, "image_id": i + 1, "category_id": int(c) + 1, "iscrowd": 0}
                             for k, c in enumerate(present)]  # fmt: skip
         content = {"images": images, "annotations": annotations, "categories": categories}
-        (root / "annotations" / f"{split}.json").write_text(json.dumps(content))
+        (root / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
     return root

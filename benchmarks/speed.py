@@ -298,7 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
         machine = {k: v for k, v in environment(bench.runtime).items() if k != "host"}
     result = {"ratios": bench.ratios, "absolute": bench.absolute, "machine": machine}
     if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,26 +13,37 @@ from collections.abc import Callable
 from typing import Any
 
 from . import __version__
-from .errors import ConfigError, DataError, KRTError, did_you_mean
+from .errors import ConfigError, DataError, KRTError, did_you_mean, printable
+from .machine.cluster import number_in, one_of_several
 
 NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 ELSEWHERE = "Results go elsewhere with --folder, everything with KRT_HOME."
 
 
 def main(arguments: list[str] | None = None) -> int:
+    if arguments is None:
+        _in_utf8()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a "−" that the terminal has no letter for ends no run
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        if not hasattr(options, "overrides") or any(word.startswith("-") for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        options.overrides += rest  # those after an option
     if not hasattr(options, "command"):
         parser.print_help()
         return 0
     try:
         return options.command(options) or 0
     except KRTError as error:
-        if os.environ.get("RANK", "0") == "0" or not isinstance(error, (ConfigError, DataError)):  # once is enough
-            print(f"krt: {error}", file=sys.stderr)
+        first = os.environ.get("RANK", "0") == "0" or not one_of_several()
+        if first or not isinstance(error, (ConfigError, DataError)):  # once is enough
+            print(printable(f"krt: {error}"), file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if "RANK" not in os.environ or "Connection closed by peer" not in str(error):
+        if not one_of_several() or "Connection closed by peer" not in str(error):
             raise
         return 3  # another process of this training has failed, and has said why
     except KeyboardInterrupt:
@@ -44,8 +55,31 @@ def main(arguments: list[str] | None = None) -> int:
         if error.filename is None:
             raise
         way_out = f". {ELSEWHERE}" if error.errno in NO_PLACE else ""
-        print(f"krt: {error.filename}: {error.strerror}{way_out}", file=sys.stderr)
+        print(printable(f"krt: {error.filename}: {error.strerror}{way_out}"), file=sys.stderr)
         return 2
+
+
+def _in_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where the locale is another: names of files and what is started from here
+    would else depend on the machine."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-m", "krt_core.cli", *sys.argv[1:]])
+
+
+def number(least: int) -> Callable[[str], int]:
+    """For an argument that is a whole number of at least so much."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, found {text!r}")
+        return value
+
+    return read
 
 
 Argument = tuple[tuple[str, ...], dict[str, Any]]
@@ -78,6 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _preset_first(preset: str, overrides: list[str]) -> tuple[str, list[str]]:
+    """They may be typed in any order, as long as one word alone is no ``key=value``."""
+    words = [preset, *overrides]
+    names = [word for word in words if "=" not in word]
+    if "=" in preset and len(names) == 1:
+        return names[0], [word for word in words if word is not names[0]]
+    return preset, overrides
+
+
 OVERRIDES = arg("overrides", nargs="*", help="key=value, as in method=finetune train.epochs=3 seed=1")
 
 
@@ -87,27 +130,27 @@ OVERRIDES = arg("overrides", nargs="*", help="key=value, as in method=finetune t
     arg("--folder", help="run folder; default outputs/<name>-<method>-<hash>-s<seed>"),
     arg("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one"),
     arg("--allow-leak", action="store_true", help="accept weights that were trained on the labels to be learned"),
-    arg("--max-steps", type=int, help="end each epoch after so many steps: a quick look, never marked done"),
-    arg("--processes", type=int, default=1, help="share every batch among so many (one GPU each)"),
-    arg("--nnodes", type=int, default=1, help="machines that share the run; start this on each of them"),
-    arg("--node-rank", type=int, help="which of them this is, from 0; default: $SLURM_NODEID, else 0"),
+    arg("--max-steps", type=number(1), help="end each epoch after so many steps: a quick look, never marked done"),
+    arg("--processes", type=number(1), default=1, help="share every batch among so many (one GPU each)"),
+    arg("--nnodes", type=number(1), default=1, help="machines that share the run; start this on each of them"),
+    arg("--node-rank", type=number(0), help="which of them this is, from 0; default: $SLURM_NODEID, else 0"),
     arg("--rendezvous", default="", metavar="HOST:PORT", help="where they meet: an address of rank 0"),
 )  # fmt: skip
 def _train(options: argparse.Namespace) -> None:
     from .config import load_experiment
 
-    experiment = load_experiment(options.preset, options.overrides)
+    experiment = load_experiment(*_preset_first(options.preset, options.overrides))
     from .launch import Machines, launch
     from .machine.distributed import leave_world
 
-    rank = int(os.environ.get("SLURM_NODEID", "0")) if options.nnodes > 1 else 0
+    rank = number_in("SLURM_NODEID") if options.nnodes > 1 and options.node_rank is None else 0
     rank = rank if options.node_rank is None else options.node_rank
     machines = Machines(options.nnodes, rank, options.rendezvous)
     run = launch(
         experiment, options.folder, options.processes, options.device, options.allow_leak, options.max_steps, machines
     )
     leave_world()
-    if "RANK" not in os.environ:  # not one of several processes: those leave it to the one that started them
+    if not one_of_several():  # not one of several processes: those leave it to the one that started them
         print(run.folder)
 
 
@@ -122,7 +165,7 @@ def _train(options: argparse.Namespace) -> None:
     arg("--launch", choices=("local", "slurm"), help="where the runs run; default: what the matrix says"),
     arg("--time-limit", help="of each run, such as 90m or 12h"),
     arg("--retry-failed", action="store_true", help="also start what failed before"),
-    arg("--max-failures", type=int, default=0,
+    arg("--max-failures", type=number(0), default=0,
         help="start nothing more after so many runs have failed; not with --launch slurm"),
 )  # fmt: skip
 def _bench(options: argparse.Namespace) -> int:
@@ -177,10 +220,12 @@ def _inspect(options: argparse.Namespace) -> None:
         "tensors": f"{len(found.tensors)} with {found.parameters / 1e6:.2f} M values",
         "trained on": found.trained_on,
         "classes": found.classes if found.classes is not None else "no classifier found",
-        "leaks": f"yes: {found.leak}" if found.leak else "no reason known",
+        "leaks": found.leaks,
+        **({"taken from": found.taken.rstrip(".")} if found.taken else {}),
+        **({"note": "; ".join(found.notes)} if found.notes else {}),
     }
     for key, value in lines.items():
-        print(f"{key:>11}: {value}")
+        print(printable(f"{key:>11}: {value}"))
 
 
 @command(
@@ -201,7 +246,7 @@ def _import(options: argparse.Namespace) -> None:
 @command(
     "export", "write a session's weights so that the published code can load them",
     arg("run", help="run folder"), arg("file", help="the .pth file to write"),
-    arg("--session", type=int, help="1 is the first; default: the last finished one"),
+    arg("--session", type=number(1), help="1 is the first; default: the last finished one"),
 )  # fmt: skip
 def _export(options: argparse.Namespace) -> None:
     from .runs.folder import Run
@@ -224,11 +269,11 @@ def _report(options: argparse.Namespace) -> None:
 
     runs, left_out = collect(options.runs)
     for other in left_out:
-        print(f"left out: {other.name}: {other.reason}", file=sys.stderr)
+        print(printable(f"left out: {other.name}: {other.reason}"), file=sys.stderr)
     if not runs:
         raise DataError("No finished run found there.")
     table = runs_table(runs)
-    print(summary_table(table).to_string(index=False))
+    print(printable(summary_table(table).to_string(index=False)))
     print(
         "mAP, CF1, OF1 in percent, F1 at threshold 0.8; forgetting: max − last per class on the whole test set, points."
     )
@@ -241,7 +286,7 @@ def _presets(options: argparse.Namespace) -> None:
     from .config import load_experiment, preset_names
 
     if options.preset:
-        print(load_experiment(options.preset, options.overrides).to_yaml(), end="")
+        print(load_experiment(*_preset_first(options.preset, options.overrides)).to_yaml(), end="")
         return
     for name in preset_names():
         e = load_experiment(name)

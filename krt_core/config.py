@@ -10,18 +10,36 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import field
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import Field, PlainValidator, Strict
+from pydantic import Field, Strict
 from pydantic.dataclasses import dataclass
 
-from .errors import ConfigError, did_you_mean
-from .options import LISTED, METHODS, STRICT, convert, is_dotted, options_of, short_name
+from .errors import ConfigError, did_you_mean, shown
+from .options import (
+    METHODS,
+    STRICT,
+    Channels,
+    Count,
+    Names,
+    Number,
+    Numbers,
+    Positive,
+    Seed,
+    convert,
+    is_dotted,
+    one_of,
+    options_of,
+    short_name,
+)
 from .presets import merge, nested, parse_yaml, preset_names, read_preset
+from .presets.said import listed
 
 # fmt: off
 __all__ = [
@@ -33,54 +51,23 @@ __all__ = [
 DATASETS = ("digits", "coco2014", "voc2007", "coco", "voc")  # coco and voc: any folder of that layout
 
 
-def _one_of(*known: str) -> PlainValidator:
-    """One of these names, or the dotted place of something outside the package."""
-
-    def check(value: Any) -> str:
-        if isinstance(value, str) and (value in known or is_dotted(value)):
-            return value
-        choice = ", ".join(known)
-        hint = did_you_mean(str(value), known)
-        raise ValueError(f"must be one of {choice}, or a place such as mylab.module:name; found {value!r}.{hint}")
-
-    return PlainValidator(check)
-
-
-def _channels(value: Any) -> float | tuple[float, ...] | None:
-    several = isinstance(value, (list, tuple))
-    if value is None:
-        return None
-    numbers = list(value) if several else [value]
-    if len(numbers) != (3 if several else 1) or not all(type(n) in (int, float) and abs(n) < 1e6 for n in numbers):
-        raise ValueError(f"must be a number or three, one for each channel; found {value!r}.")
-    return tuple(map(float, value)) if several else float(value)
-
-
-Count = Annotated[int, Field(ge=0)]  # 0 stands for none, or for a choice of the program's own
-Number = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Channels = Annotated[float | tuple[float, ...] | None, PlainValidator(_channels)]
-Names = Annotated[tuple[str, ...], LISTED]
-Numbers = Annotated[tuple[Number, ...], LISTED]
-
-
 @dataclass(frozen=True, config=STRICT)
 class Data:
-    dataset: Annotated[str, _one_of(*DATASETS)] = "digits"  # or mylab.tags:read, a reader of your own
+    dataset: Annotated[str, one_of(*DATASETS)] = "digits"  # or mylab.tags:read, a reader of your own
     root: str = ""  # folder of the data set; empty: data/<dataset>
     classes: Names = ()  # learn only these classes; empty: all the data set has
     image_size: Annotated[int, Field(ge=16, le=8192)] = 224  # side of the square network input, pixels
     cache_size: Annotated[int, Field(ge=0, le=8192)] = 0  # side of the images in the cache, pixels; 0: as image_size
     # (COCO train2014 at 224: 12 GB)
     cache: bool = True  # decode each image once into a uint8 array on disk; false: decode at every use
-    workers: Count = 0  # threads that decode images; 0: one per core
+    workers: Annotated[int, Field(ge=0, le=4096)] = 0  # threads that decode images; 0: one per core
 
 
 @dataclass(frozen=True, config=STRICT)
 class Protocol:
     base: Count = 0  # classes of the first session; 0: as many as `increment`
     increment: Number = 10  # classes of every later session
-    order_seed: Count | None = None  # None: alphabetical class order; a number: a seeded shuffle of it
+    order_seed: Seed | None = None  # None: alphabetical class order; a number: a seeded shuffle of it
     order: Names = ()  # or: every class by name, in the order in which they are to be learned
     sizes: Numbers = ()  # or: the classes of each session, as in [4, 3, 3]; base and increment then say nothing
     images: Literal["shared", "disjoint"] = "shared"  # an image comes back with each session that has a label of it
@@ -120,9 +107,9 @@ class Model:
     stride: Annotated[int, Field(ge=0, le=64)] = 0  # use the map at this reduction (4, 8, 16, ...); 0: the last one
     mean: Channels = None  # subtracted from input in [0, 1], one number or one a channel; None: timm's own with
     std: Channels = None  # weights=timm, else 0; input is divided by it; None: timm's own with weights=timm, else 1
-    embed_dim: Number = 384  # D, width of the tokens (a multiple of heads)
-    heads: Number = 8  # H
-    mlp_ratio: Positive = 4.0  # hidden width of the token MLP / D
+    embed_dim: Annotated[int, Field(ge=1, le=65536)] = 384  # D, width of the tokens (a multiple of heads)
+    heads: Annotated[int, Field(ge=1, le=65536)] = 8  # H
+    mlp_ratio: Annotated[float, Field(gt=0, le=1024)] = 4.0  # hidden width of the token MLP / D
     norm: Literal["batch_norm", "inplace_abn"] = "batch_norm"  # inplace_abn: the same with less memory (TResNet)
     query: Literal["transfer", "retention"] = (
         "transfer"  # which token asks in ICA: KT (published) or KR_t (as in DyTox)
@@ -151,7 +138,7 @@ class Train:
     warmup: Annotated[float, Field(gt=0, lt=1)] = 0.2  # share of the steps in which the rate rises (not constant)
     clip_norm: Annotated[float, Field(ge=0)] = 0.0  # longest gradient over all parameters; 0: not clipped
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # factor on the rate from each layer to the one below it
-    augment: Annotated[str, _one_of("published", "light", "none")] = "published"  # cutout + RandAugment; crop and
+    augment: Annotated[str, one_of("published", "light", "none")] = "published"  # cutout + RandAugment; crop and
     # jitter; nothing; or a transform of your own, mylab.module:name
     batch_norm: Literal["batch", "frozen", "sync"] = "batch"  # statistics: of a process's images (published), as they
     # were in the first weights, or of the images of all processes
@@ -176,8 +163,8 @@ class Experiment:
     """Everything that decides the result of a run. ``options`` belong to the method (see ``krt_core.options``)."""
 
     name: Annotated[str, Strict(), Field(pattern=r"^[\w.-]+$")] = "experiment"
-    method: Annotated[str, _one_of(*METHODS)] = "krt"  # or mylab.module:Name, a method of your own
-    seed: Annotated[Count, Strict()] = 0  # weights, shuffling, augmentation, random exemplars
+    method: Annotated[str, one_of(*METHODS)] = "krt"  # or mylab.module:Name, a method of your own
+    seed: Annotated[Seed, Strict()] = 0  # weights, shuffling, augmentation, random exemplars
     data: Data = field(default_factory=Data)
     protocol: Protocol = field(default_factory=Protocol)
     model: Model = field(default_factory=Model)
@@ -206,6 +193,10 @@ class Experiment:
 
     def changes(self) -> dict[str, Any]:
         """Dotted keys that are not at their default and decide the result, with their values."""
+        return dict(self._changes)
+
+    @cached_property  # menus and tables of a hundred runs ask for it thousands of times
+    def _changes(self) -> dict[str, Any]:
         kind = None if isinstance(self.options, dict) else type(self.options)
         default = Experiment(method=self.method, options=kind() if self.options is not None and kind else None)
         before, now = _flat(default.to_dict()), _flat(self.to_dict())
@@ -219,6 +210,10 @@ class Experiment:
 
         Only what differs from the defaults counts: a key that is added later leaves the hashes of older runs alone.
         """
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str:
         content = {"method": self.method, **self.changes()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -241,34 +236,49 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
 # ---- reading ----
 
 
-def load_experiment(preset: str | Path, overrides: Mapping[str, Any] | list[str] | None = None) -> Experiment:
+def load_experiment(preset: str | Path, overrides: Mapping[str, Any] | list[str] | str | None = None) -> Experiment:
     """Read a preset (a shipped name or a path to a YAML file) and apply overrides.
 
     A preset may say ``extends: other`` and then holds only what differs from that one.
 
-    ``overrides`` is a nested or dotted mapping (``{"train.epochs": 3}``) or a list of ``key=value`` strings.
-    Raises ConfigError on an unknown preset, key, type or value.
+    ``overrides`` is a nested or dotted mapping (``{"train.epochs": 3}``) or a list of ``key=value`` strings; a text,
+    as papermill passes it, is read as the one or the other. Raises ConfigError on an unknown preset, key, type or value
+    and where a key is set twice.
     """
     content, where = read_preset(preset)
     content.setdefault("name", Path(preset).stem)
-    return experiment_from(merge(content, nested(overrides)), where, also=(content.get("method"),))
+    return experiment_from(merge(content, nested(overrides, kind_of)), where, also=(content.get("method"),))
 
 
 def load_experiments(
-    preset: str | Path, methods: Iterable[str], seeds: Iterable[int], overrides: Mapping[str, Any] | None = None
+    preset: str | Path,
+    methods: Iterable[str] | str,
+    seeds: Iterable[int] | int | str,
+    overrides: Mapping[str, Any] | list[str] | str | None = None,
 ) -> list[Experiment]:
     """One experiment for every seed and method, seeds outermost.
 
-    A method may say what to change for it, which goes before ``overrides``: ``"krt replay.per_class=20"``. Raises
-    ConfigError as `load_experiment`.
+    A method may say what to change for it, which goes before ``overrides``: ``"krt replay.per_class=20"``. One method
+    or one seed need no list, and a list may be text, as papermill passes it. Raises ConfigError as `load_experiment`.
     """
     found = []
-    for seed in seeds:
-        for method in methods:
-            name, *changes = str(method).split() or [""]
-            own = nested([f"method={name}", *changes])
-            found.append(load_experiment(preset, {**merge(nested(overrides), own), "seed": seed}))
+    for seed in listed("seeds", seeds, int):
+        for method in listed("methods", methods, str):
+            name, *changes = method.split() or [""]
+            own = nested([f"method={name}", *changes], kind_of)
+            found.append(load_experiment(preset, {**merge(nested(overrides, kind_of), own), "seed": seed}))
     return found
+
+
+def kind_of(dotted: str) -> str:
+    """What a dotted key holds: "text", "names" (a list of texts) or "" for anything else."""
+    section, _, key = dotted.rpartition(".")
+    kinds: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(Experiment)} | {"": Experiment}
+    kind = METHODS[section][1] if section in METHODS else kinds.get(section)
+    hint = typing.get_type_hints(kind).get(key) if dataclasses.is_dataclass(kind) else None
+    if hint is str or (get_origin(hint) is Literal and isinstance(get_args(hint)[0], str)):
+        return "text"
+    return "names" if hint == tuple[str, ...] else ""
 
 
 def experiment_from(
@@ -282,13 +292,13 @@ def experiment_from(
     content = dict(content)
     method = content.get("method", "krt")
     if not (isinstance(method, str) and (method in METHODS or is_dotted(method))):
-        raise ConfigError(f"{where}: there is no method {method!r}.{did_you_mean(method, METHODS)}")
+        raise ConfigError(f"{where}: there is no method {shown(method)}.{did_you_mean(shown(method), METHODS)}")
     names = {short_name(name): name for name in (*METHODS, *filter(is_dotted, also), method)}
-    sections = {names[key]: content.pop(key) or {} for key in list(content) if key in names}
+    sections = {names[key]: content.pop(key) for key in list(content) if key in names}
     known = {f.name for f in dataclasses.fields(Experiment)} - {"options", "retired"}
     for key in content:
         if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}.{did_you_mean(key, known | set(names))}")
+            raise ConfigError(f"{where}: unknown key {shown(key)}.{did_you_mean(shown(key), known | set(names))}")
     options = {}
     for name in {*sections, method}:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from unicodedata import category
 
 
 class KRTError(Exception):
@@ -24,6 +25,26 @@ class CheckpointError(KRTError):
 
 class RunError(KRTError):
     """A run folder is missing, unfinished or belongs to another experiment."""
+
+
+def shown(value: object, most: int = 120) -> str:
+    """How a value that was found is shown in an error: on one line, not at length."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        text = f"a number of {value.bit_length()} bits" if isinstance(value, int) else type(value).__name__
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def printable(text: str) -> str:
+    """Text as a terminal may show it: what would steer one, or turn its letters around, is written as an escape.
+
+    >>> printable("red\x1b[31m, caf\xe9")
+    'red\\x1b[31m, caf\xe9'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" or category(c) == "Zs" else ascii(c)[1:-1] for c in text)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

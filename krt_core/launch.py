@@ -14,6 +14,10 @@ from pathlib import Path
 
 from .config import Experiment
 from .errors import ConfigError, RunError
+from .machine.cluster import cores
+from .machine.device import named_device
+from .machine.failures import in_words, said_plainly
+from .machine.gpus import check_processes
 from .machine.home import outputs_dir, resolve
 from .machine.processes import MARK, SHARED, Minder, be_parent, die_with_parent
 from .runs.folder import Run
@@ -29,7 +33,10 @@ class Machines:
     rendezvous: str = ""  # host:port where they meet, on the main one
 
     def __post_init__(self) -> None:
-        if self.count > 1 and not re.fullmatch(r".+:\d+", self.rendezvous):
+        if self.count < 1:
+            raise ConfigError(f"--nnodes must be at least 1, found {self.count}.")
+        port = re.fullmatch(r"[^\s/]+:(\d{1,5})", self.rendezvous)
+        if self.count > 1 and not (port and 0 < int(port[1]) < 65536):
             raise ConfigError(
                 f"--nnodes {self.count} needs --rendezvous HOST:PORT, an address of the machine with rank 0; "
                 f"found {self.rendezvous!r}."
@@ -68,12 +75,16 @@ def launch(
     total = processes * machines.count
     if not 1 <= total <= experiment.train.batch_size:
         raise ConfigError(f"processes must lie between 1 and train.batch_size (on all machines), found {total}.")
+    asked = named_device(device)  # before any process is started
     if total == 1:
-        return train(experiment, folder, show, device, allow_leak, max_steps)
+        with said_plainly():  # this may be one of several that torchrun has started
+            return train(experiment, folder, show, device, allow_leak, max_steps)
+    if odd := check_processes(processes, asked):
+        print(f"krt: {odd}", file=sys.stderr, flush=True)
     path = resolve(folder) if folder else outputs_dir() / experiment.run_name()
     with tempfile.TemporaryDirectory(prefix="krt-") as scratch:
         preset = Path(scratch) / "experiment.yaml"
-        preset.write_text(experiment.to_yaml())
+        preset.write_text(experiment.to_yaml(), encoding="utf-8")
         command = [
             "krt_core.launch", *machines.arguments(), f"--nproc-per-node={processes}",
             "-m", "krt_core.machine.processes", "krt_core.cli", "train", str(preset), "--folder", str(path),
@@ -81,7 +92,7 @@ def launch(
         command += ["--device", device] if device else []
         command += ["--allow-leak"] if allow_leak else []
         command += ["--max-steps", str(max_steps)] if max_steps else []
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(cores()) // processes))
         environment = {"LOGLEVEL": "CRITICAL", **os.environ, "OMP_NUM_THREADS": threads}
         code, last = _follow(Minder(scratch, SHARED), command, environment)
     if code:
@@ -97,7 +108,9 @@ def _follow(minder: Minder, command: list[str], environment: dict[str, str]) -> 
     last: deque[str] = deque(maxlen=40)
     try:
         process = minder.start(*command, output=subprocess.PIPE, environment=environment)
-        lines = io.TextIOWrapper(process.stdout, errors="replace")  # open until the last of them has ended
+        lines = io.TextIOWrapper(
+            process.stdout, encoding="utf-8", errors="replace"
+        )  # open until the last of them has ended
         for line in lines:
             print(line, end="", flush=True)
             last.append(line.rstrip())
@@ -118,6 +131,11 @@ def _torchrun() -> int:
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code  # as a shell says it
+    except RuntimeError as error:  # the processes were never started
+        if (words := in_words(str(error))) is None:
+            raise
+        print(f"krt: {words}", file=sys.stderr)
+        return 2
     return 0
 
 

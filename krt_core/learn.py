@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from .config import Train
-from .data.pipeline import batches
+from .data.pipeline import Batch, batches
+from .data.pipeline import steps as steps_of
 from .data.store import ImageStore
-from .errors import RunError
+from .errors import ConfigError, RunError
 from .machine.device import Runtime
 from .methods import Context, Method
 from .protocol import View
@@ -27,7 +28,7 @@ class Learner:
         self.model, self.method, self.config, self.view, self.runtime = model, method, config, view, runtime
         self.own = list(method.parameters())
         self.optimiser = make_optimiser(model, config.weight_decay, config.optimiser, config.layer_decay, self.own)
-        steps = config.epochs * math.ceil(len(view.rows) / config.batch_size)
+        steps = config.epochs * steps_of(len(view.rows), config.batch_size)
         peak = config.base_lr if first else config.lr
         self.schedule = make_schedule(self.optimiser, config.schedule, peak, steps, config.warmup)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
@@ -64,8 +65,7 @@ class Learner:
         for batch in batches(
             store, view.rows, view.labels, config.batch_size, self.runtime, config.augment, seed, shuffle=True
         ):
-            with self.runtime.autocast():
-                result = self.method.loss(batch)
+            result = self._loss(batch)
             # Each process has its part of the loss; the wrapper averages gradients, and the parts are to be added.
             self.scaler.scale(result["loss"] * batch.weight * world.size).backward()
             world.average_gradients(self.own)
@@ -102,10 +102,22 @@ class Learner:
             "images": images, "seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1),
         }  # fmt: skip
 
+    def _loss(self, batch: Batch) -> dict[str, Any]:
+        try:
+            with self.runtime.autocast():
+                return self.method.loss(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(
+                f"train.batch_size: a step of {len(batch.rows)} image leaves batch norm one value per channel, and "
+                "that teaches nothing. Let each process have two images or more, or set train.batch_norm=frozen."
+            ) from None
+
 
 def planned_steps(images: int, config: Train, max_steps: int | None) -> int:
     """Training steps of a session with so many images."""
-    steps = math.ceil(images / config.batch_size)
+    steps = steps_of(images, config.batch_size)
     return config.epochs * min(steps, max_steps or steps)
 
 

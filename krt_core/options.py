@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .errors import ConfigError, did_you_mean
+from .errors import ConfigError, did_you_mean, shown
 
 # No key that is not there, no text for a number or the other way round, no NaN.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -136,6 +136,41 @@ def _file(module: str) -> str:
     return f"{path}.py or {path}/"
 
 
+# ---- what a key may hold ----
+
+
+def one_of(*known: str) -> PlainValidator:
+    """For a key: one of these names, or the dotted place of something outside the package."""
+
+    def check(value: Any) -> str:
+        if isinstance(value, str) and (value in known or is_dotted(value)):
+            return value
+        choice = ", ".join(known)
+        hint = did_you_mean(shown(value), known)
+        raise ValueError(f"must be one of {choice}, or a place such as mylab.module:name; found {shown(value)}.{hint}")
+
+    return PlainValidator(check)
+
+
+def _channels(value: Any) -> float | tuple[float, ...] | None:
+    several = isinstance(value, (list, tuple))
+    if value is None:
+        return None
+    numbers = list(value) if several else [value]
+    if len(numbers) != (3 if several else 1) or not all(type(n) in (int, float) and abs(n) < 1e6 for n in numbers):
+        raise ValueError(f"must be a number or three, one for each channel; found {shown(value)}.")
+    return tuple(map(float, value)) if several else float(value)
+
+
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]  # 0 stands for none, or for a choice of the program's own
+Number = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Positive = Annotated[float, Field(gt=0)]
+Channels = Annotated[float | tuple[float, ...] | None, PlainValidator(_channels)]
+Names = Annotated[tuple[str, ...], LISTED]
+Numbers = Annotated[tuple[Number, ...], LISTED]
+
+
 # ---- checking ----
 
 SAID = {  # pydantic's kind of error → what is asked for, in our words
@@ -152,17 +187,19 @@ def convert(kind: Any, value: Any, key: str, where: str) -> Any:
     """``value`` as the dataclass ``kind``, or a ConfigError that names the key below ``key``, what it must be and what
     was found. YAML reads 1e-4 as text; here it becomes a number."""
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: {key} must be a section of keys, found {value!r} ({type(value).__name__}).")
+        raise ConfigError(f"{where}: {key} must be a section of keys, found {shown(value)} ({type(value).__name__}).")
     hints, out = _hints(kind), {}
     for name, item in value.items():
         dotted = f"{key}.{name}".lstrip(".")
         if name not in hints:
-            raise ConfigError(f"{where}: unknown key {dotted!r}.{did_you_mean(name, hints)}")
+            raise ConfigError(f"{where}: unknown key {shown(dotted)}.{did_you_mean(shown(name), hints)}")
         if dataclasses.is_dataclass(hints[name]):
             item = convert(hints[name], item, dotted, where)
         elif hints[name] is float and isinstance(item, str):
             with contextlib.suppress(ValueError):
                 item = float(item)
+        elif isinstance(item, str) and "\0" in item:
+            raise ConfigError(f"{where}: {dotted} holds a zero byte, which no file name and no name has.")
         out[name] = item
     try:
         return kind(**out)
@@ -186,6 +223,6 @@ def _explain(error: Any, hints: dict[str, Any], key: str) -> str:
         return f"{dotted} is needed."
     if kind == "literal_error":
         choice = [str(one) for one in typing.get_args(hints[name])]
-        return f"{dotted} must be one of {', '.join(choice)}; found {found!r}.{did_you_mean(str(found), choice)}"
+        return f"{dotted} must be one of {', '.join(choice)}; found {shown(found)}.{did_you_mean(shown(found), choice)}"
     asked = SAID[kind].format(**error.get("ctx", {})) if kind in SAID else error["msg"]
-    return f"{dotted} must be {asked}, found {found!r} ({type(found).__name__})."
+    return f"{dotted} must be {asked}, found {shown(found)} ({type(found).__name__})."

@@ -18,7 +18,7 @@ import numpy as np
 from .config import Experiment
 from .data import open_both
 from .data.pipeline import Batch, batches
-from .data.store import ImageStore
+from .data.stores import open_stores
 from .errors import RunError
 from .evaluate import Tester, predict, session_metrics
 from .learn import Learner, fit, planned_steps, set_seed
@@ -109,9 +109,7 @@ class _Training:
         for note in (*self.train_set.notes, *test_set.notes):
             self.progress.log(f"data: {note}")
         self.going.check(made_with_of(e, self.runtime, self.max_steps, self.train_set, test_set))
-        store = (e.data.image_size, e.data.cache, e.data.workers, self.progress.decoding, e.data.cache_size)
-        with self.world.main_first():
-            self.train_store, test_store = ImageStore(self.train_set, *store), ImageStore(test_set, *store)
+        self.train_store, test_store = open_stores(e.data, self.train_set, test_set, self.world, self.progress)
         self.tester = Tester(test_set, self.protocol, test_store, self.runtime, e.train.eval_batch_size)
 
     # ---- the loop ----

@@ -18,7 +18,7 @@ def main() -> None:
     env.setdefault("TORCH_CUDA_ARCH_LIST", _architectures())
     for folder in ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/x86_64-linux/lib"):
         env["LIBRARY_PATH"] = f"{folder}:{env.get('LIBRARY_PATH', '')}".rstrip(":")
-    with LOG.open("w") as log:
+    with LOG.open("w", encoding="utf-8") as log:
         for command in (
             ["setuptools<81", "setuptools_scm", "wheel", "ninja"],
             ["--no-build-isolation", "inplace_abn==1.1.0"],

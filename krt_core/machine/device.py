@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
 import platform
 import resource
 import subprocess
@@ -14,8 +13,12 @@ from pathlib import Path
 
 import torch
 
+from ..errors import ConfigError
+from .cluster import cores, place
 from .cpu import keep_freed_memory
 from .distributed import World, join_world
+from .gpus import check_kernels, check_processes, driver_version, why_no_gpu
+from .precision import set_tf32
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,21 @@ class Runtime:
 
 
 def choose_runtime(precision: str = "auto", device: str | None = None) -> Runtime:
-    """Pick the device (CUDA if there is one) and resolve ``precision`` "auto" to a type the processor is fast in."""
-    local = os.environ.get("LOCAL_RANK", "0")  # set by torchrun
-    if not device or device == "cuda":  # each process of several on its own GPU
-        device = f"cuda:{local}" if torch.cuda.is_available() or device else "cpu"
-    chosen = torch.device(device)
+    """Pick the device (CUDA if there is one) and resolve ``precision`` "auto" to a type the processor is fast in.
+
+    ConfigError where a GPU is here or asked for and cannot be used.
+    """
+    asked, mine = named_device(device), place()
+    check_processes(mine.here, asked)
+    chosen = asked or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", mine.local) if chosen.index is None else chosen  # each process on its own GPU
+        check_kernels(chosen)
+        set_tf32(False)  # float32 is float32; in half precision nothing is left for TF32
     world = join_world(chosen)
     about = {"device": str(chosen), "processes": str(world.size)}
+    if chosen.type == "cuda":
+        about["tf32"] = "off: float32 is not rounded to 10 bits"
     if chosen.type == "cpu":
         about["memory"] = "freed memory is kept" if keep_freed_memory() else "as the system manages it"
     if precision != "auto":
@@ -61,6 +72,28 @@ def choose_runtime(precision: str = "auto", device: str | None = None) -> Runtim
     return Runtime(chosen, dtype, {**about, "precision": reason}, world)
 
 
+def named_device(name: str | int | None) -> torch.device | None:
+    """A device by its name, or None where none is named. ConfigError names one that is not here, and those that are.
+
+    A GPU also goes by "gpu" and by its number alone.
+    """
+    text = "" if name is None else str(name).strip().lower()
+    if not text:
+        return None
+    kind, _, index = text.replace("gpu", "cuda").partition(":")
+    if kind.isdecimal() and not index:
+        kind, index = "cuda", kind
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cpu" and index in ("", "0"):
+        return torch.device("cpu")
+    if kind == "cuda" and count and (text in ("cuda", "gpu") or (index.isdecimal() and int(index) < count)):
+        return torch.device("cuda", int(index)) if index else torch.device("cuda")
+    here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
+    several = " For several GPUs say --processes." if "," in text else ""
+    reason = f" {why_no_gpu()}".rstrip()
+    raise ConfigError(f"There is no device {str(name)!r} here; there is {here}.{several}{reason}")
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Start a new high-water mark of a GPU's memory; that of a process on a CPU runs from its start to its end."""
     if device.type == "cuda":
@@ -73,7 +106,7 @@ def peak_memory_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):  # ru_maxrss would also count the process that started this one
                 return int(line.split()[1]) / 2**10
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -82,7 +115,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 def _cpu_flags() -> str:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("flags"):
                 return line
     return ""
@@ -90,7 +123,7 @@ def _cpu_flags() -> str:
 
 def cpu_name() -> str:
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
@@ -102,9 +135,10 @@ def environment(runtime: Runtime) -> dict:
     for package in ("krt-core", "torch", "torchvision", "timm", "numpy", "pillow", "pycocotools", "scikit-learn"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    hardware = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    hardware = {"cpu": cpu_name(), "cores": len(cores()), "threads": torch.get_num_threads()}
     if runtime.device.type == "cuda":
-        hardware["gpu"] = torch.cuda.get_device_name(runtime.device)
+        hardware |= {"gpu": torch.cuda.get_device_name(runtime.device), "driver": driver_version()}
+        versions["cuda"] = torch.version.cuda
     return {
         "python": platform.python_version(),
         "versions": versions,
@@ -121,7 +155,12 @@ def git_commit() -> str | None:
 
     def git(*arguments: str) -> str:
         done = subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, timeout=10, check=False
+            ["git", "-C", str(here), *arguments],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=10,
+            check=False,
         )
         return done.stdout.strip() if done.returncode == 0 else ""
 

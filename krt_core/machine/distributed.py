@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from .cluster import place, said_if_long, told
+
+# Of one process for the others: decoding 122,000 images from a slow disk takes hours. It is not there to find out that
+# one has failed: torchrun then ends them all.
+LONGEST_WAIT = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
@@ -80,10 +86,12 @@ class World:
         return json.loads(self.gather(text).tobytes())
 
     @contextlib.contextmanager
-    def main_first(self) -> Iterator[None]:
+    def main_first(self, work: str = "prepares the data") -> Iterator[None]:
         """The main process goes through the block before the others: it builds caches, they find them."""
         if not self.main:
-            self.wait()
+            others = "process 1 waits" if self.size == 2 else f"processes 1 to {self.size - 1} wait"
+            with said_if_long(f"{others} for process 0, which {work}" if self.rank == 1 else ""):
+                self.wait()
         yield
         if self.main:
             self.wait()
@@ -131,15 +139,19 @@ class World:
 
 def join_world(device: torch.device) -> World:
     """The world that torchrun described in the environment; joined at the first call, alone without torchrun."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    mine = place()
+    if mine.size == 1:
         return World()
     if not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
-    return World(dist.get_rank(), size, group)
+        with told(mine):
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    if dist.get_backend() == "gloo":
+        return World(dist.get_rank(), mine.size, dist.group.WORLD)
+    dist.all_reduce(torch.zeros(1, device=device))  # what is wrong between the GPUs is said now, not after the decoding
+    torch.cuda.synchronize(device)
+    return World(dist.get_rank(), mine.size, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
 
 
 def leave_world() -> None:

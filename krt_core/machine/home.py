@@ -63,6 +63,15 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes 
     return path
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """Time of the last change in nanoseconds, and size in bytes; zeros where there is no file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
+
+
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Hexadecimal digest of a file's content."""
     state = hashlib.new(algorithm)

@@ -46,7 +46,7 @@ def try_lock(file: IO) -> bool:
 def is_locked(path: str | Path) -> bool:
     """Does someone hold the lock of a file? Asked by a shared lock, so that those who ask do not see one another."""
     try:
-        with _told(path), open(path) as file:
+        with _told(path), open(path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -62,7 +62,7 @@ def holder(path: str | Path) -> int | None:
     """
     with contextlib.suppress(OSError, ValueError):
         lock = os.stat(path)
-        for line in Path("/proc/locks").read_text().splitlines():
+        for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
             fields = line.split()  # such as 1: FLOCK ADVISORY WRITE 16482 fe:00:2146356 0 EOF
             if fields[1] == "FLOCK" and int(fields[5].rsplit(":", 1)[1]) == lock.st_ino:
                 pid = int(fields[4])

@@ -143,7 +143,7 @@ def out_of_memory_kills() -> int:
     counts = 0
     cgroup = "/sys/fs/cgroup"
     for path in ("/proc/vmstat", f"{cgroup}/memory.events", f"{cgroup}/memory/memory.oom_control"):
-        with contextlib.suppress(OSError), open(path) as file:
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
             counts += sum(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
     return counts
 

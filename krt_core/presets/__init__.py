@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..errors import ConfigError, did_you_mean
-
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from .reading import parse_value, parse_yaml, read_text
 
 
 def preset_names() -> list[str]:
@@ -19,57 +16,76 @@ def preset_names() -> list[str]:
 
 
 def read_preset(preset: str | Path, extended_by: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
-    """Content of a preset on top of the one it extends, and what to call it in messages."""
-    path = Path(preset)
+    """Content of a preset on top of the one it extends, and what to call it in messages. A file that a preset extends
+    is looked for beside that preset, then from the current folder."""
+    if not isinstance(preset, (str, Path)):
+        raise ConfigError(f"A preset goes by its name or by a YAML file, found {preset!r}.")
+    path, place = Path(preset), Path(extended_by[-1]).parent if extended_by else Path()
     if str(preset) in preset_names():
-        text, where = (resources.files("krt_core.presets") / f"{preset}.yaml").read_text(), f"preset {preset}"
-    elif path.suffix in (".yaml", ".yml") and path.is_file():
-        text, where = path.read_text(), str(path)
+        path, where = Path(str(resources.files("krt_core.presets") / f"{preset}.yaml")), f"preset {preset}"
     else:
-        raise ConfigError(
-            f"There is no preset {str(preset)!r} and no such YAML file.{did_you_mean(preset, preset_names())}"
-        )
-    if str(preset) in extended_by:
-        raise ConfigError(f"{where} extends itself: {' -> '.join((*extended_by, str(preset)))}.")
-    content = parse_yaml(text, where)
-    if parent := content.pop("extends", None):
-        below, _ = read_preset(parent, (*extended_by, str(preset)))
+        path = place / path if (place / path).is_file() else path
+        where = str(path)
+        if not path.is_file() or path.suffix.lower() not in (".yaml", ".yml"):
+            hint = " (a YAML file ends in .yaml)" if path.is_file() else did_you_mean(preset, preset_names())
+            by = f"{extended_by[-1]} extends it: " if extended_by else ""
+            raise ConfigError(f"{by}There is no preset {str(preset)!r} and no such YAML file.{hint}")
+    if str(path) in extended_by:
+        raise ConfigError(f"{where} extends itself: {' -> '.join((*extended_by, str(path)))}.")
+    said = parse_yaml(read_text(path), where).items()
+    content = {key: value for key, value in said if value is not None}  # every line of a section may be commented out
+    parent = content.pop("extends", None)
+    if parent is not None:
+        if not isinstance(parent, str):
+            raise ConfigError(f"{where}: extends must be the name of a preset or a YAML file, found {parent!r}.")
+        below, _ = read_preset(parent, (*extended_by, str(path)))
         below.pop("name", None)
         content = merge(below, content)
     return content, where
 
 
-def parse_yaml(text: str, where: str) -> dict[str, Any]:
-    """A mapping in YAML, read without making objects of it; an error names the file."""
-    try:
-        content = yaml.load(text, LOADER) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where} must hold 'key: value' lines, found a {type(content).__name__}.")
-    return content
-
-
-def nested(overrides: Mapping[str, Any] | list[str] | None) -> dict[str, Any]:
-    """Dotted keys or ``key=value`` strings to one nested mapping."""
-    if not overrides:
+def nested(
+    overrides: Mapping[str, Any] | list[str] | str | None, kind_of: Callable[[str], str] = lambda key: ""
+) -> dict[str, Any]:
+    """Dotted keys or ``key=value`` strings, or a text of either, to one nested mapping. kind_of: what a dotted key
+    holds, for `krt_core.presets.reading.parse_value`. ConfigError where a key is set twice."""
+    if isinstance(overrides, str):
+        whole = overrides.strip()
+        overrides = parse_value("overrides", whole) if whole[:1] in ("{", "[") or ": " in whole else whole.split()
+    if overrides is None or overrides == "":
         return {}
-    if not isinstance(overrides, Mapping):
-        pairs = {}
+    pairs: list[tuple[str, Any]] = []
+    if isinstance(overrides, Mapping):
+        pairs = [(str(key), value) for key, value in overrides.items()]
+    elif isinstance(overrides, (list, tuple)):
         for item in overrides:
-            key, sign, value = item.partition("=")
-            if not sign:
+            key, sign, value = str(item).partition("=")
+            if not sign or not key.strip():
                 raise ConfigError(f"Override {item!r} must have the form key=value, as in train.epochs=3.")
-            pairs[key.strip()] = yaml.load(value, LOADER) if value else ""
-        overrides = pairs
+            pairs.append((key.strip(), parse_value(key.strip(), value, kind_of(key.strip()))))
+    else:
+        raise ConfigError(f"overrides must be a mapping or a list of key=value, found {overrides!r}.")
     sections: dict[str, Any] = {}
-    for dotted, value in overrides.items():
-        *parents, last = str(dotted).split(".")
-        here = sections
-        for parent in parents:
-            here = here.setdefault(parent, {})
-        here[last] = merge(here.get(last, {}), value) if isinstance(value, Mapping) else value
+    for dotted, value in pairs:
+        _put(sections, dotted.split("."), value, dotted)
     return sections
+
+
+def _put(into: dict[Any, Any], key: list[Any], value: Any, dotted: str) -> None:
+    """Set one key of nested sections, where nothing has been set yet."""
+    first, *rest = key
+    if rest:
+        here = into.setdefault(first, {})
+        if not isinstance(here, dict):
+            raise ConfigError(f"Override {dotted}: {first} is set as a whole already ({here!r}): give one of the two.")
+        return _put(here, rest, value, dotted)
+    if isinstance(value, Mapping) and isinstance(here := into.setdefault(first, {}), dict):
+        for name, item in value.items():
+            _put(here, [name], item, dotted)
+        return
+    if first in into:
+        raise ConfigError(f"Override {dotted} is given twice, by itself or within its section: give it once.")
+    into[first] = value
 
 
 def merge(base: Any, top: Any) -> Any:

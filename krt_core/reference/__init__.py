@@ -16,7 +16,7 @@ def known_checkpoint(name: str, sha256: str, own: Path | None = None) -> dict[st
     """
     tables = [text("checkpoints.csv")]
     if own and own.is_file():
-        tables.insert(0, own.read_text())
+        tables.insert(0, own.read_text(encoding="utf-8"))
     rows = [row for table in tables for row in csv.DictReader(table.splitlines())]
     by_hash = (row for row in rows if row["sha256"] and row["sha256"] == sha256)
     by_name = (row for row in rows if row["name"] and fnmatch(name.lower(), row["name"].lower()))
@@ -25,4 +25,4 @@ def known_checkpoint(name: str, sha256: str, own: Path | None = None) -> dict[st
 
 def text(name: str) -> str:
     """The content of one of the files beside this one."""
-    return (resources.files("krt_core.reference") / name).read_text()
+    return (resources.files("krt_core.reference") / name).read_text(encoding="utf-8")

@@ -38,7 +38,7 @@ def run(matrix: Matrix, jobs: list[Job], retry_failed: bool = False, max_failure
 def write_reports(matrix: Matrix, jobs: list[Job]) -> None:
     """report.html, table.csv, table_sessions.csv and table.tex of all finished runs, in the folder of the matrix."""
     files = {job.id: JobFiles(matrix.folder, job) for job in jobs if job.trains}
-    runs = [f.run for f in files.values() if f.run is not None and f.run.done]
+    runs = [f.run for f in files.values() if f.finished and f.run is not None]
     left_out = [
         LeftOut(name, f"{state.state}: {state.kind}: {state.reason}" if state.kind else state.state)
         for name, state in current(files).items()

@@ -17,10 +17,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...config import Count, Experiment, Names, Number, load_experiments, parse_yaml, preset_names
+from ...config import Count, Experiment, Names, Number, Seed, load_experiments, parse_yaml, preset_names
 from ...errors import ConfigError, did_you_mean
 from ...machine.home import home, resolve
 from ...options import LISTED, STRICT, convert, is_dotted, short_name
+from ...presets.reading import read_text
 
 TRAINING = "02_train_sessions"
 AXES = ("presets", "methods", "seeds", "class_orders", "overrides")
@@ -46,8 +47,8 @@ class Matrix:
 
     presets: Names  # shipped names, or YAML files beside the matrix
     methods: Names = ("krt",)  # a method, and what to change for it: "krt replay.per_class=20"
-    seeds: Annotated[tuple[Count, ...], LISTED] = (0,)
-    class_orders: Annotated[tuple[Count | None, ...], LISTED] = (None,)  # null: alphabetical; a number: that shuffle
+    seeds: Annotated[tuple[Seed, ...], LISTED] = (0,)
+    class_orders: Annotated[tuple[Seed | None, ...], LISTED] = (None,)  # null: alphabetical; a number: that shuffle
     overrides: Annotated[tuple[dict, ...], LISTED] = ()  # variants of every run; one: a change to all
     also: Annotated[tuple[Any, ...], LISTED] = ()  # more combinations: any of the five keys above
     folder: str = ""  # where everything goes; empty: outputs/<name of the matrix>
@@ -85,13 +86,13 @@ def load_matrix(source: str | Path, **changes: Any) -> Matrix:
     """Read a matrix (a shipped name or a YAML file). ConfigError names what is wrong. changes: keys to set; None is
     left out."""
     path = Path(source)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        content, place = parse_yaml(path.read_text(), str(path)), path.resolve().parent
-    elif path.stem in matrix_names():
+    if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
+        content, place = parse_yaml(read_text(path), str(path)), path.resolve().parent
+    elif str(source) in matrix_names():
         place = Path(str(resources.files("krt_core.lab.bench.matrices")))
-        content = parse_yaml((place / f"{path.stem}.yaml").read_text(), f"matrix {path.stem}")
+        content = parse_yaml(read_text(place / f"{path.stem}.yaml"), f"matrix {path.stem}")
     else:
-        hint = did_you_mean(path.stem, matrix_names())
+        hint = " (a YAML file ends in .yaml)" if path.is_file() else did_you_mean(path.stem, matrix_names())
         raise ConfigError(f"There is no matrix file {source} and no shipped matrix of that name.{hint}")
     content.update({key: value for key, value in changes.items() if value is not None})
     if "presets" not in content:
@@ -207,7 +208,7 @@ def _parameters_of(notebook: str) -> dict[str, tuple[str, Any]]:
     if not path.is_file():
         known = [p.stem for p in notebooks_dir().glob("*.ipynb")]
         raise ConfigError(f"There is no notebook {path}.{did_you_mean(notebook, known)}")
-    cells = json.loads(path.read_text())["cells"]
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     tagged = ("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
     found = {}
     for line in ast.parse(next(tagged, "")).body:

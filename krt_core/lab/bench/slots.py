@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from ...errors import ConfigError
+from ...machine.cluster import cores
 from ...machine.locks import try_lock
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -29,8 +30,10 @@ class Slots:
     def environment(self, taken: tuple[str, ...]) -> dict[str, str]:
         """What a run in these slots must see."""
         threads = str(self.threads if self.kind == "cpu" else self.threads * len(taken))
-        gpus = ",".join(taken) if self.kind == "gpu" else ""
-        return {VISIBLE: gpus, "OMP_NUM_THREADS": threads}
+        if self.kind == "cpu":
+            return {VISIBLE: "", "OMP_NUM_THREADS": threads}
+        # Numbers as nvidia-smi counts, by which the locks go too; CUDA would count from the fastest.
+        return {VISIBLE: ",".join(taken), "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": threads}
 
 
 def find_slots(workers: int = 0, at_most: int | None = None) -> Slots:
@@ -41,20 +44,18 @@ def find_slots(workers: int = 0, at_most: int | None = None) -> Slots:
     """
     import torch
 
-    cores = list(range(os.cpu_count() or 1))
-    if hasattr(os, "sched_getaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
+    here = cores()
     named = tuple(name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip())
     if torch.cuda.is_available():
         names = named or tuple(str(i) for i in range(torch.cuda.device_count()))
-        return Slots("gpu", names, max(1, len(cores) // len(names)), _gpu_locks(names))
+        return Slots("gpu", names, max(1, len(here) // len(names)), _gpu_locks(names))
     if torch.version.cuda and named and re.match(r"\d|GPU-|MIG-", named[0]):
         raise ConfigError(
             f"{VISIBLE}={','.join(named)}, but CUDA sees no such GPU: correct it, or empty it for the CPU."
         )
-    count = max(1, min(workers or len(cores), at_most or len(cores)))
-    threads = max(1, len(cores) // count)
-    shares = [tuple(_core(cores, i) for i in range(k * threads, (k + 1) * threads)) for k in range(count)]
+    count = max(1, min(workers or len(here), at_most or len(here)))
+    threads = max(1, len(here) // count)
+    shares = [tuple(_core(here, i) for i in range(k * threads, (k + 1) * threads)) for k in range(count)]
     locks = {share[0] if threads == 1 else f"{share[0]}-{share[-1]}": share for share in shares}
     return Slots("cpu", tuple(locks), threads, locks)
 
@@ -70,7 +71,7 @@ def _gpu_locks(names: tuple[str, ...]) -> dict[str, tuple[str]]:
     there is no such GPU: CUDA would see none, and the runs would take the CPU."""
     try:
         command = ["nvidia-smi", "-L"]
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        listed = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=True).stdout
     except FileNotFoundError:
         return {}
     except (OSError, subprocess.SubprocessError) as error:
@@ -141,10 +142,7 @@ def _lock_all(names: list[str]) -> list[IO]:
     folder = Path(os.environ.get(FOLDER) or "/tmp") / "krt-slots"  # not TMPDIR, which differs between users and jobs
     files: list[IO] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        about = folder.stat()
-        if about.st_uid == os.getuid() and stat.S_IMODE(about.st_mode) != 0o1777:
-            folder.chmod(0o1777)  # shared by all users of the machine
+        _shared(folder)
         for name in names:
             files.append(_open(folder / name))
             if not try_lock(files[-1]):
@@ -163,14 +161,39 @@ def _lock_all(names: list[str]) -> list[IO]:
     return []
 
 
+def _shared(folder: Path) -> None:
+    """The folder, made for all users of the machine if it is not there; one that is there stays as it is. ConfigError
+    for a link, by which somebody else would choose the folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            raise ConfigError(_refused(folder, "is no folder")) from None
+        return
+    itself = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.fchmod(itself, 0o1777)
+    finally:
+        os.close(itself)
+
+
 def _open(path: Path) -> IO:
-    """A lock file that any user of the machine may have made, and any may open."""
+    """A lock file that any user of the machine may have made, and any may open. ConfigError for what is no file."""
     try:
         file = path.open("xb")
     except FileExistsError:
-        return path.open("rb")
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise ConfigError(_refused(path, "is no file")) from None
+        unfollowed = os.O_NOFOLLOW | os.O_NONBLOCK  # whatever stands there by now
+        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | unfollowed))
     os.fchmod(file.fileno(), 0o444)  # whatever the umask
     return file
+
+
+def _refused(path: Path, why: str) -> str:
+    made = "is a link" if path.is_symlink() else why
+    return f"The locks of this machine's slots: {path} {made}. Delete it, or name another folder with {FOLDER}."
 
 
 def _owner(path: Path) -> str:

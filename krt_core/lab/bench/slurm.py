@@ -167,14 +167,16 @@ def _id(files: JobFiles) -> str:
     """Slurm's id of a job that was submitted; else empty. In a file that only who submits writes: the worker may be
     writing state.json already."""
     file = files.folder / "slurm_id"
-    return file.read_text() if file.is_file() else ""
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _queue() -> set[str]:
     """Ids of the user's jobs that Slurm has, waiting or running."""
     command = ["squeue", "--noheader", "--array", "--format=%i", "--user", getpass.getuser()]
     try:
-        return set(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split())
+        return set(
+            subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60, check=True).stdout.split()
+        )
     except FileNotFoundError:
         raise ConfigError("launch: slurm needs the commands of Slurm (squeue, sbatch) on this machine.") from None
     except subprocess.SubprocessError as error:

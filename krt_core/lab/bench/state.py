@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ...errors import RunError
-from ...machine.home import atomic_write
+from ...machine.home import atomic_write, stamp
 from ...machine.locks import is_locked, try_lock
 from ...runs.folder import Run
 from .matrix import Job, notebook_path
@@ -44,12 +44,15 @@ class JobFiles:
         self.job, self.folder = job, Path(folder) / "jobs" / job.id
         self.notebook = self.folder / "notebook.ipynb"
         self.log = self.folder / "log.txt"
+        self._run: Run | None = None
+        self._seen: list[tuple[int, int]] = []  # experiment.yaml and DONE when they were read last
+        self._finished = ""
 
     @classmethod
     def of(cls, folder: str | Path) -> JobFiles:
         """A job by its own folder, as `write_job` described it."""
         folder = Path(folder)
-        c = json.loads((folder / "job.json").read_text())
+        c = json.loads((folder / "job.json").read_text(encoding="utf-8"))
         job = Job(c["id"], c["group"], c["notebook"], c["parameters"], c["run_folder"], tuple(c["needs"]))
         return cls(folder.parent.parent, job)
 
@@ -74,7 +77,7 @@ class JobFiles:
     def read(self) -> State:
         """The stored state; a file that cannot be read counts as a job that never started."""
         try:
-            content = json.loads((self.folder / "state.json").read_text())
+            content = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
             return State(**{key: value for key, value in content.items() if key in State.__dataclass_fields__})
         except (FileNotFoundError, json.JSONDecodeError, TypeError):
             return State()
@@ -88,10 +91,7 @@ class JobFiles:
         """The state as it is in truth, whatever was written last: done is what the run folder (or the inputs of an
         analysis) says, running is a job whose process holds its lock. mine: the caller holds it, so nobody runs it."""
         state = self.read()
-        if self.job.trains:
-            done = self.run is not None and self.run.done
-        else:
-            done = state.state == DONE and state.inputs == inputs
+        done = bool(self.finished) if self.job.trains else state.state == DONE and state.inputs == inputs
         if done:
             return replace(state, state=DONE, reason="", kind="")
         if not mine and self.held():
@@ -103,9 +103,28 @@ class JobFiles:
     @property
     def run(self) -> Run | None:
         """The run folder of a training, once there is one."""
-        with contextlib.suppress(RunError):
-            return Run(self.job.run_folder) if self.job.trains else None
-        return None
+        self._look()
+        return self._run
+
+    @property
+    def finished(self) -> str:
+        """What DONE holds once the training is done, else empty."""
+        self._look()
+        return self._finished
+
+    def _look(self) -> None:
+        """Read the run folder where it has changed: a hundred of them are asked for twice a second."""
+        if not self.job.trains:
+            return
+        folder = Path(self.job.run_folder)
+        now = [stamp(folder / name) for name in ("experiment.yaml", "DONE")]
+        if now != self._seen:
+            run, finished = None, ""
+            with contextlib.suppress(RunError):
+                run = Run(folder)
+                if run.done:
+                    finished = (folder / "DONE").read_text(encoding="utf-8")
+            self._run, self._finished, self._seen = run, finished, now
 
     # ---- one process per job ----
 
@@ -113,7 +132,7 @@ class JobFiles:
         """Hold the job until the returned file, and those that other processes inherit, are closed; a killed process
         lets go of it. None where another process holds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = (self.folder / "lock").open("a")
+        file = (self.folder / "lock").open("a", encoding="utf-8")
         for wait in (0.2, 0.2, 0):  # someone may only have looked
             if try_lock(file):
                 return file
@@ -136,7 +155,7 @@ def seconds_between(earlier: str, later: str) -> float:
 
 def inputs_of(needed: list[JobFiles]) -> str:
     """Says which finished runs an analysis reads: it is to be repeated when this changes."""
-    found = [(f.job.id, (f.run.folder / "DONE").read_text()) for f in needed if f.run is not None and f.run.done]
+    found = [(f.job.id, finished) for f in needed if (finished := f.finished)]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]
 
 

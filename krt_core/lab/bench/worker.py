@@ -67,7 +67,7 @@ class Worker:
                 # In a thread, since nbclient would take the main one's signals.
                 ThreadPoolExecutor(1).submit(self.execute).result()
                 kind, reason = "", ""
-                if self.files.job.trains and (self.files.run is None or not self.files.run.done):
+                if self.files.job.trains and not self.files.finished:
                     kind, reason = "error", "the notebook ended, but the run is not done: see its log"
             except Exception as error:
                 kind, reason = self.explain(error)

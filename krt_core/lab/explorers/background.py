@@ -98,7 +98,7 @@ def find(folder: str | Path) -> Training | None:
     """
     path = resolve(folder)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        record = json.loads((path / PROCESS).read_text())
+        record = json.loads((path / PROCESS).read_text(encoding="utf-8"))
         training = Training(path, int(record["pid"]), record["host"], float(record["create_time"]), record["device"])
         if training.host != socket.gethostname():
             if time.time() - _last_sign(path) < SILENT:

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...config import Experiment
 from ...errors import KRTError
+from ...machine.home import stamp
 from ...runs.folder import Run
 from . import background
 
@@ -63,7 +64,7 @@ class Followed:
     def fingerprint(self) -> tuple:
         """Changes whenever the run has a new epoch or another finished session."""
         run = self.run
-        return (run is not None, _stamp(self.folder / "metrics.jsonl"), run.finished_sessions if run else 0)
+        return (run is not None, stamp(self.folder / "metrics.jsonl"), run.finished_sessions if run else 0)
 
     def _read(self) -> dict[str, Any]:
         training = background.find(self.folder)  # before the rest: what it wrote last is there once it is gone
@@ -76,7 +77,7 @@ class Followed:
         if training:
             state = "running"
             note = "" if training.own else f"trained by {training}, not started here"
-            fresh = _stamp(self.folder / "progress.json")[0] > training.created * 1e9
+            fresh = stamp(self.folder / "progress.json")[0] > training.created * 1e9
             if not fresh:
                 note = note or "starting"
             elif "session" not in progress:
@@ -112,12 +113,3 @@ def _place(progress: dict) -> dict[str, str]:
         "session": f"{progress['session'] + 1}/{progress['sessions']}",
         "epoch": f"{progress['epoch'] + 1}/{progress['epochs']}",
     }
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Time of the last change in nanoseconds, and size in bytes; zeros where there is no file."""
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return 0, 0
-    return status.st_mtime_ns, status.st_size

@@ -46,13 +46,15 @@ class ForgettingExplorer(Explorer):
         if not found:
             raise RunError("There is no run to look at: give at least one that has finished a session.")
         self.settings: dict[str, list[Run]] = {}
-        copies = []
+        copies, seen = [], set()
         for run in found:
-            group = self.settings.setdefault(_setting(run), [])
-            if any(_same(run, other) for other in group):  # a copy is no replicate
+            # Made by the same configuration and seed, a run is a copy and no replicate.
+            about = _setting(run), run.experiment.hash(), run.experiment.seed
+            if about in seen:
                 copies.append(str(run.folder))
             else:
-                group.append(run)
+                seen.add(about)
+                self.settings.setdefault(about[0], []).append(run)
         controls = {
             "setting": menu("setting", list(self.settings)),
             "methods": _several("methods"),
@@ -226,11 +228,6 @@ class ForgettingExplorer(Explorer):
 
 def _several(words: str) -> widgets.SelectMultiple:
     return widgets.SelectMultiple(description=words, layout=widgets.Layout(width=WIDTH, height="110px"))
-
-
-def _same(run: Run, other: Run) -> bool:
-    """Is one a copy of the other, or made by the same configuration and seed?"""
-    return (run.experiment.hash(), run.experiment.seed) == (other.experiment.hash(), other.experiment.seed)
 
 
 def _setting(run: Run) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from ...config import Experiment
 from ...errors import ConfigError, KRTError, RunError
 from ...launch import launch
+from ...machine.cluster import cores
 from ...machine.home import resolve
 from ...runs.folder import Run
 from ...runs.progress import headless_kernel
@@ -175,7 +175,7 @@ class TrainingView:
         """Start as much of the queue as may run beside ``running`` others; did any begin?"""
         began = False
         while running < self.at_once and (row := self._next()):
-            threads = max(1, (os.cpu_count() or 1) // self.at_once) if self.at_once > 1 else 0
+            threads = max(1, len(cores()) // self.at_once) if self.at_once > 1 else 0
             try:
                 background.start(row.experiment, row.folder, self.processes, self._free_device(), threads)
                 running, began = running + 1, True
