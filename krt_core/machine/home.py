@@ -28,7 +28,11 @@ def home() -> Path:
 def resolve(path: str | Path) -> Path:
     """A relative path is meant from `home`; an absolute one and ``~`` stay what they are. ConfigError for what is no
     path."""
-    if not isinstance(path, (str, os.PathLike)) or "\0" in str(path):
+    try:
+        fine = isinstance(path, (str, os.PathLike)) and b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # half a letter, as "\ud800"
+        fine = False
+    if not fine:
         raise ConfigError(f"A folder or file must be text, found {path!r} (with papermill: -r instead of -p).")
     return (home() / Path(path).expanduser()).resolve()
 
