@@ -220,7 +220,9 @@ def _inspect(options: argparse.Namespace) -> None:
         "tensors": f"{len(found.tensors)} with {found.parameters / 1e6:.2f} M values",
         "trained on": found.trained_on,
         "classes": found.classes if found.classes is not None else "no classifier found",
-        "leaks": f"yes: {found.leak}" if found.leak else "no reason known",
+        "leaks": found.leaks,
+        **({"taken from": found.taken.rstrip(".")} if found.taken else {}),
+        **({"note": "; ".join(found.notes)} if found.notes else {}),
     }
     for key, value in lines.items():
         print(printable(f"{key:>11}: {value}"))

@@ -16,6 +16,8 @@ from .config import Experiment
 from .errors import ConfigError, RunError
 from .machine.cluster import SHARED, cores
 from .machine.device import named_device
+from .machine.failures import in_words, said_plainly
+from .machine.gpus import check_processes
 from .machine.home import outputs_dir, resolve
 from .machine.processes import MARK, Minder, be_parent, die_with_parent
 from .runs.folder import Run
@@ -74,10 +76,13 @@ def launch(
     if not 1 <= total <= experiment.train.batch_size:
         raise ConfigError(f"processes must lie between 1 and train.batch_size (on all machines), found {total}.")
     path = resolve(folder) if folder else outputs_dir() / experiment.run_name()
-    named_device(device)  # before any process is started
+    asked = named_device(device)  # before any process is started
     _check_weights(experiment, path)
     if total == 1:
-        return train(experiment, folder, show, device, allow_leak, max_steps)
+        with said_plainly():  # this may be one of several that torchrun has started
+            return train(experiment, folder, show, device, allow_leak, max_steps)
+    if odd := check_processes(processes, asked):
+        print(f"krt: {odd}", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="krt-") as scratch:
         preset = Path(scratch) / "experiment.yaml"
         preset.write_text(experiment.to_yaml(), encoding="utf-8")
@@ -135,6 +140,11 @@ def _torchrun() -> int:
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code  # as a shell says it
+    except RuntimeError as error:  # the processes were never started
+        if (words := in_words(str(error))) is None:
+            raise
+        print(f"krt: {words}", file=sys.stderr)
+        return 2
     return 0
 
 

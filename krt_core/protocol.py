@@ -51,6 +51,11 @@ class Protocol:
         """As in "B0-C10" or "B40-C10"; with uneven sessions "4+3+5"."""
         return protocol_name(self.base, self.increment, tuple(s.stop - s.start for s in self.sessions), self.images)
 
+    @property
+    def as_published(self) -> tuple[int, int]:
+        """Base and increment, by which published results are found; zeros, as of none, where images are disjoint."""
+        return (self.base, self.increment) if self.images == "shared" else (0, 0)
+
     def reorder(self, labels: np.ndarray) -> np.ndarray:
         """(n, all classes) in the data set's order → (n, all classes) in learning order."""
         return labels[:, list(self.order)]

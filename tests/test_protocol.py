@@ -112,6 +112,7 @@ def test_disjoint_sessions_share_no_image_and_hide_no_later_class():
     labels = labels[labels.any(axis=1)]
     protocol = make_protocol(tuple("abcdef"), 0, 2, images="disjoint")
     assert protocol.name == "B0-C2 disjoint"
+    assert protocol.as_published == (0, 0)  # no published number is on such a split
     parts = [protocol.train_images(labels, t) for t in range(3)]
     assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))  # each image once
     for rows, session in zip(parts, protocol.sessions, strict=True):

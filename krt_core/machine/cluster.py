@@ -19,6 +19,7 @@ SHARED = "KRT_SHARED"  # environment variable: names the training in several pro
 WAYS_OUT = "as torchrun and some clusters set it: unset it, or start with `krt train --processes`"
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 PATIENCE = 3.0  # seconds of joining before it is said for whom this process waits
+LONG = 10.0  # seconds of any other waiting before it is said
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Place:
     rank: int = 0
     size: int = 1
     local: int = 0
+    here: int = 1  # processes on its machine
     meeting: str = ""  # host:port of rank 0
 
 
@@ -43,7 +45,9 @@ def place() -> Place:
     host, port = os.environ.get("MASTER_ADDR"), _number("MASTER_PORT", None, 1, 65535)
     if not host:
         raise ConfigError(f"WORLD_SIZE={size}, but MASTER_ADDR is not set, {WAYS_OUT}.")
-    return Place(rank, size, _number("LOCAL_RANK", 0, 0), f"{host}:{port}")
+    local = _number("LOCAL_RANK", 0, 0)
+    here = max(_number("LOCAL_WORLD_SIZE", 1, 1), local + 1)
+    return Place(rank, size, local, here, f"{host}:{port}")
 
 
 def one_of_several() -> bool:
@@ -56,9 +60,17 @@ def told(mine: Place) -> Iterator[None]:
     """Where joining takes long, a line says for whom this process waits, and why."""
     others = f"{mine.size - 1} more of {mine.size} processes" if mine.rank == 0 else "the process of rank 0"
     words = f"krt: waits for {others} at {mine.meeting} (WORLD_SIZE={mine.size}, RANK={mine.rank}, {WAYS_OUT})"
-    timer = threading.Timer(PATIENCE, lambda: print(words, file=sys.stderr, flush=True))
+    with said_if_long(words, PATIENCE):
+        yield
+
+
+@contextlib.contextmanager
+def said_if_long(words: str, after: float | None = None) -> Iterator[None]:
+    """Where the block takes more than so many seconds (LONG), a line says what this process waits for."""
+    timer = threading.Timer(LONG if after is None else after, lambda: print(words, file=sys.stderr, flush=True))
     timer.daemon = True
-    timer.start()
+    if words:
+        timer.start()
     try:
         yield
     finally:

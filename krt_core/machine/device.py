@@ -17,6 +17,8 @@ from ..errors import ConfigError
 from .cluster import cores, place
 from .cpu import keep_freed_memory
 from .distributed import World, join_world
+from .gpus import check_kernels, check_processes, driver_version, why_no_gpu
+from .precision import set_tf32
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,21 @@ class Runtime:
 
 
 def choose_runtime(precision: str = "auto", device: str | None = None) -> Runtime:
-    """Pick the device (CUDA if there is one) and resolve ``precision`` "auto" to a type the processor is fast in."""
-    named = named_device(device)
-    if named is None or named == torch.device("cuda"):  # each process of several on its own GPU
-        named = torch.device("cuda", place().local) if torch.cuda.is_available() else torch.device("cpu")
-    chosen = named
+    """Pick the device (CUDA if there is one) and resolve ``precision`` "auto" to a type the processor is fast in.
+
+    ConfigError where a GPU is here or asked for and cannot be used.
+    """
+    asked, mine = named_device(device), place()
+    check_processes(mine.here, asked)
+    chosen = asked or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", mine.local) if chosen.index is None else chosen  # each process on its own GPU
+        check_kernels(chosen)
+        set_tf32(False)  # float32 is float32; in half precision nothing is left for TF32
     world = join_world(chosen)
     about = {"device": str(chosen), "processes": str(world.size)}
+    if chosen.type == "cuda":
+        about["tf32"] = "off: float32 is not rounded to 10 bits"
     if chosen.type == "cpu":
         about["memory"] = "freed memory is kept" if keep_freed_memory() else "as the system manages it"
     if precision != "auto":
@@ -80,7 +90,8 @@ def named_device(name: str | int | None) -> torch.device | None:
         return torch.device("cuda", int(index)) if index else torch.device("cuda")
     here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
     several = " For several GPUs say --processes." if "," in text else ""
-    raise ConfigError(f"There is no device {str(name)!r} here; there is {here}.{several}")
+    reason = f" {why_no_gpu()}".rstrip()
+    raise ConfigError(f"There is no device {str(name)!r} here; there is {here}.{several}{reason}")
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -126,7 +137,8 @@ def environment(runtime: Runtime) -> dict:
             versions[package] = importlib.metadata.version(package)
     hardware = {"cpu": cpu_name(), "cores": len(cores()), "threads": torch.get_num_threads()}
     if runtime.device.type == "cuda":
-        hardware["gpu"] = torch.cuda.get_device_name(runtime.device)
+        hardware |= {"gpu": torch.cuda.get_device_name(runtime.device), "driver": driver_version()}
+        versions["cuda"] = torch.version.cuda
     return {
         "python": platform.python_version(),
         "versions": versions,

@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .cluster import place, told
+from .cluster import place, said_if_long, told
+
+# Of one process for the others: decoding 122,000 images from a slow disk takes hours. It is not there to find out that
+# one has failed: torchrun then ends them all.
+LONGEST_WAIT = timedelta(hours=12)
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,23 @@ class World:
         pieces = self._all_gather(torch.from_numpy(padded))
         return np.concatenate([p.numpy()[: int(n)] for p, n in zip(pieces, lengths, strict=True)])
 
+    def collect(self, part: np.ndarray) -> np.ndarray | None:
+        """As `gather`, on the main process alone and without a second copy there; None on the others."""
+        if self.size == 1:
+            return part
+        lengths = [int(length) for length in self._all_gather(torch.tensor([len(part)]))]
+        longest = max(lengths)
+        padded = np.zeros((longest, *part.shape[1:]), part.dtype)
+        padded[: len(part)] = part
+        whole = np.empty((self.size * longest if self.main else 0, *part.shape[1:]), part.dtype)
+        pieces = [torch.from_numpy(piece) for piece in np.split(whole, self.size)] if self.main else None
+        dist.gather(torch.from_numpy(padded), pieces, dst=0, group=self.group)
+        if not self.main:
+            return None
+        for rank, stop in enumerate(np.cumsum(lengths).tolist()):  # over the padding of those before
+            whole[stop - lengths[rank] : stop] = whole[rank * longest : rank * longest + lengths[rank]]
+        return whole[: sum(lengths)]
+
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """Each value summed over all processes."""
         if self.size == 1 or not values:
@@ -64,10 +86,12 @@ class World:
         return json.loads(self.gather(text).tobytes())
 
     @contextlib.contextmanager
-    def main_first(self) -> Iterator[None]:
+    def main_first(self, work: str = "prepares the data") -> Iterator[None]:
         """The main process goes through the block before the others: it builds caches, they find them."""
         if not self.main:
-            self.wait()
+            others = "process 1 waits" if self.size == 2 else f"processes 1 to {self.size - 1} wait"
+            with said_if_long(f"{others} for process 0, which {work}" if self.rank == 1 else ""):
+                self.wait()
         yield
         if self.main:
             self.wait()
@@ -122,9 +146,12 @@ def join_world(device: torch.device) -> World:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         with told(mine):
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    group = dist.new_group(backend="gloo") if dist.get_backend() != "gloo" else dist.group.WORLD
-    return World(dist.get_rank(), mine.size, group)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
+    if dist.get_backend() == "gloo":
+        return World(dist.get_rank(), mine.size, dist.group.WORLD)
+    dist.all_reduce(torch.zeros(1, device=device))  # what is wrong between the GPUs is said now, not after the decoding
+    torch.cuda.synchronize(device)
+    return World(dist.get_rank(), mine.size, dist.new_group(backend="gloo", timeout=LONGEST_WAIT))
 
 
 def leave_world() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -45,11 +45,16 @@ def outputs_dir() -> Path:
     return resolve("outputs")
 
 
-def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes | str) -> Path:
-    """Write to a temporary file beside ``path``, flush to disk, then rename: a reader sees the old file or the new."""
+def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes | str, flush: bool = True) -> Path:
+    """Write to a temporary file beside ``path``, flush to disk, then rename: a reader sees the old file or the new.
+
+    flush false: without waiting for the disk, for what is written often and missed by nobody if the power fails.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    # Made with the rights that any new file has: results are to be shared, and asking for the mask would change it.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             if callable(write):
@@ -57,11 +62,11 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes 
             else:
                 file.write(write.encode() if isinstance(write, str) else write)
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; results are to be shared
+            if flush:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # so that "No space left on device" says where
         raise
@@ -98,9 +103,3 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
         while chunk := file.read(1 << 20):
             state.update(chunk)
     return state.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import Experiment
-from ..data.pipeline import Batch
+from ..data.pipeline import Batch, move
 from ..dpl import ThresholdRecord, find_thresholds
 from ..errors import ConfigError
 from ..losses import asymmetric_loss, token_distillation
@@ -55,9 +55,8 @@ class KRT(Method):
         """Labels (B, C) with the old model's confident opinions set to 1, never to 0."""
         if not self.options.pseudo_labels:
             return labels
-        thresholds = torch.from_numpy(self.records[self.context.session.index].values).to(
-            old_logits
-        )  # (1,) or (C_old,)
+        thresholds = torch.from_numpy(self.records[self.context.session.index].values)  # (1,) or (C_old,)
+        thresholds = move(thresholds.to(old_logits.dtype), old_logits.device)
         confident = torch.sigmoid(old_logits) > thresholds
         restored = labels.clone()
         restored[:, : confident.shape[1]][confident] = 1

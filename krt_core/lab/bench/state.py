@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 from pydantic.dataclasses import dataclass
 
 from ...errors import RunError
-from ...machine.home import atomic_write, stamp
+from ...machine.home import atomic_write, resolve, stamp
 from ...machine.locks import is_locked, try_lock
 from ...options import STRICT
 from ...runs.folder import Run
@@ -63,13 +63,11 @@ class JobFiles:
             wrong = [key for key, kind in DESCRIBED.items() if not isinstance(content[key], kind)]
         except (ValueError, RecursionError, LookupError, TypeError):
             wrong = list(DESCRIBED)
-        if (
-            wrong
-            or content["id"] != folder.name
-            or "\0" in content["run_folder"]
-            or not all(isinstance(name, str) for name in content["needs"])
-        ):
+        wrong = wrong or not all(isinstance(name, str) for name in content["needs"])
+        if wrong or content["id"] != folder.name:
             raise RunError(f"{folder / 'job.json'} does not describe the job {folder.name}: start the matrix again.")
+        if content["run_folder"]:
+            resolve(content["run_folder"])  # ConfigError for what no folder can be called
         job = Job(**{key: content[key] for key in DESCRIBED} | {"needs": tuple(content["needs"])})
         return cls(folder.parent.parent, job)
 

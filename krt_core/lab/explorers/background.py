@@ -28,6 +28,7 @@ from ...machine.home import resolve
 from ...machine.locks import holder, only_one
 from ...machine.processes import TRAINING, Minder, lives
 from ...runs.folder import Run
+from ...runs.progress import Progress
 
 OUTPUT, PROCESS = "output.txt", "process.json"
 SILENT = 600.0  # seconds without a sign after which a training on another machine counts as ended
@@ -66,8 +67,9 @@ def start(
     with only_one(run.folder / ".start.lock"):
         if training := find(run.folder):
             raise RunError(f"{run.folder} is being trained already ({training}): wait for it or stop it.")
-        if run.done:
+        if run.complete:
             return None
+        run.settle(Progress(run.folder, "none").log)
         preset = run.folder / "experiment.yaml"  # by now the same experiment, and a preset like any other
         options = ["--folder", str(run.folder), "--processes", str(processes)]
         options += ["--device", device] if device else []

@@ -137,10 +137,10 @@ def _setting(dataset: str, protocol: str, runs: list[Run]) -> Setting:
     data, made = runs[0].experiment.data, runs[0].protocol
     published, reference = (), {f"mAP_{key}": {} for key in ("seen", "base", "new")}
     if not data.classes and published_classes(data.dataset) == set(made.classes):
-        found = published_results(data.dataset, made.base, made.increment)
+        found = published_results(data.dataset, *made.as_published)
         published = tuple(_published_line(result) for result in found)
         reference = {
-            f"mAP_{key}": author_curves(data.dataset, made.base, made.increment, key) for key in ("seen", "base", "new")
+            f"mAP_{key}": author_curves(data.dataset, *made.as_published, key) for key in ("seen", "base", "new")
         }
     return Setting(dataset, protocol, lines, published, reference, tuple(_remarks(lines, bool(published))))
 
