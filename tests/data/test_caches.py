@@ -17,7 +17,7 @@ from krt_core.data.pipeline import batches, steps
 from krt_core.data.published import check_sizes, sizes
 from krt_core.data.store import ImageStore
 from krt_core.errors import ConfigError, DataError
-from krt_core.machine.cores import cores
+from krt_core.machine.cluster import cores
 from krt_core.machine.device import Runtime, choose_runtime
 from krt_core.machine.distributed import World
 from krt_core.session import train
@@ -190,7 +190,7 @@ def test_a_session_trains_where_one_image_is_left_over(tiny, coco_root):
 def test_the_cores_are_those_of_the_job(monkeypatch, coco_root):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
-    assert cores() == 3 and ImageStore(opened(coco_root), 16, cache=False).workers == 3
+    assert cores() == [3, 5, 7] and ImageStore(opened(coco_root), 16, cache=False).workers == 3
 
 
 def test_a_file_system_that_cannot_set_blocks_aside_is_left_alone(tmp_path, monkeypatch):
