@@ -65,7 +65,7 @@ def _same(one: Run, two: Run) -> None:
         a, b = one.model_state(t), two.model_state(t)
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
         assert (one.scores(t).scores == two.scores(t).scores).all()
-        drop = ("seconds", "peak_memory_mb")  # measured, not computed
+        drop = ("seconds", "peak_memory_mb", "starts")  # measured, not computed; how often it was begun
         x, y = ({k: v for k, v in r.session_state(t).items() if k not in drop} for r in (one, two))
         assert x == y
     keep = ("session", "epoch", "loss", "lr")
