@@ -72,7 +72,10 @@ def _of_krt(everything: dict[str, Tensor], about: dict[str, Any]) -> Provenance 
     prefixes = {match[1] for name in everything if (match := own.fullmatch(name))}
     for prefix in sorted(prefixes):
         tensors = under(everything, prefix)
-        sizes = [len(t) for n, t in tensors.items() if re.fullmatch(r"heads\.\d+\.(head\.)?bias", n)]
+        heads = {
+            int(m[1]): len(t) for n, t in tensors.items() if (m := re.fullmatch(r"heads\.(\d+)\.(head\.)?bias", n))
+        }
+        sizes = [heads[index] for index in sorted(heads)]
         if not sizes or not any(name.startswith("backbone.body.") for name in tensors):
             continue
         details = _said_by_krt(about, sum(sizes))
