@@ -14,7 +14,7 @@ from typing import Any
 
 from . import __version__
 from .errors import ConfigError, DataError, KRTError, did_you_mean, printable
-from .machine.cluster import number_in, one_of_several
+from .machine.cluster import SHARED, number_in, one_of_several
 
 NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 ELSEWHERE = "Results go elsewhere with --folder, everything with KRT_HOME."
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options) or 0
     except KRTError as error:
-        first = os.environ.get("RANK", "0") == "0" or not one_of_several()
+        first = SHARED not in os.environ or os.environ.get("RANK", "0") == "0"
         if first or not isinstance(error, (ConfigError, DataError)):  # once is enough
             print(printable(f"krt: {error}"), file=sys.stderr)
         return 2
@@ -220,7 +220,9 @@ def _inspect(options: argparse.Namespace) -> None:
         "tensors": f"{len(found.tensors)} with {found.parameters / 1e6:.2f} M values",
         "trained on": found.trained_on,
         "classes": found.classes if found.classes is not None else "no classifier found",
-        "leaks": f"yes: {found.leak}" if found.leak else "no reason known",
+        "leaks": found.leaks,
+        **({"taken from": found.taken.rstrip(".")} if found.taken else {}),
+        **({"note": "; ".join(found.notes)} if found.notes else {}),
     }
     for key, value in lines.items():
         print(printable(f"{key:>11}: {value}"))

@@ -78,7 +78,8 @@ def exact_threshold(probabilities: np.ndarray, target: float) -> ThresholdRecord
     cuts = np.flatnonzero(np.diff(values) > 0) + 1  # a threshold can only stand between different scores
     cuts = np.concatenate([[0], cuts, [len(values)]])
     cut = int(cuts[np.abs(len(values) - cuts - wanted).argmin()])
-    below, above = (values[cut - 1] if cut else 0.0), (values[cut] if cut < len(values) else 1.0)
+    lowest = 0.0 if values[0] > 0 else -1.0  # a score of exactly 0 lies above no threshold of 0
+    below, above = (values[cut - 1] if cut else lowest), (values[cut] if cut < len(values) else 1.0)
     found = (len(values) - cut) / len(probabilities)
     return ThresholdRecord(float((float(below) + float(above)) / 2), target, found, 0, abs(found - target) < TOLERANCE)
 

@@ -37,31 +37,40 @@ def predict(
     rows: np.ndarray,
     runtime: Runtime,
     batch_size: int,
-    features: bool = False,
+    features: np.ndarray | None = None,
     method: Method | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scores (m, C) float32 in learning order and pooled features (m, channels) or None, with test transforms.
+    """Scores (m, C) float32 in learning order and pooled features (k, channels) or None, with test transforms.
 
-    method: asked for the scores if it has its own way to them. The model itself is left alone. Several processes score
-    a part of the rows each, and every one gets the whole.
+    features (m,) bool: of which k rows features are wanted. method: asked for the scores if it has its own way to them.
+    The model itself is left alone. Several processes score a part of the rows each; every one gets all scores, and the
+    main one alone the features. Raises RunError, naming an image, where scores are not numbers.
     """
     model, world = for_inference(model, runtime.dtype), runtime.world
     own = method is not None and method.has_own("scores")
-    scores, pooled = [], []
+    scores, pooled, seen = [], None, 0
     world = world if len(rows) >= world.size else World()  # too few to share: everyone scores all of them
-    rows = world.part(rows)
+    every, rows = rows, world.part(rows)
+    wanted = None if features is None else world.part(features)
     alone = replace(runtime, world=World())  # the rows are already this process's own
     for batch in batches(store, rows, np.zeros((len(rows), 0), bool), batch_size, alone):
         with runtime.autocast():
             said = method.scores(model, batch.images) if own else None
-            output = model(batch.images) if features or not own else None
+            output = model(batch.images) if features is not None or not own else None
         scores.append((torch.sigmoid(output.logits) if said is None else said).float().cpu().numpy())
-        if features:
-            pooled.append(output.pooled.cpu().numpy())
-    return (
-        world.gather(np.concatenate(scores).astype(np.float32)),
-        world.gather(np.concatenate(pooled)) if features else None,
-    )
+        if wanted is not None:
+            mine = wanted[seen : seen + len(batch.rows)]
+            found, before = output.pooled.cpu().numpy()[mine], int(wanted[:seen].sum())
+            pooled = np.empty((int(wanted.sum()), found.shape[1]), found.dtype) if pooled is None else pooled
+            pooled[before : before + len(found)] = found
+            seen += len(batch.rows)
+    whole = world.gather(np.concatenate(scores).astype(np.float32))
+    if (broken := np.isnan(whole).any(axis=1)).any():
+        raise RunError(
+            f"The model's scores of image {store.dataset.ids[every[broken.argmax()]]} are not numbers (NaN), as those "
+            f"of {broken.sum()} of {len(whole)}. Lower train.base_lr or train.lr, or take train.precision=float32."
+        )
+    return whole, None if pooled is None else world.collect(pooled)
 
 
 def session_metrics(protocol: Protocol, session: int, scores: np.ndarray, labels: np.ndarray, full: bool) -> dict:
@@ -90,10 +99,18 @@ class Tester:
         self.runtime, self.batch_size = runtime, batch_size
         self.labels = protocol.reorder(dataset.labels)
         self.rows = np.flatnonzero(self.labels.any(axis=1))  # the fixed pool: images with any class
+        self.last: np.ndarray | None = None  # scores of the last pool, where the model stays
 
-    def pool(self, model: Network, session: int, method: Method | None = None) -> Scores:
-        """Scores of the fixed pool after a session: one pass, from which every subset is scored."""
-        scores = self._predict(model, self.rows, session, method)
+    def pool(self, model: Network, session: int, method: Method | None = None, unchanged: bool = False) -> Scores:
+        """Scores of the fixed pool after a session: one pass, from which every subset is scored.
+
+        unchanged: the model is the one of the call before, whose scores are taken again.
+        """
+        scores = self.last if unchanged else None
+        if scores is None:
+            scores = predict(model, self.store, self.rows, self.runtime, self.batch_size, method=method)[0]
+        self.last = scores if method is not None and method.sees == "all" else None  # others change each session
+        scores = scores[:, : self.protocol.sessions[session].stop]
         return Scores(self.dataset.ids[self.rows], scores, self.labels[self.rows])
 
     def validate(self, model: Network, session: int, method: Method | None = None) -> dict[str, float]:

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from .config import Train
-from .data.pipeline import batches
+from .data.pipeline import Batch, batches
+from .data.pipeline import steps as steps_of
 from .data.store import ImageStore
+from .errors import ConfigError, RunError
 from .machine.device import Runtime
-from .methods import Method
+from .methods import Context, Method
 from .protocol import View
 
 
@@ -26,7 +28,7 @@ class Learner:
         self.model, self.method, self.config, self.view, self.runtime = model, method, config, view, runtime
         self.own = list(method.parameters())
         self.optimiser = make_optimiser(model, config.weight_decay, config.optimiser, config.layer_decay, self.own)
-        steps = config.epochs * math.ceil(len(view.rows) / config.batch_size)
+        steps = config.epochs * steps_of(len(view.rows), config.batch_size)
         peak = config.base_lr if first else config.lr
         self.schedule = make_schedule(self.optimiser, config.schedule, peak, steps, config.warmup)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
@@ -48,8 +50,14 @@ class Learner:
         self, store: ImageStore, seed: tuple[int, ...], on_step: Callable[[], None], max_steps: int | None = None
     ) -> dict[str, float]:
         """One pass; returns the mean of each part of the loss over steps (summed over processes), rate, images and
-        seconds. Everything random in it follows from ``seed``, so a repeated epoch is the same epoch."""
+        seconds. Everything random in it follows from ``seed``, which ends with session and epoch, so a repeated epoch
+        is the same epoch.
+
+        Steps whose loss overflowed float16, which change no weight, are left out of the means and counted as
+        ``overflowed`` (by each process). Raises RunError where the loss is not finite otherwise, or in every step.
+        """
         began, sums, images, steps = time.perf_counter(), {}, 0, 0
+        skips, finite_steps = self.scaler.is_enabled(), 0
         world, config = self.runtime.world, self.config
         set_seed(*seed, world.rank)
         self.model.train()
@@ -57,8 +65,7 @@ class Learner:
         for batch in batches(
             store, view.rows, view.labels, config.batch_size, self.runtime, config.augment, seed, shuffle=True
         ):
-            with self.runtime.autocast():
-                result = self.method.loss(batch)
+            result = self._loss(batch)
             # Each process has its part of the loss; the wrapper averages gradients, and the parts are to be added.
             self.scaler.scale(result["loss"] * batch.weight * world.size).backward()
             world.average_gradients(self.own)
@@ -70,20 +77,59 @@ class Learner:
             self.scaler.update()
             self.optimiser.zero_grad(set_to_none=True)
             self.schedule.step()
+            finite = torch.isfinite(result["loss"].detach())  # stays on the device: asking would wait for it
+            finite_steps += finite
             for name, part in {"loss": result["loss"], **result["parts"]}.items():
-                sums[name] = sums.get(name, 0.0) + part.detach() * batch.weight
+                part = part.detach() * batch.weight
+                sums[name] = sums.get(name, 0.0) + (part.where(finite, 0.0) if skips else part)
             images += len(batch.rows) * batch.weight
             steps += 1
             on_step()
             if steps == max_steps:
                 break
-        means = world.sum({name: float(value) / steps for name, value in sums.items()})
+        counted = int(finite_steps) if skips else steps
+        means = world.sum({name: float(value) / counted if counted else math.nan for name, value in sums.items()})
+        overflowed = round(world.sum({"steps": float(steps - counted)})["steps"])
         images = round(world.sum({"images": images})["images"])
         seconds = time.perf_counter() - began
+        if not math.isfinite(means["loss"]):
+            raise RunError(
+                f"The loss became {means['loss']} in session {seed[-2] + 1}, epoch {seed[-1] + 1}. Lower train.base_lr "
+                "or train.lr, set train.clip_norm, or train.precision=float32."
+            )
         return {
-            **means, "lr": self.schedule.get_last_lr()[0], "images": images, "seconds": round(seconds, 3),
-            "images_per_second": round(images / seconds, 1),
+            **means, **({"overflowed": overflowed} if overflowed else {}), "lr": self.schedule.get_last_lr()[0],
+            "images": images, "seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1),
         }  # fmt: skip
+
+    def _loss(self, batch: Batch) -> dict[str, Any]:
+        try:
+            with self.runtime.autocast():
+                return self.method.loss(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(
+                f"train.batch_size: a step of {len(batch.rows)} image leaves batch norm one value per channel, and "
+                "that teaches nothing. Let each process have two images or more, or set train.batch_norm=frozen."
+            ) from None
+
+
+def planned_steps(images: int, config: Train, max_steps: int | None) -> int:
+    """Training steps of a session with so many images."""
+    steps = steps_of(images, config.batch_size)
+    return config.epochs * min(steps, max_steps or steps)
+
+
+@torch.no_grad()
+def fit(model: nn.Module, method: Method, context: Context, images: int, seed: tuple[int, ...]) -> dict[str, float]:
+    """Have a method learn its session of so many images in closed form; returns what `Learner.epoch` does."""
+    began = time.perf_counter()
+    set_seed(*seed)
+    model.eval()
+    method.fit(context)
+    seconds = time.perf_counter() - began
+    return {"images": images, "seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1)}
 
 
 def make_optimiser(

@@ -58,7 +58,7 @@ class Memory:
             if not self.replay.duplicates:
                 candidates = np.array([row for row in candidates if int(images[row]) not in taken], dtype=np.int64)
             if self.replay.selection == "herding" and features is not None:
-                chosen = candidates[herding(features[candidates], quota)]
+                chosen = candidates[herding(features, quota, rows=candidates)]
             else:
                 chosen = rng.permutation(candidates)[:quota]
             ranking = [int(images[row]) for row in chosen]
@@ -91,17 +91,24 @@ class Memory:
         self.sessions = [int(session) for session in state["sessions"]]
 
 
-def herding(features: np.ndarray, count: int, max_steps: int = 1000) -> np.ndarray:
+BLOCK = 4096  # rows that are normalised at a time
+
+
+def herding(features: np.ndarray, count: int, max_steps: int = 1000, rows: np.ndarray | None = None) -> np.ndarray:
     """Order of up to ``count`` rows whose running mean stays closest to the mean of all.
 
-    features (m, channels), L2-normalised inside. Fewer rows than ``count``: all of them, ranked. For unit vectors the
-    row that brings the mean closest is the one with the largest product with the residual k·mean − sum. As published, a
-    step may land on a row that is already chosen: it then counts for the residual once more but adds no exemplar.
+    features (m, channels), L2-normalised inside; rows: of these only, which are then counted from 0. Fewer rows than
+    ``count``: all of them, ranked. For unit vectors the row that brings the mean closest is the one with the largest
+    product with the residual k·mean − sum. As published, a step may land on a row that is already chosen: it then
+    counts for the residual once more but adds no exemplar.
     Source: Rebuffi et al., iCaRL, CVPR 2017, algorithm 4.
     """
-    if not len(features):
+    normed = features.copy() if rows is None else features[rows]  # the only copy
+    if not len(normed):
         return np.zeros(0, dtype=np.int64)
-    normed = features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-8)  # as published; decides between equals
+    for start in range(0, len(normed), BLOCK):
+        block = normed[start : start + BLOCK]
+        block /= np.linalg.norm(block, axis=1, keepdims=True) + 1e-8  # as published; decides between equals
     mean = normed.mean(axis=0)
     residual = mean.copy()
     chosen: dict[int, None] = {}  # an ordered set

@@ -1,39 +1,42 @@
 """THE loop. Each session runs through five stanzas: see, grow, learn, test, remember.
 
-`train` writes a run folder and nothing else. Starting it again continues from the last finished epoch; a finished run
-returns at once. Under torchrun every process runs this loop on its share of the images; only the main one writes.
+`train` writes a run folder and nothing else. Starting it again continues where it was, or at most a minute or an epoch
+before; docs/runs.md says what may differ then. A finished run returns at once. Under torchrun every process runs this
+loop on its share of the images; only the main one writes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from .config import Experiment
 from .data import open_both
 from .data.pipeline import Batch, batches
-from .data.store import ImageStore
+from .data.stores import open_stores
 from .errors import RunError
 from .evaluate import Tester, predict, session_metrics
-from .learn import Learner, set_seed
-from .machine.device import Runtime, choose_runtime, environment, peak_memory_mb, reset_peak_memory
+from .learn import Learner, fit, planned_steps, set_seed
+from .machine.device import Runtime, choose_runtime, peak_memory_mb, reset_peak_memory
 from .memory import Memory
 from .methods import Context, method_class
 from .model import Network
 from .model.inference import for_inference
 from .protocol import Session, View, check_labels, planned_images, protocol_of, seen_frequency, session_view
 from .runs.callbacks import Callbacks
+from .runs.continuing import Continuing
 from .runs.folder import Ahead, Run
 from .runs.progress import Progress
+from .runs.starts import made_with_of
 from .runs.state import join, split
 from .weights.start import first_network
+
+RESUME_EVERY = 60.0  # seconds between two resume.pt, which may be half a gigabyte; what a crash costs beside an epoch
 
 
 def train(
@@ -57,7 +60,7 @@ def train(
     found = run.finished_sessions
     if runtime.world.decide(found) != found:
         raise RunError(f"{run.folder}: machines that share a run need the same folder, on a file system they share.")
-    if run.done:
+    if run.complete:
         return run
     progress = Progress(run.folder, show if main else "off", experiment.train.tensorboard)
     try:
@@ -65,7 +68,7 @@ def train(
             _Training(run, progress, runtime, allow_leak, max_steps).go()
             runtime.world.wait()
     except KeyboardInterrupt:
-        progress.log("interrupted: start the same experiment again to continue after the last finished epoch")
+        progress.log("interrupted: start the same experiment again to continue, at most a minute or an epoch before")
         raise
     finally:
         progress.close()
@@ -77,13 +80,12 @@ class _Training:
         e = self.experiment = run.experiment
         self.run, self.progress, self.runtime, self.world = run, progress, runtime, runtime.world
         self.max_steps = max_steps
+        self.going = Continuing(run, progress.log)
         self._open_data()
         self.callbacks = Callbacks(e.train.callbacks if self.world.main else (), run, progress.log)
         set_seed(e.seed)
         self.method, self.memory = method_class(e.method)(e.options, e), Memory(e.replay)
         self.model, self.weights = first_network(e, runtime, allow_leak, progress.log)
-        if self.world.main:
-            run.write_json("environment.json", {**environment(runtime), "weights": self.weights})
         self.old_model: Network | None = None
         self.ahead: Ahead | None = None  # the last session's model on this session's images
         self.spent_before = 0.0  # seconds that earlier, interrupted starts gave to the current session
@@ -96,11 +98,6 @@ class _Training:
         self.train_labels = self.protocol.reorder(self.train_set.labels)
         check_labels(self.protocol, self.train_labels, f"{self.train_set.name} train", True)
         check_labels(self.protocol, self.protocol.reorder(test_set.labels), f"{test_set.name} test")
-        # What a later start must find unchanged: exemplars are row numbers, a quick look is no training, and batch
-        # statistics of each process's own images make the number of processes part of the result.
-        processes = self.world.size if e.train.batch_norm == "batch" else None
-        inputs = self.train_set.digest() + test_set.digest()
-        self.made_with = {"inputs": inputs, "max_steps": self.max_steps, "processes": processes}
         several = f" in {self.world.size} processes" if self.world.size > 1 else ""
         self.progress.log(
             f"{run.folder.name}: {len(self.train_set)} training and {len(test_set)} test images, "
@@ -109,22 +106,24 @@ class _Training:
         )
         for note in (*self.train_set.notes, *test_set.notes):
             self.progress.log(f"data: {note}")
-        store = (e.data.image_size, e.data.cache, e.data.workers, self.progress.decoding, e.data.cache_size)
-        with self.world.main_first():
-            self.train_store, test_store = ImageStore(self.train_set, *store), ImageStore(test_set, *store)
+        self.going.check(made_with_of(e, self.runtime, self.max_steps, self.train_set, test_set))
+        self.train_store, test_store = open_stores(e.data, self.train_set, test_set, self.world, self.progress)
         self.tester = Tester(test_set, self.protocol, test_store, self.runtime, e.train.eval_batch_size)
 
     # ---- the loop ----
 
     def go(self) -> None:
-        first, resume = self._restore()
+        self._restore()
+        if self.world.main:  # not before: a start that is refused leaves no trace
+            self.going.record(self.experiment, self.runtime, self.weights)
+        first, resume = self.going.finished, self.going.resume
         steps = [self.steps_of(t) for t in range(len(self.protocol.sessions))]
-        start_epoch = resume["epoch"] if resume else 0
-        per_epoch = steps[first] // self.experiment.train.epochs if first < len(steps) else 0
-        self.progress.plan(sum(steps), sum(steps[:first]) + per_epoch * start_epoch)
+        begun = steps[first] // self.experiment.train.epochs * resume["epoch"] if resume else 0
+        self.progress.plan(sum(steps), sum(steps[:first]) + begun)
         for index in range(first, len(self.protocol.sessions)):
             self.session(index, resume)
             resume = None
+            self.going.next_session()
         if self.world.main:
             self.finish()
 
@@ -149,7 +148,7 @@ class _Training:
             self.old_model = None
 
         # 4. Test: one pass over the fixed pool, from which every subset is scored.
-        scores = self.tester.pool_of(best) if best else self.tester.pool(self.model, index, self.method)
+        scores = self.tester.pool_of(best) if best else self.tester.pool(self.model, index, self.method, not learning)
         metrics = session_metrics(self.protocol, index, scores.scores, scores.labels, full=True)
 
         # 5. Remember: choose exemplars, look at the images of the session to come, write the session down.
@@ -163,7 +162,7 @@ class _Training:
             "peak_memory_mb": round(peak_memory_mb(self.runtime.device), 1), "metrics": metrics,
             "method": self.method.state(), "memory": self.memory.state(),
             "exemplar_ids": [self.train_set.ids[ranking].tolist() for ranking in self.memory.ranked],
-            "weights": self.weights, "made_with": self.made_with,
+            "weights": self.weights, "made_with": self.going.made_with, "starts": self.going.starts,
         }  # fmt: skip
         if self.world.main:
             self.run.write_session(index, self.model.state_dict(), scores, state, self.ahead)
@@ -190,8 +189,7 @@ class _Training:
             return 0
         memory = self.memory if self.method.replays else None
         images = planned_images(self.protocol, self.train_labels, index, memory, self.method.sees)
-        steps = math.ceil(images / self.experiment.train.batch_size)
-        return self.experiment.train.epochs * min(steps, self.max_steps or steps)
+        return planned_steps(images, self.experiment.train, self.max_steps)
 
     # ---- grow ----
 
@@ -203,10 +201,11 @@ class _Training:
         """What the session learns with; no learner for a method that fits in closed form."""
 
         def old_scores() -> np.ndarray:
-            if self.ahead is None or not np.array_equal(self.ahead.ids, self.train_set.ids[view.rows]):
-                again = self.run.session_folder(session.index - 1)
-                raise RunError(f"{again} lacks scores of the next session's images: delete it to make it again.")
-            return self.ahead.scores
+            if self.ahead is not None and np.array_equal(self.ahead.ids, self.train_set.ids[view.rows]):
+                return self.ahead.scores
+            self.progress.log("scores of the old model on this session's images are not to be had: made again")
+            rows, places = np.unique(view.rows, return_inverse=True)
+            return self._predict(rows, self.old_model)[0][places]
 
         def images() -> Iterator[Batch]:
             return batches(self.train_store, view.rows, view.labels, config.eval_batch_size, self.runtime)
@@ -243,6 +242,7 @@ class _Training:
     def epochs(self, index: int, learner: Learner, resume: dict[str, Any] | None) -> dict[str, Any] | None:
         """Train the session; returns epoch, mAP and scores of its best epoch where that is what is to be reported."""
         t, began = self.experiment.train, time.perf_counter()
+        saved = began  # what was there before can be repeated from disk
         first, best = (resume["epoch"], resume["best"]) if resume else (0, None)
 
         def on_step() -> None:
@@ -251,11 +251,6 @@ class _Training:
         for epoch in range(first, t.epochs):
             seed = (self.experiment.seed, index, epoch)
             made = learner.epoch(self.train_store, seed, on_step, self.max_steps)
-            if not math.isfinite(made["loss"]):
-                raise RunError(
-                    f"{self.run.folder.name}: the loss became {made['loss']} in session {index + 1}, epoch {epoch + 1}."
-                    " Lower train.base_lr or train.lr, set train.clip_norm, or train.precision=float32."
-                )
             self.world.share_buffers(self.model)
             record, last = {"session": index, "epoch": epoch, **made}, epoch + 1 == t.epochs
             if t.evaluate_every and (epoch + 1) % t.evaluate_every == 0 and not last:  # the last is the session's own
@@ -265,25 +260,22 @@ class _Training:
             if not self.world.main:
                 continue
             self._tell(record)
-            if not last:
-                position = {"session": index, "epoch": epoch + 1, "made_with": self.made_with, "best": best}
-                seconds = self.spent_before + time.perf_counter() - began
-                learned = {"model": self.model.state_dict(), "learner": learner.state(), "method": self.method.state()}
-                self.run.save_resume({**position, "seconds": seconds, **learned})
+            now = time.perf_counter()
+            if not last and (epoch == first or now - saved + made["seconds"] > RESUME_EVERY):
+                saved = now
+                self.run.save_resume({
+                    "session": index, "epoch": epoch + 1, "made_with": self.going.made_with,
+                    "starts": self.going.starts, "best": best, "seconds": self.spent_before + now - began,
+                    "model": self.model.state_dict(), "learner": learner.state(), "method": self.method.state(),
+                })  # fmt: skip
         return best
 
     def fit(self, index: int, context: Context, view: View) -> None:
         """Learn the session without gradients; it counts as one epoch."""
-        began = time.perf_counter()
-        set_seed(self.experiment.seed, index, 0, self.world.rank)
-        self.model.eval()
-        with torch.no_grad():
-            self.method.fit(context)
+        made = fit(self.model, self.method, context, len(view.rows), (self.experiment.seed, index, 0, self.world.rank))
         self._agree()
         if self.world.main:
-            seconds, images = time.perf_counter() - began, len(view.rows)
-            rate = {"seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1)}
-            self._tell({"session": index, "epoch": 0, "images": images, **rate})
+            self._tell({"session": index, "epoch": 0, **made})
 
     def _tell(self, record: dict[str, Any]) -> None:
         self.run.append_epoch(record)
@@ -294,10 +286,8 @@ class _Training:
 
     def _remember(self, index: int, view: View) -> Ahead | None:
         """Choose exemplars for the classes just learned; score the next session's images if the method asks for it.
-
-        Both want the model as it is now, so they share one pass over their images.
-        """
-        own, size = view.rows[: view.own], self.experiment.train.eval_batch_size
+        Both in one pass, as both want the model as it is now."""
+        own = view.rows[: view.own]
         stores = self.method.replays and self.memory.quota(self.protocol.sessions[index].stop) > 0
         herds = stores and self.experiment.replay.selection == "herding"
         looks_ahead = self.method.asks_old_scores and index + 1 < len(self.protocol.sessions)
@@ -309,42 +299,48 @@ class _Training:
         if not wanted:
             return None
         rows = np.unique(np.concatenate(wanted))
-        scores, features = predict(self.model, self.train_store, rows, self.runtime, size, herds, self.method)
+        with_features = np.isin(rows, own) if herds else None  # of the session's own images, in their order
+        scores, features = self._predict(rows, self.model, with_features)
         if herds:
-            self._choose_exemplars(index, own, features[np.searchsorted(rows, own)])
+            self._choose_exemplars(index, own, features)
         if not looks_ahead:
             return None
         memory = self.memory if self.method.replays else None
         coming = session_view(self.protocol, self.train_labels, index + 1, memory, self.method.sees).rows
         return Ahead(self.train_set.ids[coming], scores[np.searchsorted(rows, coming)])
 
+    def _predict(self, rows: np.ndarray, model: Network, features: np.ndarray | None = None) -> tuple:
+        size = self.experiment.train.eval_batch_size
+        return predict(model, self.train_store, rows, self.runtime, size, features, self.method)
+
     def _choose_exemplars(self, index: int, own: np.ndarray, features: np.ndarray | None) -> None:
         session = self.protocol.sessions[index]
+        # Features are with the main process; what others choose without them is replaced in the next line.
         self.memory.update(index, own, self.train_labels[own][:, session.columns], features, self.experiment.seed)
         self.memory.load_state(self.world.decide(self.memory.state()))  # one set of exemplars for all processes
         if short := self.memory.short(self.protocol.classes):
             self.progress.log(f"fewer images than exemplars asked for: {', '.join(short)}")
 
-    def _restore(self) -> tuple[int, dict[str, Any] | None]:
-        """Bring model, method and memory to the first unfinished session; returns it and its interrupted part."""
-        finished = self.run.finished_sessions
+    def _restore(self) -> None:
+        """Bring model, method and memory to where the run was left off."""
+        run, finished, resume = self.run, self.going.finished, self.going.resume
         for index in range(finished):
             if learning := self.protocol.taught(index, self.method.sees):
                 self._grow(learning)
         if finished:
-            state = self.run.session_state(finished - 1)
-            self.run.check_made_with(state["made_with"], self.made_with)
-            self.model.load_state_dict(self.run.model_state(finished - 1))
-            self.method.load_state(self.run.method_state(finished - 1))
-            self.memory.load_state(state["memory"])
-            self.ahead = self.run.ahead(finished - 1)
-        resume = self.run.load_resume()
-        if resume and resume["session"] != finished:
-            resume = None  # left over from a session that was finished after all
-        if resume:
-            self.run.check_made_with(resume["made_with"], self.made_with)
+            self.model.load_state_dict(run.model_state(finished - 1))
+            self.method.load_state(run.method_state(finished - 1))
+            self.memory.load_state(run.session_state(finished - 1)["memory"])
+            with contextlib.suppress(RunError):  # a damaged one is made again
+                self.ahead = run.ahead(finished - 1)
+        learned = self.protocol.sessions[finished - 1].stop if finished else 0
+        if self.method.replays and self.memory.quota(learned) and len(self.memory.ranked) != learned:
+            raise RunError(
+                f"{run.folder}: session {finished} came without exemplars to replay, as imported ones do. Import the "
+                "sessions after it too, or train in a new folder."
+            )
+        epoch = resume["epoch"] if resume else 0
         if self.world.main:
-            self.run.drop_epochs_after(finished, resume["epoch"] if resume else 0)
+            run.drop_after(finished, epoch)
         if resume or (finished and finished < len(self.protocol.sessions)):
-            self.progress.log(f"continuing at session {finished + 1}, epoch {resume['epoch'] + 1 if resume else 1}")
-        return finished, resume
+            self.progress.log(f"continuing at session {finished + 1}, epoch {epoch + 1}")

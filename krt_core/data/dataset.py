@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +20,7 @@ class MultiLabelDataset:
 
     ids (n,) are unique texts; paths (n,) are relative to ``root``; labels (n, C) are columns of ``classes``;
     boxes (m, 6) hold [image, class, x, y, width, height], the last four as shares of the image's width and height.
-    ``notes`` says what reading left out, in words.
+    ``notes`` says what reading left out or repaired, in words; ``source`` is the file with the labels, for messages.
     """
 
     name: str
@@ -32,6 +32,7 @@ class MultiLabelDataset:
     classes: tuple[str, ...]
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 6), np.float32))
     notes: tuple[str, ...] = ()
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,14 +57,4 @@ class MultiLabelDataset:
         position[columns] = np.arange(len(columns))
         boxes = self.boxes[position[self.boxes[:, 1].astype(int)] >= 0].copy()
         boxes[:, 1] = position[boxes[:, 1].astype(int)]
-        return MultiLabelDataset(
-            self.name,
-            self.split,
-            self.root,
-            self.ids,
-            self.paths,
-            self.labels[:, columns],
-            tuple(names),
-            boxes,
-            self.notes,
-        )
+        return replace(self, labels=self.labels[:, columns], classes=tuple(names), boxes=boxes)

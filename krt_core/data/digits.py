@@ -38,8 +38,17 @@ def make(root: Path) -> Path:
 
 
 def _is_made(root: Path) -> bool:
-    done = root / "annotations" / "info.json"
-    return done.is_file() and json.loads(done.read_text(encoding="utf-8")).get("version") == VERSION
+    try:
+        info = json.loads((root / "annotations" / "info.json").read_text(encoding="utf-8"))
+        return info["version"] == VERSION and info.get("bytes") in (None, _bytes(root))  # older ones do not say
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or cut short
+        return False
+
+
+def _bytes(root: Path) -> dict[str, int]:
+    """How much each folder holds of what was written."""
+    kinds = {"annotations": "instances_*.json", "train2014": "*.png", "val2014": "*.png"}
+    return {folder: sum(file.stat().st_size for file in (root / folder).glob(kind)) for folder, kind in kinds.items()}
 
 
 def _make(root: Path) -> None:
@@ -53,6 +62,7 @@ def _make(root: Path) -> None:
             "seed": SEED,
             "scenes": SCENES,
             "source": "scikit-learn load_digits (UCI, CC BY 4.0)",
+            "bytes": _bytes(building),
         }
         atomic_write(building / "annotations" / "info.json", json.dumps(info))
         os.chmod(building, 0o755)

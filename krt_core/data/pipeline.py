@@ -16,7 +16,7 @@ from ..options import find, is_dotted
 from .augment import Draws, augment, draw
 from .store import ImageStore, load_image
 
-__all__ = ["Batch", "ImageStore", "batches", "load_image", "to_device"]
+__all__ = ["Batch", "ImageStore", "batches", "load_image", "steps", "to_device"]
 
 AHEAD = 2  # batches prepared while one is in use
 PIECE = 4  # images that a thread takes at a time
@@ -55,14 +55,19 @@ def batches(
     processes or from what ran before: an epoch can be repeated exactly. augmentation: as of `augment`, or the dotted
     place of a transform of one's own, called with images (B, 3, S, S) uint8 on the device, this process's share of a
     batch; what it draws by torch follows from the seed that the epoch began with.
+
+    shuffle: these are batches to train with, of which batch norm takes its statistics. One image left over at the end
+    goes with the batch before (see `steps`), and no process gets a single image of a shorter last batch.
     """
     own = find(augmentation, "train.augment") if is_dotted(augmentation) else None
     augmentation = "none" if own else augmentation
     order = np.random.default_rng([*seed, 0]).permutation(len(rows)) if shuffle else np.arange(len(rows))
-    whole = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    starts = [i * batch_size for i in range(steps(len(order), batch_size) if shuffle else -(-len(order) // batch_size))]
+    whole = np.split(order, starts[1:]) if starts else []
     world = runtime.world
-    # A last batch with fewer images than processes cannot be shared: all of them compute it, each for a part of it.
-    shared = [len(chunk) >= world.size for chunk in whole]
+    # A last batch with too few images for all processes is not shared: all of them compute it, each for a part of it.
+    fewest = 2 * world.size if shuffle else world.size
+    shared = [len(chunk) >= (fewest if len(chunk) < batch_size else world.size) for chunk in whole]
     places = [np.arange(len(c)) for c in whole]
     places = [world.part(place) if share else place for place, share in zip(places, shared, strict=True)]
 
@@ -84,6 +89,12 @@ def batches(
             images = to_device(pixels, runtime, own)
             weight = 1.0 if shared[position] else 1 / world.size
             yield Batch(images, shown, rows[mine], len(mine) / len(chunk), weight)
+
+
+def steps(images: int, batch_size: int) -> int:
+    """Batches of an epoch of training: batch norm cannot learn from one image, so one left over makes no batch."""
+    full, left = divmod(images, batch_size)
+    return full + (left > (1 if full else 0))
 
 
 def prepare_batch(

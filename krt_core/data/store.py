@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import math
@@ -15,29 +16,14 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
+from ..machine.cluster import cores
 from ..machine.home import data_dir
 from ..machine.locks import only_one
 from .dataset import MultiLabelDataset
+from .images import DECODER, load_image, resize
+from .overlap import image_key
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
-
-
-def load_image(path: Path, size: int) -> np.ndarray:
-    """Decode and resize (bilinear) to (size, size, 3) uint8; raises DataError naming a missing or broken file."""
-    try:
-        with Image.open(path) as image:
-            return resize(image.convert("RGB"), size)
-    except FileNotFoundError:
-        raise DataError(f"Image {path} is missing, though the annotations list it.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"Image {path} cannot be read ({error}). Replace it or remove it from the annotations."
-        ) from None
-
-
-def resize(image: Image.Image, size: int) -> np.ndarray:
-    """Bilinear, with antialiasing, to (size, size, 3) uint8."""
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 class ImageStore:
@@ -45,7 +31,8 @@ class ImageStore:
 
     With the cache, every image is decoded once into a memory-mapped (n, S, S, 3) uint8 array under ``data/cache``,
     which all processes and runs share (COCO train2014 at 224 px takes 12 GB; cache_size stores fewer or more pixels).
-    Its name holds a hash of the files' names, sizes and times; an interrupted build goes on where it was.
+    Its name holds a hash of the files' names, sizes and times; an interrupted build goes on where it was, and a cache
+    that was cut short is made again. key: that of `image_key`, where another process has already asked the disk.
     """
 
     def __init__(
@@ -56,10 +43,12 @@ class ImageStore:
         workers: int = 0,
         progress: Progress | None = None,
         cache_size: int = 0,
+        key: str = "",
     ):
         self.dataset, self.size = dataset, size
         self.stored = (cache_size if cache else 0) or size  # side of the images in the cache
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or len(cores())
+        self.key = key or (image_key(dataset) if cache else "")  # other images, or changed ones, have another
         self.array = self._open_cache(progress) if cache else None
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
@@ -71,32 +60,23 @@ class ImageStore:
             return images
         return np.stack([resize(Image.fromarray(image), self.size) for image in images])
 
-    def _key(self) -> str:
-        digest = hashlib.sha256(f"{self.dataset.root} {self.stored}".encode())
-        for path in self.dataset.paths:
-            try:
-                stat = os.stat(self.dataset.root / str(path))
-            except FileNotFoundError:
-                raise DataError(
-                    f"Image {self.dataset.root / str(path)} is missing, though the annotations list it."
-                ) from None
-            digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        return digest.hexdigest()[:16]
-
     def _open_cache(self, progress: Progress | None) -> np.ndarray:
         folder = data_dir() / "cache"
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"images-{self.dataset.name}-{self.dataset.split}-{self.stored}px-{self._key()}.npy"
-        if not path.is_file():
+        images = f"{self.dataset.root} {self.key} {DECODER}".encode("utf-8", "surrogatepass")
+        place = hashlib.sha256(images).hexdigest()[:16]
+        path = folder / f"images-{self.dataset.name}-{self.dataset.split}-{self.stored}px-{place}.npy"
+        shape = (len(self.dataset), self.stored, self.stored, 3)
+        if not is_whole(path, shape, np.uint8):
             with only_one(path.with_suffix(".lock")):
-                if not path.is_file():
+                if not is_whole(path, shape, np.uint8):
                     self._build(path, progress)
         return np.load(path, mmap_mode="r")
 
     def _build(self, path: Path, progress: Progress | None) -> None:
         shape = (len(self.dataset), self.stored, self.stored, 3)
         part, done_path = path.with_suffix(".part"), path.with_suffix(".done")
-        resume = part.is_file() and done_path.is_file()
+        resume = is_whole(part, shape, np.uint8) and is_whole(done_path, shape[:1], bool)
         size, free = math.prod(shape), shutil.disk_usage(path.parent).free
         if not resume and size > free:
             raise DataError(
@@ -127,12 +107,24 @@ class ImageStore:
         done_path.unlink()
 
 
+def is_whole(path: Path, shape: tuple[int, ...], dtype: type) -> bool:
+    """Is a file there that holds such an array to its last byte? A memory map would fill up what is missing."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            found = np.lib.format.read_array_header_1_0(file)
+            size = file.tell() + math.prod(shape) * np.dtype(dtype).itemsize
+            return found == (shape, False, np.dtype(dtype)) and path.stat().st_size == size
+    except (OSError, ValueError, SyntaxError, EOFError):
+        return False
+
+
 def allocate(path: Path, begun: bool = False) -> None:
     """Have the disk set the blocks of a file aside: a memory map that meets a full disk kills the process. Where there
     is no room, a file that nothing was written to yet is removed."""
-    if not hasattr(os, "posix_fallocate"):
-        return
     with path.open("r+b") as file:
+        if not _sets_aside(file.fileno()):
+            return
         try:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         except OSError as error:
@@ -140,3 +132,14 @@ def allocate(path: Path, begun: bool = False) -> None:
                 if not begun:
                     path.unlink()
                 raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def _sets_aside(handle: int) -> bool:
+    """Can the file system of an open file set blocks aside? The kernel is asked for one byte: where it cannot (NFS
+    before 4.2, older Lustre), the C library would write to each of millions of blocks instead."""
+    kernel = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None) if hasattr(os, "posix_fallocate") else None
+    if kernel is None:
+        return False
+    kernel.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
+    keep_size = 1
+    return kernel(handle, keep_size, 0, 1) == 0 or ctypes.get_errno() in (errno.ENOSPC, errno.EDQUOT)

@@ -2,113 +2,190 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError, did_you_mean
-from .dataset import MultiLabelDataset
+from .dataset import MultiLabelDataset, Split
+from .finder import EXTENSIONS, Finder
+from .text import decode, read_bytes
+from .voc_xml import Annotated, read_xml
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-SPLITS = {"train": ("trainval", "train"), "test": ("test", "val")}
+# Lists of training and test, the first pair that is there. VOC 2012 has no test list: its halves are train and val.
+PAIRS = (("trainval", "test"), ("train", "test"), ("train", "val"), ("trainval", "val"))
+LISTS = ("trainval", "train", "test", "val")
 
 
 @dataclass(frozen=True)
 class Source:
+    """ids: of the split, in the order of its list. others: of the folder's other lists, whose class names count."""
+
     root: Path
     id_list: Path
+    ids: tuple[str, ...]
+    others: tuple[str, ...]
+    lists: tuple[Path, ...]
+    notes: tuple[str, ...]
+    folders: dict[str, int] = field(default_factory=dict)
 
     @property
-    def files(self) -> list[Path]:
-        return [self.id_list, self.root / "Annotations"]
+    def files(self) -> Iterator[Path]:
+        """The lists and every XML that they name."""
+        yield from self.lists
+        yield from (self.xml(image_id) for image_id in (*self.ids, *self.others))
+
+    def xml(self, image_id: str) -> Path:
+        return self.root / "Annotations" / f"{image_id}.xml"
 
 
-def locate(root: Path, split: str) -> Source:
-    """Find the VOC folder (``root`` itself or ``VOCdevkit/VOC2007`` below it) and the id list of a split."""
-    bases = [root, root / "VOCdevkit" / "VOC2007", root / "VOC2007"]
-    base = next((b for b in bases if (b / "ImageSets" / "Main").is_dir()), None)
-    if base is None:
-        raise DataError(f"{root} is no VOC folder: it has no ImageSets/Main, nor has VOCdevkit/VOC2007 below it.")
-    lists = [base / "ImageSets" / "Main" / f"{name}.txt" for name in SPLITS[split]]
-    id_list = next((path for path in lists if path.is_file()), None)
-    if id_list is None:
-        raise DataError(
-            f"{base} has no {split} list: looked for {' or '.join(p.name for p in lists)} in ImageSets/Main."
-        )
+def locate(root: Path, split: Split, name: str = "voc") -> Source:
+    """Find the VOC folder (``root`` itself or one like ``VOCdevkit/VOC2007`` below it) and the id list of a split."""
+    base = _base(root, name)
     for folder in ("Annotations", "JPEGImages"):
         if not (base / folder).is_dir():
             raise DataError(f"{base} has no folder {folder}.")
-    return Source(base, id_list)
+    lists = {one: path for one in LISTS if (path := base / "ImageSets" / "Main" / f"{one}.txt").is_file()}
+    pair = _pair(base, split, PAIRS[:1] if name == "voc2007" else PAIRS, lists)
+    xmls = frozenset(os.listdir(base / "Annotations"))
+    id_list = lists.pop(pair[split == "test"])
+    ids = read_list(id_list, xmls)
+    if not ids:
+        raise DataError(f"{id_list} is empty.")
+    if twice := [one for one, count in Counter(ids).items() if count > 1]:
+        raise DataError(f"{id_list} lists {len(ids) - len(set(ids))} images twice, such as {twice[0]}.")
+    others: dict[str, None] = {}
+    if name != "voc2007":
+        others = dict.fromkeys(one for path in lists.values() for one in read_list(path, xmls) if f"{one}.xml" in xmls)
+    notes = (f"{pair[0]}.txt is for training and {pair[1]}.txt for tests",) if pair != PAIRS[0] else ()
+    return Source(base, id_list, tuple(ids), tuple(sorted(others.keys() - set(ids))), (id_list, *lists.values()), notes)
 
 
-def read(source: Source, name: str, split: str) -> MultiLabelDataset:
+def _pair(base: Path, split: Split, pairs: tuple[tuple[str, str], ...], there: Collection[str]) -> tuple[str, str]:
+    """Which lists are training and test: the first pair that is there, else the first with the half that is wanted."""
+    which = split == "test"
+    fitting = [pair for pair in pairs if pair[which] in there]
+    if not fitting:
+        wanted = " or ".join(dict.fromkeys(f"{pair[which]}.txt" for pair in pairs))
+        has = f" It has {', '.join(f'{one}.txt' for one in there)}." if there else ""
+        raise DataError(f"{base} has no {split} list: looked for {wanted} in ImageSets/Main.{has}")
+    return next((pair for pair in fitting if pair[not which] in there), fitting[0])
+
+
+def _base(root: Path, name: str) -> Path:
+    year = "2007" if name == "voc2007" else "*"
+    bases = [root, *sorted(root.glob(f"VOCdevkit/VOC{year}")), *sorted(root.glob(f"VOC{year}"))]
+    found = [base for base in bases if (base / "ImageSets" / "Main").is_dir()]
+    if not found:
+        raise DataError(f"{root} is no VOC folder: it has no ImageSets/Main, nor has VOCdevkit/VOC2007 below it.")
+    if len(found) > 1 and found[0] != root:
+        raise DataError(f"{root} has several VOC folders: set data.root to one of {', '.join(map(str, found))}.")
+    return found[0]
+
+
+def read_list(path: Path, xmls: frozenset[str]) -> list[str]:
+    """The image ids of a list: names with or without blanks, extension, folder, or a column of 1 and -1 behind them."""
+
+    def fits(text: str) -> bool:
+        return all(f"{_image_id(line, xmls)}.xml" in xmls for line in text.splitlines() if line.strip())
+
+    text = decode(read_bytes(path), path, fits=fits)
+    return [_image_id(line.strip(), xmls) for line in text.splitlines() if line.strip()]
+
+
+def _image_id(line: str, xmls: frozenset[str]) -> str:
+    """Whichever reading of a line has an annotation; its first word where none has."""
+    line = line.strip().replace("\\", "/")
+    readings = [line, re.sub(r"\s+[-+]?[01]$", "", line), line.split()[0], line.split()[-1]]
+    for reading in readings:
+        for one in (reading, reading.rsplit("/", 1)[-1]):
+            stem, extension = os.path.splitext(one)
+            for image_id in (one, stem) if extension[1:].lower() in (*EXTENSIONS, "xml") else (one,):
+                if f"{image_id}.xml" in xmls:
+                    return image_id
+    return readings[1]
+
+
+def read(source: Source, name: str, split: Split) -> MultiLabelDataset:
     """Read every XML of the split, in the order of its list.
 
     Objects marked difficult are no label. ``voc2007`` has its fixed 20 classes, any other folder the sorted names that
-    its train and test annotations hold. Images without a label stay (they take no part in a session). Raises DataError
-    naming the file for a missing or broken annotation, an unknown class and an empty list.
+    its train and test annotations hold. Images without a label stay (they take no part in a session). No label hangs on
+    a box. Raises DataError naming the file for a missing or broken annotation, an unknown class and an empty list.
     """
-    ids = [line.split()[0] for line in source.id_list.read_text().splitlines() if line.strip()]
-    if not ids:
-        raise DataError(f"{source.id_list} is empty.")
-    if len(set(ids)) != len(ids):
-        raise DataError(f"{source.id_list} lists {len(ids) - len(set(ids))} images twice.")
-    annotations = [_objects(source.root / "Annotations" / f"{image_id}.xml") for image_id in ids]
+    annotations = [read_xml(source.xml(image_id)) for image_id in source.ids]
     classes = VOC_CLASSES if name == "voc2007" else _all_classes(source, annotations)
-    labels = np.zeros((len(ids), len(classes)), dtype=bool)
+    column = {called: i for i, called in enumerate(classes)}
+    labels = np.zeros((len(source.ids), len(classes)), dtype=bool)
     found, difficult_only = [], 0
-    for row, (image_id, objects) in enumerate(zip(ids, annotations, strict=True)):
-        for label, difficult, box in objects:
-            if label not in classes:
-                path = source.root / "Annotations" / f"{image_id}.xml"
+    for row, (image_id, annotated) in enumerate(zip(source.ids, annotations, strict=True)):
+        for label, difficult, box in annotated.objects:
+            if label not in column:
                 raise DataError(
-                    f"{path}: class {label!r} is none of the {len(classes)} of {name}.{did_you_mean(label, classes)}"
+                    f"{source.xml(image_id)}: class {label!r} is none of the {len(classes)} of {name}."
+                    f"{did_you_mean(label, classes)}"
                 )
             if not difficult:
-                labels[row, classes.index(label)] = True
+                labels[row, column[label]] = True
                 if box:
-                    found.append((row, classes.index(label), *box))
-        difficult_only += bool(objects) and not labels[row].any()
+                    found.append((row, column[label], *box))
+        difficult_only += bool(annotated.objects) and not labels[row].any()
     if not labels.any():
         raise DataError(f"{source.root}: no image of {source.id_list.name} has a label.")
-    notes = (f"{difficult_only} images hold difficult objects only and have no label",) if difficult_only else ()
+    notes = list(source.notes)
+    if difficult_only:
+        notes.append(f"{difficult_only} images hold difficult objects only and have no label")
+    if unreadable := sum(annotated.unreadable for annotated in annotations):
+        notes.append(f"{unreadable} objects have a bndbox or an image size that cannot be read; their labels count")
+    paths, about = _paths(source, annotations)
     boxes = np.array(found, dtype=np.float32).reshape(-1, 6)
-    paths = np.array([f"JPEGImages/{image_id}.jpg" for image_id in ids])
-    return MultiLabelDataset(name, split, source.root, np.array(ids), paths, labels, classes, boxes, notes)
+    return MultiLabelDataset(
+        name, split, source.root, np.array(source.ids), paths, labels, classes, boxes, (*notes, *about),
+        str(source.id_list),
+    )  # fmt: skip
 
 
-def _all_classes(source: Source, annotations: list) -> tuple[str, ...]:
+def _all_classes(source: Source, annotations: list[Annotated]) -> tuple[str, ...]:
     """Names of the whole folder, so that train and test agree even if one half lacks a class."""
-    listed = {label for objects in annotations for label, _, _ in objects}
-    for id_list in sorted(source.id_list.parent.glob("*.txt")):
-        if id_list != source.id_list and id_list.stem in sum(SPLITS.values(), ()):
-            for line in id_list.read_text().splitlines():
-                path = source.root / "Annotations" / f"{line.split()[0]}.xml" if line.strip() else None
-                if path is not None and path.is_file():
-                    listed.update(label for label, _, _ in _objects(path))
-    return tuple(sorted(listed))
+    others = (read_xml(source.xml(image_id)) for image_id in source.others)
+    return tuple(sorted({label for found in (*annotations, *others) for label, _, _ in found.objects}))
 
 
-def _objects(path: Path) -> list[tuple[str, bool, tuple[float, float, float, float] | None]]:
-    """(name, difficult, box as shares of the image or None) of each object of one XML."""
-    try:
-        tree = ElementTree.parse(path).getroot()
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing, though the image list names it.") from None
-    except ElementTree.ParseError as error:
-        raise DataError(f"{path} is not readable XML: {error}.") from None
-    width, height = (float(tree.findtext(f"size/{key}") or 0) for key in ("width", "height"))
-    objects = []
-    for node in tree.iter("object"):
-        box = None
-        corners = [node.findtext(f"bndbox/{key}") or "" for key in ("xmin", "ymin", "xmax", "ymax")]
-        if width and height and all(corners):
-            left, top, right, bottom = map(float, corners)
-            box = (left / width, top / height, (right - left) / width, (bottom - top) / height)
-        objects.append(((node.findtext("name") or "").strip(), (node.findtext("difficult") or "0").strip() == "1", box))
-    return objects
+def _paths(source: Source, annotations: list[Annotated]) -> tuple[np.ndarray, list[str]]:
+    """The file of each image: called as its annotation is, whatever its extension, else as that says."""
+    folder, paths = "JPEGImages", []
+    images = source.root / folder
+    finder = Finder(source.root, [images], source.folders)
+    for image_id, annotated in zip(source.ids, annotations, strict=True):
+        named = annotated.filename.replace("\\", "/").rsplit("/", 1)[-1]
+        alike = finder.among(str(images), image_id)
+        if os.path.splitext(named)[0] == image_id and named in alike:
+            paths.append(f"{folder}/{named}")
+        elif f"{image_id}.jpg" in alike or len(alike) == 1:
+            paths.append(f"{folder}/{image_id}.jpg" if f"{image_id}.jpg" in alike else f"{folder}/{alike[0]}")
+        elif alike:
+            raise DataError(
+                f"{images} has {' and '.join(sorted(alike))}: remove one, or name it in {source.xml(image_id)}."
+            )
+        elif found := named and finder.find(named):
+            paths.append(found)
+        else:
+            finder.lost.append(f"{folder}/{image_id}.jpg")
+            paths.append(finder.lost[-1])
+    first: dict[str, str] = {}
+    for image_id, path in zip(source.ids, paths, strict=True):
+        if first.setdefault(path, image_id) != image_id:
+            raise DataError(
+                f"{source.xml(image_id)}: {image_id} and {first[path]} would both be read from {source.root / path}. "
+                "Put each image into JPEGImages, called as its annotation is."
+            )
+    return np.array(paths), finder.notes(len(paths))

@@ -53,6 +53,23 @@ class World:
         pieces = self._all_gather(torch.from_numpy(padded))
         return np.concatenate([p.numpy()[: int(n)] for p, n in zip(pieces, lengths, strict=True)])
 
+    def collect(self, part: np.ndarray) -> np.ndarray | None:
+        """As `gather`, on the main process alone and without a second copy there; None on the others."""
+        if self.size == 1:
+            return part
+        lengths = [int(length) for length in self._all_gather(torch.tensor([len(part)]))]
+        longest = max(lengths)
+        padded = np.zeros((longest, *part.shape[1:]), part.dtype)
+        padded[: len(part)] = part
+        whole = np.empty((self.size * longest if self.main else 0, *part.shape[1:]), part.dtype)
+        pieces = [torch.from_numpy(piece) for piece in np.split(whole, self.size)] if self.main else None
+        dist.gather(torch.from_numpy(padded), pieces, dst=0, group=self.group)
+        if not self.main:
+            return None
+        for rank, stop in enumerate(np.cumsum(lengths).tolist()):  # over the padding of those before
+            whole[stop - lengths[rank] : stop] = whole[rank * longest : rank * longest + lengths[rank]]
+        return whole[: sum(lengths)]
+
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """Each value summed over all processes."""
         if self.size == 1 or not values:

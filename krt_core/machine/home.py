@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+from ..errors import ConfigError
 
 
 def home() -> Path:
@@ -23,7 +26,14 @@ def home() -> Path:
 
 
 def resolve(path: str | Path) -> Path:
-    """A relative path is meant from `home`; an absolute one and ``~`` stay what they are."""
+    """A relative path is meant from `home`; an absolute one and ``~`` stay what they are. ConfigError for what is no
+    path."""
+    try:
+        fine = isinstance(path, (str, os.PathLike)) and b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # half a letter, as "\ud800"
+        fine = False
+    if not fine:
+        raise ConfigError(f"A folder or file must be text, found {path!r} (with papermill: -r instead of -p).")
     return (home() / Path(path).expanduser()).resolve()
 
 
@@ -35,11 +45,16 @@ def outputs_dir() -> Path:
     return resolve("outputs")
 
 
-def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes | str) -> Path:
-    """Write to a temporary file beside ``path``, flush to disk, then rename: a reader sees the old file or the new."""
+def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes | str, flush: bool = True) -> Path:
+    """Write to a temporary file beside ``path``, flush to disk, then rename: a reader sees the old file or the new.
+
+    flush false: without waiting for the disk, for what is written often and missed by nobody if the power fails.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    # Made with the rights that any new file has: results are to be shared, and asking for the mask would change it.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             if callable(write):
@@ -47,11 +62,11 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes 
             else:
                 file.write(write.encode() if isinstance(write, str) else write)
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; results are to be shared
+            if flush:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # so that "No space left on device" says where
         raise
@@ -67,6 +82,20 @@ def stamp(path: Path) -> tuple[int, int]:
     return status.st_mtime_ns, status.st_size
 
 
+def file_name(text: str) -> str:
+    """A text as one part of a path, whatever is in it: an id such as ``../x`` must not leave its folder.
+
+    What had to be changed carries a digest of the text, so that no two become one.
+
+    >>> file_name("image_000012"), file_name("../x")
+    ('image_000012', '_._x-d6b96a97')
+    """
+    name = re.sub(r"[^\w.,+=@() -]", "_", text)
+    name = "_" + name[1:] if name[:1] in (".", "") else name
+    name = name.encode()[:160].decode(errors="ignore")  # a file system takes 255 bytes, an ending and more among them
+    return name if name == text else f"{name}-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
+
+
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Hexadecimal digest of a file's content."""
     state = hashlib.new(algorithm)
@@ -74,9 +103,3 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
         while chunk := file.read(1 << 20):
             state.update(chunk)
     return state.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ class Backbone(nn.Module):
         # float64, so that a network in double precision has all their digits; not in files, where they never were
         self.register_buffer("shift", torch.tensor(mean, dtype=torch.float64).view(-1, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(std, dtype=torch.float64).view(-1, 1, 1), persistent=False)
+        self.image_size: int | None = None  # pixels; None if nobody said
         self.compiled = False  # run through torch.compile? The heads, which grow, are never compiled
         self.foldable: bool | None = None  # can batch norm be folded away? found out when first asked (inference.py)
 
@@ -46,6 +48,11 @@ class Backbone(nn.Module):
         if not hasattr(self.body, "forward_features"):  # features_only: every stage up to the chosen stride
             stages = self.body(images)
             return stages[-1], tuple(stages[1:] if len(stages) > 1 else stages)
+        if not hasattr(self.body, "forward_intermediates"):
+            raise ConfigError(
+                f"model.backbone: timm's {type(self.body).__name__} does not show its stages, which are asked for. "
+                "Set model.stride, or choose another backbone."
+            )
         reductions = [info["reduction"] for info in self.body.feature_info]
         keep = [index for index, reduction in enumerate(reductions) if reduction > 2]
         features, stages = self.body.forward_intermediates(images, indices=keep)
@@ -58,7 +65,12 @@ class Backbone(nn.Module):
 
 
 def make_backbone(config: Any, image_size: int) -> Backbone:
-    """Create the timm model that a ``model`` section names, without weights. ConfigError for a name unknown to timm."""
+    """Create the timm model that a ``model`` section names, without weights.
+
+    Parameters on which its map does not depend (a last norm that only a classifier would use) are set not to learn: no
+    gradient would ever come to them, for which several processes would wait. Raises ConfigError for a name unknown to
+    timm, and for a model that gives no map of images of this size.
+    """
     import timm
 
     base = config.backbone.split(".")[0]
@@ -66,24 +78,68 @@ def make_backbone(config: Any, image_size: int) -> Backbone:
         raise ConfigError(
             f"model.backbone: timm has no model {config.backbone!r}.{did_you_mean(base, timm.list_models())}"
         )
-    sized = {"img_size": image_size} if "vit" in base else {}
-    if config.stride:
-        body = timm.create_model(config.backbone, features_only=True)
-        strides = body.feature_info.reduction()
-        if config.stride not in strides:
-            raise ConfigError(f"model.stride: {config.backbone} has maps at {strides}, not at {config.stride}.")
-        indices = tuple(range(strides.index(config.stride) + 1))
-        body = timm.create_model(config.backbone, features_only=True, out_indices=indices)
-    else:
-        body = timm.create_model(config.backbone, num_classes=0, global_pool="", **sized)
-    body.eval()
-    with torch.no_grad():
-        shape = _map_of(body, torch.zeros(1, 3, image_size, image_size)).shape
+    try:
+        body = make_body(config, image_size)
+        with torch.enable_grad():
+            features = _map_of(body.eval(), torch.zeros(1, 3, image_size, image_size))
+    except ConfigError:
+        raise
+    except Exception as error:  # timm's models assert, index and compute their way to many kinds of it
+        reason = (str(error).splitlines() or [""])[0] or "an assertion in it"
+        raise ConfigError(
+            f"model.backbone: {config.backbone} gives no map of images of {image_size} pixels "
+            f"({type(error).__name__}: {reason}). Choose another data.image_size, model.stride or model.backbone."
+        ) from None
+    _let_rest(body, features)
     body.train()
     if config.norm == "inplace_abn":
         use_inplace_abn(body, config.backbone)
     depthwise_in_float32(body)
-    return Backbone(body, shape[1], (shape[2], shape[3]), *_normalisation(config))
+    backbone = Backbone(body, features.shape[1], (features.shape[2], features.shape[3]), *_normalisation(config))
+    backbone.image_size = image_size
+    return backbone
+
+
+def make_body(config: Any, image_size: int, pretrained: bool = False) -> nn.Module:
+    """The timm model of a ``model`` section. Raises ConfigError for a stride that it lacks, and what timm raises."""
+    if not config.stride:
+        try:
+            return _create(config, image_size, pretrained=pretrained, num_classes=0, global_pool="")
+        except AssertionError:  # some cannot do without pooling, which is not used here
+            return _create(config, image_size, pretrained=pretrained, num_classes=0)
+    strides = _create(config, image_size, features_only=True).feature_info.reduction()
+    if config.stride not in strides:
+        raise ConfigError(f"model.stride: {config.backbone} has maps at {strides}, not at {config.stride}.")
+    indices = tuple(range(strides.index(config.stride) + 1))
+    return _create(config, image_size, pretrained=pretrained, features_only=True, out_indices=indices)
+
+
+def _create(config: Any, image_size: int, **options: Any) -> nn.Module:
+    """timm's model, told the image size if it must be, as those with a position for each patch."""
+    import timm
+
+    trained = timm.get_pretrained_cfg(config.backbone)
+    if "vit" in config.backbone or (trained and trained.fixed_input_size):
+        try:
+            return timm.create_model(config.backbone, img_size=image_size, **options)
+        except TypeError:  # it takes any size after all, or no other than its own
+            pass
+    return timm.create_model(config.backbone, **options)
+
+
+def _let_rest(body: nn.Module, features: Tensor) -> None:
+    """No gradient for the parameters that the features were not computed from."""
+    used, todo = set(), [features.grad_fn] if features.grad_fn else []
+    seen = set(todo)
+    while todo:
+        step = todo.pop()
+        used.add(id(getattr(step, "variable", None)))
+        new = {before for before, _ in step.next_functions if before is not None} - seen
+        seen |= new
+        todo += new
+    for parameter in body.parameters() if seen else ():
+        if id(parameter) not in used:
+            parameter.requires_grad_(False)
 
 
 def _normalisation(config: Any) -> tuple[Channels, Channels]:
@@ -110,10 +166,12 @@ def _compiled() -> Callable[[nn.Module, Tensor], Tensor]:
 
 
 def _as_map(body: nn.Module, features: Tensor) -> Tensor:
-    if features.dim() == 3:  # transformers: (B, prefix + N, channels)
+    if isinstance(features, Tensor) and features.dim() == 3:  # transformers: (B, prefix + N, channels)
         features = features[:, getattr(body, "num_prefix_tokens", 0) :]
-        side = int(features.shape[1] ** 0.5)
-        return features.transpose(1, 2).reshape(len(features), -1, side, side)
-    if getattr(body, "output_fmt", "NCHW") == "NHWC":
-        return features.permute(0, 3, 1, 2)
-    return features
+        side = math.isqrt(features.shape[1])
+        if side * side == features.shape[1]:
+            return features.transpose(1, 2).unflatten(2, (side, side))
+    elif isinstance(features, Tensor) and features.dim() == 4:
+        return features.permute(0, 3, 1, 2) if getattr(body, "output_fmt", "NCHW") == "NHWC" else features
+    found = f"a tensor {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
+    raise ConfigError(f"model.backbone: timm's {type(body).__name__} gives {found}, no map. Choose another backbone.")

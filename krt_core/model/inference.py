@@ -50,19 +50,22 @@ def _is_pair(conv: nn.Module, norm: nn.Module) -> bool:
 
 @torch.no_grad()
 def _folding_is_exact(backbone: Backbone) -> bool:
-    """Does it hold for this architecture, whatever the statistics? Tried with random ones on a random image."""
-    plain, random = copy.deepcopy(backbone), torch.Generator().manual_seed(0)
+    """Does it hold for this architecture, whatever the statistics? Tried with random ones on a random image.
+
+    On the CPU and in float64: where GPUs round the operands of float32 products to ten bits, as TF32 does, sums in
+    another order differ by more than a wrong folding may.
+    """
+    plain, random = copy.deepcopy(backbone).to("cpu", torch.float64), torch.Generator().manual_seed(0)
     for module in plain.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                 tensor.copy_(0.5 + torch.rand(tensor.shape, generator=random))
     folded = copy.deepcopy(plain)
     _fold(folded)
-    parameter = next(backbone.parameters())
-    image = torch.rand(1, 3, 64, 64, generator=random).to(parameter)
+    image = torch.rand(1, 3, 64, 64, generator=random, dtype=torch.float64)
     try:
-        with torch.autocast(parameter.device.type, enabled=False):
+        with torch.autocast("cpu", enabled=False):
             wanted, found = plain(image), folded(image)
     except (RuntimeError, ValueError, AssertionError, NotImplementedError):  # takes images of one size only
         return False
-    return bool((wanted - found).abs().max() <= 1e-4 * wanted.abs().max())
+    return bool((wanted - found).abs().max() <= 1e-6 * wanted.abs().max())

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
 from ..machine.home import atomic_write
 from ..machine.processes import MARK
+from .files import to_json
 
 
 class Progress:
@@ -36,12 +37,14 @@ class Progress:
         """One line, with the time, to log.txt and to the screen."""
         if self.show == "off":
             return
-        with (self.folder / "log.txt").open("a") as file:
+        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
-        if self._bar is not None:
-            self._bar.write(text)
-        elif self.show != "none":
-            print(text, flush=True)
+        if self.show != "none":
+            say = partial(print, flush=True) if self._bar is None else self._bar.write
+            try:
+                say(text)
+            except UnicodeEncodeError:  # a screen that knows no "−"
+                say(text.encode("ascii", "replace").decode())
 
     def plan(self, total: int, done: int) -> None:
         """Tell how many steps the whole run has and how many an earlier start has already made."""
@@ -81,7 +84,7 @@ class Progress:
             "eta_seconds": round((self.steps_total - self.steps_done) / rate, 1) if made else None,
             "updated_at": datetime.now().isoformat(timespec="seconds"),
         }
-        atomic_write(self.folder / "progress.json", json.dumps(content))
+        atomic_write(self.folder / "progress.json", to_json(content), flush=False)
 
     def epoch(self, record: dict[str, Any]) -> None:
         """After each epoch: its line of ``metrics.jsonl`` in words, and as curves for TensorBoard."""
@@ -91,6 +94,8 @@ class Progress:
         text = f"{loss}{record['images_per_second']:.0f} images/s"
         if "mAP_seen" in record:
             text += f", mAP seen {record['mAP_seen']:.2f}"
+        if overflowed := record.get("overflowed"):
+            text += f", {overflowed} step{'s' * (overflowed != 1)} overflowed float16 and changed nothing"
         self.log(f"  session {record['session'] + 1} epoch {record['epoch'] + 1}: {text}")
         if self._board is not None:
             for key in record.keys() - {"session", "epoch"}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ import numpy as np
 from ..machine.cpu import falling_order
 from ..metrics import precision_in_order
 from ..protocol import Protocol
+from .scores import POOLS
+
+SHARES = ("CP", "CR", "CF1", "OP", "OR", "OF1")  # of the last session
 
 
 def summary_of(states: list[dict[str, Any]], lost: dict[str, float]) -> dict[str, Any]:
@@ -23,7 +27,7 @@ def summary_of(states: list[dict[str, Any]], lost: dict[str, float]) -> dict[str
         "forgetting": round(lost.get("max_class_fixed", 0.0), 4),
         "forgetting_definitions": {key: round(value, 4) for key, value in lost.items()},
         "mAP_per_session": curve.round(4).tolist(),
-        **{key: round(last[key], 4) for key in ("CP", "CR", "CF1", "OP", "OR", "OF1")},
+        **{key: round(last[key], 4) for key in SHARES},
         "seconds": round(sum(state["seconds"] for state in states), 1),
         "peak_memory_mb": max((s["peak_memory_mb"] for s in states if "peak_memory_mb" in s), default=None),
         "exemplars": sum(len(ids) for ids in states[-1]["exemplar_ids"]),
@@ -31,21 +35,37 @@ def summary_of(states: list[dict[str, Any]], lost: dict[str, float]) -> dict[str
     }
 
 
-def ap_tables(protocol: Protocol, scores: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
-    """AP (sessions, classes) by pool of test images from the scores (n, C seen) and labels (n, C) after each session.
+def ap_of_session(protocol: Protocol, session: int, scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """AP (C seen,) after a session by pool of test images; scores (n, ≥ C seen), labels (n, C).
 
     ``fixed``: the whole test set after every session; ``seen``: images with a class seen so far; ``own``: images with a
-    class of the scored class's own session. NaN where a class is not yet learned.
+    class of the scored class's own session.
     """
-    tables = {pool: np.full((len(scores), len(protocol.classes)), np.nan) for pool in ("fixed", "seen", "own")}
-    for t, (session, (s, y)) in enumerate(zip(protocol.sessions, scores, strict=False)):
-        columns, present = np.ascontiguousarray(s.T), np.ascontiguousarray(y.T)
-        seen = np.asarray(present[: session.stop].any(axis=0))
-        for earlier in protocol.sessions[: t + 1]:
-            own = np.asarray(present[earlier.columns].any(axis=0))
-            for c in range(earlier.start, earlier.stop):
-                order = falling_order(columns[c])  # sorted once for all pools
-                ranked = present[c][order]
-                for pool, chosen in (("fixed", slice(None)), ("seen", seen[order]), ("own", own[order])):
-                    tables[pool][t, c] = precision_in_order(ranked[chosen])
-    return tables
+    stop = protocol.sessions[session].stop
+    found = {pool: np.zeros(stop) for pool in POOLS}
+    present = np.ascontiguousarray(labels.T)
+    seen = np.asarray(present[:stop].any(axis=0))
+    for earlier in protocol.sessions[: session + 1]:
+        own = np.asarray(present[earlier.columns].any(axis=0))
+        for c in range(earlier.start, earlier.stop):
+            order = falling_order(np.ascontiguousarray(scores[:, c]))  # sorted once for all pools
+            ranked = present[c][order]
+            for pool, chosen in (("fixed", slice(None)), ("seen", seen[order]), ("own", own[order])):
+                found[pool][c] = precision_in_order(ranked[chosen])
+    return found
+
+
+def tables_of(protocol: Protocol, sessions: Iterable[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """`ap_of_session` of each session so far → AP (sessions, classes) by pool, NaN where a class is not yet learned."""
+    tables: dict[str, list[np.ndarray]] = {pool: [] for pool in POOLS}
+    for found in sessions:
+        for pool, ap in found.items():
+            row = np.full(len(protocol.classes), np.nan)
+            row[: len(ap)] = ap
+            tables[pool].append(row)
+    return {pool: np.array(rows).reshape(-1, len(protocol.classes)) for pool, rows in tables.items()}
+
+
+def ap_tables(protocol: Protocol, scores: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    """AP (sessions, classes) by pool from the scores (n, C seen) and labels (n, C) after each session."""
+    return tables_of(protocol, (ap_of_session(protocol, t, s, y) for t, (s, y) in enumerate(scores)))

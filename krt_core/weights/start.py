@@ -11,8 +11,8 @@ from ..config import Experiment
 from ..machine.device import Runtime
 from ..model import Network
 from ..model.norm import synchronise
-from .checkpoint import load_backbone
 from .convert import network_of
+from .fit import load_backbone
 
 
 def first_network(
@@ -27,6 +27,8 @@ def first_network(
     about = load_backbone(network.backbone, experiment.model, allow_leak)
     if about.get("trained_on", "").startswith("unknown"):
         log(f"{about['file']}: what it was trained on is unknown, so it may know labels to be learned")
+    for note in about.get("notes", ()):
+        log(f"{about['file']}: {note}")
     if about.get("leak"):
         log(f"LEAK: {about['file']} is used all the same, though {about['leak']}")
     network.to(runtime.device, runtime.weights_dtype).to(memory_format=torch.channels_last)

@@ -206,7 +206,7 @@ def test_batches_cover_everything_once_and_follow_their_seed(coco_root):
         return list(batches(store, rows, labels, 8, runtime, "published", seed, shuffle=True))
 
     one, two, other = run(1, (0, 1)), run(4, (0, 1), cache=False), run(2, (0, 2))
-    assert [len(b.rows) for b in one] == [8, 8, 8, 8, 1]
+    assert [len(b.rows) for b in one] == [8, 8, 8, 9]  # batch norm cannot learn from one image alone
     assert sorted(np.concatenate([b.rows for b in one]).tolist()) == rows.tolist()
     for a, b in zip(one, two, strict=True):
         assert (a.rows == b.rows).all() and torch.equal(a.images, b.images)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SUBJECTS = (
-    "pixels_and_labels", "busy", "scores_are_those", "a_small_training", "resumed_run", "no_step_waits", "compiled",
-    "float32_is_not", "peak_memory", "batch_norm_is_folded", "fused", "overflows", "statistics_over_processes",
-    "inplace_abn", "two_gpus_equal_one", "two_runs_at_once",
+    "pixels_and_labels", "busy", "scores_are_those", "a_small_training", "resumed_run", "no_step_waits",
+    "float32_is_not", "compiled", "peak_memory", "batch_norm_is_folded", "fused", "overflows",
+    "statistics_over_processes", "inplace_abn", "two_gpus_equal_one", "two_runs_at_once",
 )  # fmt: skip
 
 
 def pytest_of(*arguments):
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/gpu", *arguments]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
 
 

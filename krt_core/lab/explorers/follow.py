@@ -44,6 +44,14 @@ class Followed:
         """As of a `Run`, so that `krt_core.lab.report.names_of` can name this."""
         return self.run.leak if self.run else None
 
+    @property
+    def mixed(self) -> list[str]:
+        return self.run.mixed if self.run else []
+
+    @property
+    def data(self) -> dict[str, str]:
+        return self.run.data if self.run else {}
+
     def read(self) -> dict[str, Any]:
         """One value per column: state (waiting, running, stopped, done or failed), session and epoch as "2/5", mAP in
         percent, time left as h:mm:ss, and a note on what is unusual. Before there is one: NaN for numbers, else ""."""

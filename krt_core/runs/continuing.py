@@ -1,0 +1,69 @@
+"""How a start goes on with a run folder: from where, whether it may, and by which starts a session is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..config import Experiment
+from ..errors import RunError
+from ..machine.device import Runtime
+from .folder import Run
+from .starts import about_start, check_made_with, facts, mixed_of, precision_of
+
+
+class Continuing:
+    """``finished`` sessions are there; ``resume`` is what an interrupted one left (see `Run.load_resume`), or None.
+
+    A damaged resume.pt counts as none, which is logged: its session starts anew. Raises RunError, with the way out,
+    where a file that is needed is damaged.
+    """
+
+    def __init__(self, run: Run, log: Callable[[str], None]):
+        self.run, self.log = run, log
+        self.finished = run.finished_sessions
+        self.resume: dict[str, Any] | None = None
+        try:
+            resume = run.load_resume()
+        except RunError as error:
+            log(str(error))
+        else:
+            if resume and resume["session"] == self.finished:  # else left over from a session that was finished
+                self.resume = resume
+        for fault in run.check_sessions():
+            log(fault)
+        self.made_with: dict[str, Any] = {}
+        # Numbers in `Run.starts` of those that make the session in work; alike ones go by the number of the first.
+        self.starts: list[int] = []
+
+    def check(self, now: dict[str, Any]) -> None:
+        """RunError if what the run was begun with is not what this start has (see `made_with_of`)."""
+        self.now = self.made_with = now
+        if not (self.finished or self.resume):
+            return
+        state, newest = self.resume or self.run.session_state(self.finished - 1), self.run.starts[-1:]
+        begun = state.get("made_with") or {}
+        recorded = [start.get("made_with") or {} for start in newest]
+        if precision := precision_of(newest):  # which folders of older versions tell, too
+            recorded.append({"precision": precision})
+        for stored in (*recorded, begun):
+            check_made_with(self.run.folder, stored, now)
+        if begun:  # sessions of a folder of an older version go on saying what its first ones did
+            self.made_with = {key: value for key, value in now.items() if key in begun}
+
+    def record(self, experiment: Experiment, runtime: Runtime, weights: dict[str, Any]) -> None:
+        """Write down this start and what it asks for, and say in what it differs from the one before."""
+        self.run.settle(self.log)
+        about, starts = about_start(experiment, runtime, weights, self.now), self.run.starts
+        last = self.run.session_state(self.finished - 1).get("starts", [0]) if self.finished else []
+        if self.resume:
+            last = self.starts = self.resume.get("starts", [0])
+        starts += [{}] * (max(last, default=-1) + 1 - len(starts))  # whose record was lost
+        number = next((i for i, start in enumerate(starts) if facts(start) == facts(about)), len(starts))
+        self.run.write_json("environment.json", {**about, "starts": [*starts, about]})
+        self.starts = list(dict.fromkeys([*self.starts, number]))
+        if last and (differing := mixed_of([starts[last[-1]], about])):
+            self.log(f"this start is not as the one before, and the run is marked as mixed: {'; '.join(differing)}")
+
+    def next_session(self) -> None:
+        self.resume, self.starts = None, self.starts[-1:]

@@ -1,0 +1,89 @@
+"""The files of a run folder: one that is damaged is named, with the way out. What JSON has no number for is null.
+
+A file is written whole or not at all (`atomic_write`), yet a disk that was full, a copy that was cut short or a cloud
+folder that has not finished leave empty, shortened and foreign ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import RunError
+
+
+def damaged(path: Path, why: object, way_out: str) -> RunError:
+    """The error that names a file, what is wrong with it and what to do."""
+    empty = path.is_file() and not path.stat().st_size
+    first = "it is empty" if empty else next(iter(str(why).splitlines()), "") or type(why).__name__
+    return RunError(f"{path} is damaged ({first}): {way_out}")
+
+
+def read_json(path: Path, way_out: str) -> dict[str, Any] | None:
+    """A JSON object; None where there is no file. Raises RunError, with the way out, where it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:  # no JSON, or no text at all
+        raise damaged(path, error, way_out) from None
+    if not isinstance(content, dict):
+        raise damaged(path, f"it must hold a JSON object, found a {type(content).__name__}", way_out)
+    return content
+
+
+def to_json(content: dict[str, Any], indent: int | None = None) -> str:
+    """JSON as its standard has it: NaN and infinities become null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def known(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Numbers as they were before `to_json`: null is NaN."""
+    return {key: math.nan if value is None else value for key, value in numbers.items()}
+
+
+def read_arrays(path: Path, names: Iterable[str], way_out: str) -> list[np.ndarray]:
+    """Arrays of an npz file by name. Raises FileNotFoundError, and RunError, with the way out, where it is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return [stored[name] for name in names]
+    except Exception as error:  # zip, header and pickle code raise of every kind on what is no npz file
+        raise _told(error, path, way_out) from None
+
+
+def check_arrays(path: Path, way_out: str) -> None:
+    """`read_arrays` without reading: is it an npz file with its end?"""
+    try:
+        np.load(path, allow_pickle=False).close()  # an array has no close: it is damaged too
+    except Exception as error:
+        raise _told(error, path, way_out) from None
+
+
+def read_tensors(path: Path, way_out: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, errors as of `read_arrays`."""
+    try:
+        return load_file(path)
+    except Exception as error:  # SafetensorError, and what Rust makes of headers that are none
+        raise _told(error, path, way_out) from None
+
+
+def _told(error: Exception, path: Path, way_out: str) -> Exception:
+    """What is no fault of the content (no file, no right to read it) stays what it is."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return error
+    return damaged(path, error, way_out)

@@ -1,0 +1,257 @@
+"""What a run folder tells: its configuration, its sessions, its numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import Experiment
+from ..errors import RunError
+from ..machine.home import resolve
+from ..metrics import forgetting
+from ..protocol import Protocol, protocol_of
+from . import configuration
+from .files import check_arrays, damaged, known, read_json, read_tensors
+from .scores import Ahead, Scores, read_ap
+from .starts import mixed_of
+from .state import join
+from .summary import SHARES, ap_of_session, summary_of, tables_of
+
+ANEW = "start the same experiment again: it is written anew."
+NEEDED = ("classes", "metrics", "method", "memory", "seconds", "exemplar_ids", "weights")  # in a state.json, to go on
+
+
+class Reader:
+    """Reads one run folder. Raises RunError, with the way out, where a file it needs is missing or damaged."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = resolve(folder)
+        if not (self.folder / "experiment.yaml").is_file():
+            raise RunError(f"{self.folder} is no run folder: it has no experiment.yaml.")
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        return configuration.read(self.folder)
+
+    @property
+    def done(self) -> bool:
+        """Is the run complete, by a DONE file of this very configuration?"""
+        return self.summary is not None
+
+    @property
+    def summary(self) -> dict | None:
+        """Content of DONE, or None while the run is unfinished, and where DONE is damaged: it is then written anew."""
+        with contextlib.suppress(RunError):
+            content = self.written_summary()
+            if not content or isinstance(self.experiment.options, dict):
+                return content or None  # without its method's defaults there is no hash to compare
+            return content if content.get("config_hash") == self.experiment.hash() else None
+        return None
+
+    def written_summary(self) -> dict | None:
+        """Content of DONE, of whatever configuration; RunError where it is damaged."""
+        content = read_json(self.folder / "DONE", ANEW)
+        return content and content | known({key: content[key] for key in SHARES if key in content})
+
+    @property
+    def complete(self) -> bool:
+        """Is the run done, and no session's folder taken out since?"""
+        summary = self.summary
+        return summary is not None and self.finished_sessions >= len(summary.get("mAP_per_session", ()))
+
+    @property
+    def finished_sessions(self) -> int:
+        """Sessions whose state.json (written last) is there, counted from the first without a gap."""
+        count = 0
+        while (self.session_folder(count) / "state.json").is_file():
+            count += 1
+        return count
+
+    def session_folder(self, session: int) -> Path:
+        return self.folder / f"session_{session:02d}"
+
+    def way_out(self, session: int) -> str:
+        """What to do where a file of a session is damaged."""
+        return (
+            f"delete the folder {self.session_folder(session)} and start the same experiment again, which makes this "
+            "session and the later ones anew."
+        )
+
+    def session_state(self, session: int) -> dict:
+        path = self.session_folder(session) / "state.json"
+        state = read_json(path, self.way_out(session))
+        if state is None:
+            raise RunError(f"{self.folder.name} has not finished session {session + 1}.")
+        return {**state, "metrics": known(state["metrics"])} if "metrics" in state else state
+
+    @property
+    def environment(self) -> dict:
+        """What the newest start ran on and with; empty where nothing is recorded."""
+        return {key: value for key, value in self._starts().items() if key != "starts"}
+
+    @property
+    def starts(self) -> list[dict]:
+        """The records of all starts; a folder of an older version has that of the newest alone."""
+        content = self._starts()
+        return content.get("starts") or ([content] if content else [])
+
+    def _starts(self) -> dict:
+        way_out = "delete it; the run then goes on, and what its earlier starts ran on is unknown."
+        return read_json(self.folder / "environment.json", way_out) or {}
+
+    @property
+    def leak(self) -> str | None:
+        """Why its first weights had seen the labels to be learned (``--allow-leak``); None: no reason known."""
+        return next((why for s in self.starts if (why := (s.get("weights") or {}).get("leak"))), None)
+
+    @property
+    def mixed(self) -> list[str]:
+        """In what the starts that made a finished run differ, in words; empty for one of a piece."""
+        with contextlib.suppress(RunError):
+            return (self.written_summary() or {}).get("mixed") or []
+        return []
+
+    @property
+    def data(self) -> dict[str, str]:
+        """Hashes of labels (``inputs``) and image files (``images``) it was made with, as far as it tells."""
+        made_with = self.session_state(0).get("made_with") or {} if self.finished_sessions else {}
+        images = made_with.get("images")
+        found = {"inputs": made_with.get("inputs"), "images": images and images["sizes"] + images["sample"]}
+        return {key: value for key, value in found.items() if value}
+
+    @property
+    def progress(self) -> dict:
+        try:
+            return read_json(self.folder / "progress.json", ANEW) or {}
+        except RunError:
+            return {}  # for looking only
+
+    @property
+    def epochs(self) -> list[dict]:
+        """Lines of metrics.jsonl, up to one that was cut short."""
+        path = self.folder / "metrics.jsonl"
+        lines = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+            try:
+                made = json.loads(line)
+            except ValueError:
+                break
+            if not (isinstance(made, dict) and {"session", "epoch"} <= made.keys()):
+                break
+            lines.append(made)
+        return lines
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        """The protocol as this run used it, from the classes stored with its first session."""
+        return self._protocol(self.session_state(0)["classes"])
+
+    def _protocol(self, classes: list[str]) -> Protocol:
+        made = protocol_of(self.experiment.protocol, tuple(sorted(classes)))
+        if list(made.classes) != classes:
+            raise RunError(f"{self.folder}: the stored class order does not follow from its protocol.")
+        return made
+
+    def method_state(self, session: int) -> dict:
+        """What the method kept after a session, tensors included."""
+        path = self.session_folder(session) / "method.safetensors"
+        tensors = read_tensors(path, self.way_out(session)) if path.is_file() else {}
+        try:
+            return join(self.session_state(session)["method"], tensors)
+        except KeyError as error:
+            raise RunError(f"{path} lacks the tensor {error}: {self.way_out(session)}") from None
+
+    def scores(self, session: int) -> Scores:
+        """Scores of the whole test set after a session."""
+        path = self.session_folder(session) / "scores.npz"
+        if not path.is_file():
+            raise RunError(f"{path} is missing: session {session + 1} of {self.folder.name} is not finished.")
+        return Scores.read(path, len(self.protocol.classes), self.way_out(session))
+
+    def ahead(self, session: int) -> Ahead | None:
+        """What the model after a session said to the next one's training images; None if no method asked."""
+        path = self.session_folder(session) / "ahead.npz"
+        return Ahead.read(path, self.way_out(session)) if path.is_file() else None
+
+    def ap(self, session: int) -> dict[str, np.ndarray]:
+        """AP (C seen,) after a session on each pool of test images, see `ap_of_session`."""
+        path = self.session_folder(session) / "ap.npz"
+        with contextlib.suppress(RunError, FileNotFoundError):  # of older versions, or damaged: the scores tell it too
+            return read_ap(path, self.way_out(session))
+        scores = self.scores(session)
+        return ap_of_session(self.protocol, session, scores.scores, scores.labels)
+
+    @cached_property
+    def ap_tables(self) -> dict[str, np.ndarray]:
+        """AP (sessions, classes) of the finished sessions on each pool of test images; NaN where a class is not yet
+        learned. At most one session's scores are held at a time."""
+        return tables_of(self.protocol, (self.ap(t) for t in range(self.finished_sessions)))
+
+    @property
+    def first_session(self) -> np.ndarray:
+        """(C,) session in which each class was learned, for the classes learned so far."""
+        sessions = self.protocol.sessions[: self.finished_sessions]
+        return np.concatenate([np.full(s.stop - s.start, s.index) for s in sessions])
+
+    def forgetting(self) -> dict[str, float]:
+        """Every definition of forgetting over the finished sessions (see `krt_core.metrics.forgetting`)."""
+        learned = len(self.first_session)
+        return forgetting({pool: table[:, :learned] for pool, table in self.ap_tables.items()}, self.first_session)
+
+    def curve(self, key: str = "mAP_seen") -> np.ndarray:
+        """One metric after each finished session."""
+        return np.array([self.session_state(t)["metrics"][key] for t in range(self.finished_sessions)])
+
+    def final_summary(self) -> dict:
+        """What DONE holds: the numbers of the whole run, from its session states and scores."""
+        states = [self.session_state(t) for t in range(len(self.protocol.sessions))]
+        about = {
+            "method": self.experiment.method,
+            "dataset": self.experiment.data.dataset,
+            "protocol": self.protocol.name,
+            "seed": self.experiment.seed,
+        }
+        made_by = {"config_hash": self.experiment.hash(), "commit": self.environment.get("commit")}
+        starts, used = self.starts, sorted({index for state in states for index in state.get("starts", [0])})
+        mixed = mixed_of([starts[index] if index < len(starts) else {} for index in used])
+        return about | summary_of(states, self.forgetting()) | made_by | ({"mixed": mixed} if mixed else {})
+
+    def model_state(self, session: int) -> dict[str, Tensor]:
+        path = self.session_folder(session) / "model.safetensors"
+        return read_tensors(path, self.way_out(session))
+
+    def load_resume(self) -> dict[str, Any] | None:
+        """Where an interrupted session goes on; None where there is none. RunError if the file is damaged."""
+        path = self.folder / "resume.pt"
+        if not path.is_file():
+            return None
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            if {"session", "epoch", "model", "learner", "method", "made_with", "best", "seconds"} <= content.keys():
+                return content
+            raise ValueError("it lacks keys")
+        except Exception as error:  # whatever zip files, pickles and tensors raise
+            raise damaged(path, error, "the session it belongs to starts anew.") from None
+
+    def check_sessions(self) -> list[str]:
+        """What is damaged among the finished sessions and not needed to go on, in words. RunError, with the way out,
+        where it is needed."""
+        said, finished = [], self.finished_sessions
+        for session in range(finished):
+            state = self.session_state(session)
+            if missing := [key for key in NEEDED if key not in state]:
+                path = self.session_folder(session) / "state.json"
+                raise RunError(f"{path} lacks {', '.join(missing)}: {self.way_out(session)}")
+            try:
+                check_arrays(self.session_folder(session) / "scores.npz", self.way_out(session))
+            except (RunError, FileNotFoundError) as error:
+                self.ap(session)  # enough to finish the run with
+                said.append(f"{error} The training goes on without it; figures of that session are not to be had.")
+        return said

@@ -1,0 +1,55 @@
+"""What the models of a run said: to the test images after each session, and to the next session's training images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..machine.home import atomic_write
+from .files import read_arrays
+
+POOLS = ("fixed", "seen", "own")  # of test images, see `krt_core.runs.summary.ap_of_session`
+
+
+@dataclass(frozen=True)
+class Scores:
+    """ids (n,) of the test images, scores (n, C seen) float32 in learning order, labels (n, all classes) bool."""
+
+    ids: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+
+    def write(self, path: Path) -> None:
+        packed = np.packbits(self.labels, axis=1)
+        atomic_write(path, lambda file: np.savez(file, ids=self.ids, scores=self.scores, labels=packed))
+
+    @classmethod
+    def read(cls, path: Path, classes: int, way_out: str) -> Scores:
+        ids, scores, packed = read_arrays(path, ("ids", "scores", "labels"), way_out)
+        return cls(ids, scores, np.unpackbits(packed, axis=1, count=classes).astype(bool))
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """ids (m,) of the images the next session trains on, as often as it shows them, and scores (m, C seen) float32."""
+
+    ids: np.ndarray
+    scores: np.ndarray
+
+    def write(self, path: Path) -> None:
+        atomic_write(path, lambda file: np.savez(file, ids=self.ids, scores=self.scores))
+
+    @classmethod
+    def read(cls, path: Path, way_out: str) -> Ahead:
+        return cls(*read_arrays(path, ("ids", "scores"), way_out))
+
+
+def write_ap(path: Path, ap: dict[str, np.ndarray]) -> None:
+    """AP (C seen,) of one session by pool: what forgetting needs of it, without its scores."""
+    atomic_write(path, lambda file: np.savez(file, fixed=ap["fixed"], seen=ap["seen"], own=ap["own"]))
+
+
+def read_ap(path: Path, way_out: str) -> dict[str, np.ndarray]:
+    return dict(zip(POOLS, read_arrays(path, POOLS, way_out), strict=True))

@@ -1,0 +1,143 @@
+"""The starts of a run: what each was made with, which may go on with another's work, and what makes a run mixed.
+
+A run that is interrupted goes on later, perhaps elsewhere and with other code. Every start is recorded in
+environment.json; every session tells by which starts it was made. What decides the result must be as it was
+(`check_made_with`); where refusing would cost the work of days the run goes on and is marked (`mixed_of`).
+docs/runs.md lists both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..config import Experiment
+from ..data import MultiLabelDataset
+from ..data.stamp import image_stamp
+from ..errors import RunError
+from ..machine.device import Runtime, environment
+from ..options import is_dotted
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def made_with_of(
+    experiment: Experiment, runtime: Runtime, max_steps: int | None, train: MultiLabelDataset, test: MultiLabelDataset
+) -> dict[str, Any]:
+    """What decides the result beside the configuration, and what a later start must therefore find unchanged: exemplars
+    are row numbers, a quick look is no training, and batch statistics of each process's own images make the number of
+    processes part of the result."""
+    world = runtime.world
+    return {
+        "inputs": train.digest() + test.digest(),
+        "max_steps": max_steps,
+        "processes": world.size if experiment.train.batch_norm == "batch" else None,
+        "images": world.decide(image_stamp(train, test) if world.main else None),
+        "precision": str(runtime.dtype).removeprefix("torch."),
+    }
+
+
+def about_start(
+    experiment: Experiment, runtime: Runtime, weights: dict[str, Any], made_with: dict[str, Any]
+) -> dict[str, Any]:
+    """The record of a start."""
+    return {
+        **environment(runtime), "weights": weights, "at": datetime.now().isoformat(timespec="seconds"),
+        "augmentation": experiment.train.augment, "code": _code(experiment), "made_with": made_with,
+    }  # fmt: skip
+
+
+def check_made_with(folder: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """RunError if what a run was begun with is not what it would go on with. Folders of older versions lack keys: what
+    they do not say is not compared."""
+    changed = {key for key in now.keys() & stored.keys() if now[key] != stored[key]}
+    was = f"{folder} was begun "
+    if "inputs" in changed:
+        raise RunError(f"{folder}: the data set has changed since this run began. Start it in a new folder.")
+    if "images" in changed and (what := _changed_images(stored["images"], now["images"])):
+        raise RunError(
+            f"{folder}: images have changed since this run began ({what} of their files differ). Put the old ones "
+            "back, or start it in a new folder."
+        )
+    if "max_steps" in changed:
+        raise RunError(
+            f"{was}with --max-steps {stored['max_steps']}, which is not this training. "
+            "Delete it or choose another --folder."
+        )
+    if "processes" in changed:
+        raise RunError(
+            f"{was}in {stored['processes']} processes, and with train.batch_norm=batch each "
+            "takes statistics of its own images: another number is another training. "
+            f"Go on with --processes {stored['processes']}, or choose another --folder."
+        )
+    if "precision" in changed:
+        raise RunError(
+            f"{was}in {stored['precision']}, and this start would go on in {now['precision']}, which is another "
+            f"training. Go on with train.precision={stored['precision']} --folder {folder}, or choose another --folder."
+        )
+
+
+def _changed_images(stored: dict[str, str], now: dict[str, str]) -> str:
+    """Copies without their times are the same images."""
+    return " and ".join(key for key in ("sizes", "sample") if stored.get(key) != now[key]).replace("sample", "contents")
+
+
+def precision_of(starts: Sequence[dict[str, Any]]) -> str | None:
+    """In which a run is made; None where no record tells."""
+    return next((found for start in reversed(starts) if (found := facts(start).get("precision"))), None)
+
+
+def mixed_of(starts: Sequence[dict[str, Any]]) -> list[str]:
+    """In what the starts that made a run differ, in words, as in "commit: abc, then def"; empty for one of a piece."""
+    found: dict[str, list[str]] = {}
+    for start in starts:
+        for key, value in facts(start).items():
+            if value not in (values := found.setdefault(key, [])):
+                values.append(value)
+    differing = {key: values for key, values in found.items() if len(values) > 1}
+    if "commit" in differing:
+        differing.pop("code of krt_core", None)  # says the same
+    return [f"{key}: {', then '.join(values)}" for key, values in differing.items()]
+
+
+def facts(start: dict[str, Any]) -> dict[str, str]:
+    """What is compared between starts, as far as a start tells it."""
+    if not start:
+        return {"record": "lost"}
+    hardware, reasons = start.get("hardware") or {}, start.get("reasons") or {}
+    machine = [start.get("host"), hardware.get("gpu") or hardware.get("cpu")]
+    made_with, weights = start.get("made_with") or {}, start.get("weights") or {}
+    told = {
+        "record": "there",
+        "commit": start.get("commit"),
+        "precision": made_with.get("precision") or str(reasons.get("precision", "")).split(":")[0],
+        "device": str(reasons.get("device", "")).split(":")[0],
+        "processes": reasons.get("processes"),
+        "machine": " ".join(str(part) for part in machine if part),
+        "python": start.get("python"),
+        **(start.get("versions") or {}),
+        "first weights": str(weights.get("sha256") or weights.get("weights") or "")[:12],
+        "times of the images": (made_with.get("images") or {}).get("times"),
+        **{f"code of {place}": digest for place, digest in (start.get("code") or {}).items()},
+    }
+    return {key: str(value) for key, value in told.items() if value}
+
+
+def _code(experiment: Experiment) -> dict[str, str]:
+    """Hashes of the code that a start runs: of this package, and of every file of the user's own that it names."""
+    places = (experiment.method, experiment.data.dataset, experiment.train.augment)
+    found = {"krt_core": sorted(PACKAGE.rglob("*.py"))}
+    for place in filter(is_dotted, places):
+        spec = importlib.util.find_spec(place.split(":")[0])  # imported by now
+        found[place] = [Path(spec.origin)] if spec and spec.origin and Path(spec.origin).is_file() else []
+    digests = {}
+    for place, files in found.items():
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(file.read_bytes())
+        digests[place] = digest.hexdigest()[:12]
+    return digests

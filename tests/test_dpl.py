@@ -1,0 +1,131 @@
+"""Thresholds of pseudo labels against plain re-statements of what they are to be."""
+
+import numpy as np
+import pytest
+
+from krt_core.dpl import MAX_STEPS, START, STEP, TOLERANCE, exact_threshold, find_thresholds, search_threshold
+
+
+def walk(scores, target, start, tolerance=0.1, step=0.005, most=100):
+    """The published search, said as plainly as it goes: (threshold, per image, steps, met)."""
+    threshold, seen = start, []
+    for steps in range(most + 1):
+        found = (scores > np.float64(threshold).astype(scores.dtype)).sum() / len(scores)
+        seen.append((abs(found - target), steps, threshold, found))
+        if abs(found - target) < tolerance:
+            return threshold, found, steps, True
+        threshold = threshold + step if found > target else threshold - step
+    _, steps, threshold, found = min(seen)
+    return threshold, found, steps, False
+
+
+def random_scores(seed, n=40, c=6, dtype=np.float32):
+    return np.random.default_rng(seed).beta(0.6, 1.5, (n, c)).astype(dtype)
+
+
+def test_the_constants_are_the_published_ones():
+    assert (START, STEP, TOLERANCE, MAX_STEPS) == (0.8, 0.005, 0.1, 100)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(("target", "start"), [(1.2, 0.8), (0.4, 0.3), (3.5, 0.75), (5.95, 0.2), (0.0, 0.9)])
+def test_the_walk(seed, target, start):
+    scores = random_scores(seed)
+    made = search_threshold(scores, target, start)
+    threshold, found, steps, met = walk(scores, target, start)
+    assert (made.threshold, made.found, made.steps, made.converged) == (threshold, found, steps, met)
+    assert made.target == target and made.per_class == () and made.values.tolist() == [made.threshold]
+
+
+def test_a_walk_that_jumps_across_the_band_takes_the_closest_of_all_it_has_seen():
+    scores = np.repeat([[0.9], [0.6]], [1, 3], axis=0).astype(np.float32)  # 0.25 above 0.6, 1.0 below it
+    made = search_threshold(scores, 0.5)
+    assert not made.converged and made.found == 0.25 and 0.6 <= made.threshold <= 0.8
+    assert made.steps == 0  # the first of equals, not the last
+    far = search_threshold(scores, 0.5, 0.3)
+    assert (far.found, far.steps) == (0.25, walk(scores, 0.5, 0.3)[2]) and far.steps > 0
+    assert search_threshold(np.full((4, 1), 0.5, np.float32), 0.5, max_steps=3).steps == 0
+
+
+def test_the_walk_may_take_a_hundred_steps_and_no_more():
+    scores = np.full((10, 1), 0.5, np.float32)
+    scores[:5] = 0.2
+    first = 0.8
+    for _ in range(100):
+        first -= 0.005
+    near = (np.linspace(0.9, 0.31, 10) < 0.3)[:, None]
+    assert not near.any()
+    only_at_the_end = np.where(np.arange(10) < 5, first + 1e-4, 0.0).astype(np.float32)[:, None]
+    made = search_threshold(only_at_the_end, 0.5)
+    assert made.converged and made.steps == 100
+    assert not search_threshold(only_at_the_end, 0.5, max_steps=99).converged
+
+
+def test_the_band_is_open():
+    scores = np.array([[0.9], [0.1]], np.float32)  # 0.5 per image at 0.8
+    assert search_threshold(scores, 0.5, tolerance=1e-9).converged
+    assert not search_threshold(scores, 0.75, tolerance=0.25).converged  # as far away as the tolerance is not within
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("target", [0.0, 0.35, 1.1, 2.5, 6.0])
+def test_the_exact_rule_is_the_best_there_is(seed, target):
+    scores = random_scores(seed, n=7, c=5).round(1)  # many ties
+    made = exact_threshold(scores, target)
+    cuts = np.unique(np.concatenate([[-0.05], np.unique(scores) + 0.05]))
+    best = min(abs((scores > cut).sum() / len(scores) - target) for cut in cuts)
+    found = (scores > made.threshold).sum() / len(scores)
+    assert found == made.found and abs(found - target) == pytest.approx(best)
+    assert made.steps == 0 and made.converged == (abs(found - target) < 0.1)
+
+
+def test_the_exact_threshold_stands_midway():
+    scores = np.array([[0.2], [0.4], [0.8]], np.float32)
+    assert exact_threshold(scores, 1 / 3).threshold == pytest.approx(0.6)
+    assert exact_threshold(scores, 2 / 3).threshold == pytest.approx(0.3)
+    assert exact_threshold(scores, 0.0).threshold == pytest.approx(0.9)  # between the highest score and 1
+    assert exact_threshold(scores, 1.0).threshold == pytest.approx(0.1)  # between 0 and the lowest
+
+
+def test_which_rule_finds_and_where_it_begins():
+    scores = random_scores(1)
+    one = find_thresholds(scores, 1.0)
+    assert one == search_threshold(scores, 1.0, 0.8)
+    exact = find_thresholds(scores, 1.0, "exact")
+    assert exact == exact_threshold(scores, 1.0) and exact.threshold != one.threshold
+    last = search_threshold(random_scores(2), 2.5)
+    assert find_thresholds(scores, 1.0, last=last) == search_threshold(scores, 1.0, last.threshold)
+    assert find_thresholds(scores, 1.0, last=last).steps != one.steps
+
+
+@pytest.mark.parametrize("rule", ["published", "exact"])
+def test_a_threshold_for_each_class(rule):
+    scores, shares = random_scores(3, n=60, c=3), np.array([0.5, 0.3, 0.2])
+    made = find_thresholds(scores, 1.5, rule, shares)
+
+    def alone(column, target, start):
+        part = scores[:, column : column + 1]
+        if rule == "exact":
+            return exact_threshold(part, target)
+        return search_threshold(part, target, start, tolerance=0.1 / 3)
+
+    single = [alone(c, 1.5 * share, 0.8) for c, share in enumerate(shares)]
+    assert made.per_class == tuple(record.threshold for record in single) == tuple(made.values)
+    assert made.threshold == pytest.approx(np.mean(made.per_class)) and made.target == 1.5
+    assert made.found == pytest.approx(sum(record.found for record in single))
+    assert made.steps == max(record.steps for record in single)
+    assert made.converged == all(record.converged for record in single)
+    later = find_thresholds(random_scores(4, n=60, c=4)[:, :4], 1.5, rule, np.full(4, 0.25), made)
+    if rule == "published":  # known classes begin where they ended, a new one at 0.8
+        again = random_scores(4, n=60, c=4)
+        starts = [*made.per_class, 0.8]
+        for c, start in enumerate(starts):
+            expected = search_threshold(again[:, c : c + 1], 1.5 / 4, start, tolerance=0.1 / 4)
+            assert later.per_class[c] == expected.threshold
+
+
+def test_a_record_survives_json():
+    record = find_thresholds(random_scores(5), 1.0, "exact", np.full(6, 1 / 6))
+    assert type(record)(**record.as_dict()) == record
+    with pytest.raises(AttributeError):
+        record.threshold = 0.5
