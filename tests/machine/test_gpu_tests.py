@@ -13,7 +13,7 @@ SUBJECTS = (
 
 
 def pytest_of(*arguments):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu", *arguments]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/gpu", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
 
 
