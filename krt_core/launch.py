@@ -106,7 +106,9 @@ def _check_weights(experiment: Experiment, path: Path) -> None:
     weights = experiment.model.weights
     if weights in ("", "pypi", "timm") or resolve(weights).exists() or (path / "DONE").exists():
         return
-    raise ConfigError(f"model.weights={weights}: there is no file {resolve(weights)}.")
+    data = experiment.data
+    if data.dataset == "digits" or resolve(data.root or f"data/{data.dataset}").is_dir():  # else data are told first
+        raise ConfigError(f"model.weights={weights}: there is no file {resolve(weights)}.")
 
 
 def _follow(minder: Minder, command: list[str], environment: dict[str, str]) -> tuple[int, deque[str]]:

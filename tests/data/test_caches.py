@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from conftest import write_coco, write_xml
 from PIL import Image
 
@@ -18,8 +17,7 @@ from krt_core.data.published import check_sizes, sizes
 from krt_core.data.store import ImageStore
 from krt_core.errors import ConfigError, DataError
 from krt_core.machine.cluster import cores
-from krt_core.machine.device import Runtime, choose_runtime
-from krt_core.machine.distributed import World
+from krt_core.machine.device import choose_runtime
 from krt_core.session import train
 
 
@@ -163,18 +161,6 @@ def test_one_image_left_over_joins_the_batch_before(coco_root):
     assert lengths(1, 8, shuffle=True) == [1] and lengths(3, 1, shuffle=True) == [1, 1, 1]
     for images, size in ((33, 8), (34, 8), (1, 8), (3, 1), (0, 8), (16, 8)):
         assert steps(images, size) == len(lengths(images, size, shuffle=True))
-
-
-@pytest.mark.parametrize("size", [2, 3])
-def test_no_process_gets_a_single_image_of_a_short_batch(coco_root, size):
-    data = opened(coco_root)
-    plain, weights = ImageStore(data, 16, workers=1), []
-    for rank in range(size):
-        runtime = Runtime(torch.device("cpu"), torch.float32, {}, World(rank, size))
-        made = list(batches(plain, np.arange(35), data.labels[:35], 32, runtime, seed=(0,), shuffle=True))
-        assert len(made) == 2 and len(made[1].rows) == 3
-        weights.append(made[1].weight)
-    assert sum(weights) == pytest.approx(1)
 
 
 def test_a_session_trains_where_one_image_is_left_over(tiny, coco_root):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save
 
 from krt_core.cli import main
-from krt_core.errors import CheckpointError
+from krt_core.errors import CheckpointError, ConfigError
 from krt_core.weights.checkpoint import inspect
 from krt_core.weights.files import read
 
@@ -119,11 +119,13 @@ def test_the_place_of_a_file_can_be_wrong_too(tmp_path, monkeypatch):
         "run": r"folder; name a weights file in it: session_00/model\.safetensors",
         "unpacked": "without unpacking", "shards": "distributed checkpoint", "none.pth": "There is no weights file",
         "file/none.pth": "There is no weights file", "link.pth": r"a link to .*gone\.pth, which is not there",
-        "round.pth": "weights file|cannot be read", "pipe": "no regular file", "a\0b": "weights file",
+        "round.pth": "weights file|cannot be read", "pipe": "no regular file",
         "x" * 300: "cannot be read",
     }.items():  # fmt: skip
         with pytest.raises(CheckpointError, match=what):
             inspect(tmp_path / name)
+    with pytest.raises(ConfigError, match="A folder or file must be text"):
+        inspect(tmp_path / "a\0b")
     (tmp_path / "secret.pth").write_bytes(WHOLE)
 
     def refuse(*_, **__):
