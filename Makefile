@@ -9,7 +9,7 @@ NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attentio
 export KRT_HOME := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-browser lint bench speed notebooks lab clean
+.PHONY: help setup demo test test-all test-browser lint bench speed gpu notebooks lab clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,10 @@ bench: setup  ## a whole matrix of runs on the embedded digits, headless; result
 
 speed: setup  ## time the published way and ours side by side (minutes)
 	$(BIN)/python -m benchmarks.speed --quick
+
+# Without set-up, so that it runs on a machine without network that has torch, torchvision and timm (docs/install.md).
+gpu:  ## test and measure what needs a GPU, in 9 minutes; results in outputs/gpu
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu --tests --seconds 480
 
 notebooks: setup  ## strip outputs from the notebooks, ready to commit
 	$(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version" notebooks/*.ipynb

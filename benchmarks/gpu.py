@@ -1,192 +1,285 @@
-"""How much of a processor training uses: ``python -m benchmarks.gpu [--device cuda] [--json FILE] [--trace FILE]``.
+"""What a GPU does for training, within a time: ``python -m benchmarks.gpu [--tests] [--seconds 480] [--quick] ...``.
 
-For TResNet-M and EfficientNet-lite0 at 224 px, in the first to the eighth session of COCO B0-C10: images per second of
-a training step (old model included) and of an evaluation, the share that the backbones' arithmetic takes of the peak
-measured in a matrix product, memory, the published way beside ours; where the time of a step goes; and the hours that
-COCO B0-C10 would take at these rates with its real session sizes.
+Writes gpu.json and gpu.log into a folder (outputs/gpu), the JSON anew after each measurement; needs no network and no
+data. A measurement that fails leaves its error there, and the next one begins; what there is no time for is listed.
+``--tests`` first runs what of the tests needs a GPU (`make gpu`). ``--device cpu --quick`` rehearses all of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
+import contextlib
+import gc
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
 import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from krt_core.config import load_experiment
-from krt_core.data.pipeline import Batch
-from krt_core.learn import make_optimiser
 from krt_core.machine.device import Runtime, choose_runtime, environment
-from krt_core.model.inference import for_inference
-from krt_core.protocol import make_protocol
+from krt_core.machine.home import atomic_write
 
-from . import published
-from .measure import side_by_side
-from .speed import THRESHOLD, WEIGHT, method_in_session, network_with
+from . import gpu_loop, gpu_step
 
-TRAIN_IMAGES = (18599, 28071, 27930, 17218, 51104, 18851, 16845, 21750)  # COCO B0-C10, images of each session
-TEST_IMAGES = 40_504  # of val2014; an upper bound of those with a class seen so far
-REPLAYED = 200  # exemplars that a session adds, at 20 per class
-EPOCHS = 20
+ROOT = Path(__file__).parents[1]
+LIMIT = 100.0  # seconds that one measurement may take
+FOR_TESTS = 0.5  # share of the time
+OUTCOME = re.compile(r"^(tests/\S+?::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 
 
-def peak(runtime: Runtime, dtype: torch.dtype, size: int = 8192, repeats: int = 10) -> float:
-    """Measured FLOP/s of a large matrix product."""
-    size = size if runtime.device.type == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=runtime.device).to(dtype) for _ in range(2))
-    ways = {"product": lambda: a @ b}
-    return 2 * size**3 / side_by_side(ways, repeats)["product"]["seconds"]
+@dataclass
+class Look:
+    """One start of the benchmark."""
+
+    runtime: Runtime
+    folder: Path
+    began: float  # seconds since the epoch
+    seconds: float  # to be done in
+    quick: bool
+    result: dict[str, Any] = field(default_factory=lambda: {"measured": {}, "errors": {}, "left_out": []})
+
+    @property
+    def left(self) -> float:
+        return self.began + self.seconds - time.time()
+
+    @property
+    def backbones(self) -> tuple[str, str]:
+        return ("resnet10t", "test_resnet") if self.quick else ("tresnet_m", "tf_efficientnet_lite0")
+
+    @property
+    def size(self) -> int:
+        """Side of the images, pixels."""
+        return 64 if self.quick else 224
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """Batch sizes to try, the next one where the memory does not hold the one before."""
+        return (8,) if self.quick else (128, 64, 32)
+
+    @property
+    def repeats(self) -> int:
+        return 2 if self.quick else 7
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+        with (self.folder / "gpu.log").open("a", encoding="utf-8") as log:
+            log.write(text + "\n")
+
+    def save(self) -> None:
+        self.result["took_seconds"] = round(time.time() - self.began, 1)
+        atomic_write(self.folder / "gpu.json", json.dumps(self.result, indent=1) + "\n")
 
 
-def step_and_look(backbone: str, sessions: int, batch: int, runtime: Runtime, size: int = 224) -> dict:
-    """Ways of a training step and of an evaluation in the last of ``sessions`` sessions, and their FLOPs."""
-    device = runtime.device
-    network = network_with(backbone, max(1, sessions - 1), 10, size)
-    old = copy.deepcopy(network).eval().requires_grad_(False).to(device)
-    if sessions > 1:
-        network.add_session(10)
-    network.to(device)
-    model = copy.deepcopy(network).to(memory_format=torch.channels_last)
-    fast_old = for_inference(copy.deepcopy(old).to(memory_format=torch.channels_last), runtime.dtype)
-    experiment = load_experiment("coco_b0c10", {"train.batch_size": batch, "train.group": batch})
-    protocol = make_protocol(tuple(f"class {c:02d}" for c in range(80)), 10, 10)
-    method = method_in_session(experiment, model, fast_old, sessions - 1, protocol)
-    optimiser, theirs = make_optimiser(model, 1e-4), published.make_published_optimiser(network, 1e-4)
-    images = torch.rand(batch, size, size, 3, device=device).permute(0, 3, 1, 2)
-    labels = torch.zeros(batch, 10 * sessions, device=device)
-    labels[:, -1] = 1
-    given = Batch(images, labels, np.arange(batch))
-
-    def ours() -> None:
-        model.train()
-        with runtime.autocast():
-            loss = method.loss(given)["loss"]
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        loss.item()
-
-    def as_published() -> None:
-        """With mixed precision on a GPU, as published; the old model in full precision."""
-        network.train()
-        network.to(memory_format=torch.contiguous_format)
-        autocast = torch.autocast(device.type, torch.float16, enabled=device.type == "cuda")
-        with autocast:
-            output = published.forward(network, images)
-        if sessions > 1:
-            with torch.no_grad():
-                before = published.forward(old, images)
-            loss = published.asymmetric_loss(output.logits.float(), labels)
-            loss = loss + WEIGHT * published.token_distillation(before.tokens, output.tokens.float())
-            (torch.sigmoid(before.logits) > THRESHOLD).sum().item()
-        else:
-            loss = published.asymmetric_loss(output.logits.float(), labels)
-        loss.backward()
-        theirs.step()
-        theirs.zero_grad()
-        loss.item()
-
-    looking = for_inference(model, runtime.dtype)
-
-    def look() -> None:
-        with torch.inference_mode(), runtime.autocast():
-            torch.sigmoid(looking(images).logits).cpu()
-
-    def look_as_published() -> None:
-        network.eval()
-        with torch.no_grad():
-            torch.sigmoid(published.forward(network, images).logits).cpu()
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network.eval().backbone(images[:1])
-    forward = batch * counter.get_total_flops()  # of the backbone alone, which is nearly all
-    flops = {"step": forward * (4 if sessions > 1 else 3), "evaluation": forward}  # backward counts twice
-    return {"step": (ours, as_published), "evaluation": (look, look_as_published), "flops": flops}
+# ---- the measurements ----
 
 
-def measure(backbone: str, sessions: int, batch: int, runtime: Runtime, best: float, repeats: int, size: int) -> dict:
-    ways = step_and_look(backbone, sessions, batch, runtime, size)
-    found = {"backbone": backbone, "sessions": sessions, "batch": batch}
-    for what in ("step", "evaluation"):
-        ours, theirs = ways[what]
-        times = side_by_side({"published": theirs, "ours": ours}, repeats)
-        found[what] = {
-            "images_per_second": round(batch / times["ours"]["seconds"], 1),
-            "published_images_per_second": round(batch / times["published"]["seconds"], 1),
-            "ratio": round(times["published"]["seconds"] / times["ours"]["seconds"], 2),
-            "share_of_peak": round(ways["flops"][what] / times["ours"]["seconds"] / best, 3),
-            "peak_mb": times["ours"]["peak_mb"],
-            "published_peak_mb": times["published"]["peak_mb"],
+def machine(look: Look) -> dict:
+    about: dict[str, Any] = {k: v for k, v in environment(look.runtime).items() if k != "host"}
+    if look.runtime.device.type == "cuda":
+        of = torch.cuda.get_device_properties(look.runtime.device)
+        about["gpus"] = torch.cuda.device_count()
+        about["gpu"] = {
+            "name": of.name,
+            "memory_gb": round(of.total_memory / 1e9, 1),
+            "processors": of.multi_processor_count,
         }
-    return found
+        about["capability"], about["built_for"] = f"{of.major}.{of.minor}", torch.cuda.get_arch_list()
+        about["cudnn"] = torch.backends.cudnn.version()
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            asked = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=20, check=False)
+            about["nvidia_smi"] = asked.stdout.splitlines()
+    return about
 
 
-def projected_hours(rows: list[dict]) -> dict[str, float]:
-    """Hours of COCO B0-C10 at the rates of the measured sessions (the nearest one stands for those between): training,
-    one validation an epoch, one pass for herding and pseudo labels."""
-    seconds = {"ours": 0.0, "published": 0.0}
-    for index, own in enumerate(TRAIN_IMAGES):
-        row = min(rows, key=lambda r: abs(r["sessions"] - index - 1))
-        trained = own + REPLAYED * index
-        for way, prefix, passes in (("ours", "", 1), ("published", "published_", 3)):
-            step, look = (row[what][f"{prefix}images_per_second"] for what in ("step", "evaluation"))
-            seconds[way] += EPOCHS * (trained / step + passes * TEST_IMAGES / 2 / look) + 2 * trained / look
-    return {way: round(value / 3600, 2) for way, value in seconds.items()}
+def tests(look: Look) -> dict:
+    """What of the tests needs a GPU; on the CPU, what of them can do without."""
+    of = "gpu" if look.runtime.device.type == "cuda" else "not slow"
+    command = [sys.executable, "-m", "pytest", "tests/gpu", "-v", "-rs", "-p", "no:cacheprovider", "-o",
+               "addopts=--strict-markers", "-m", of]  # fmt: skip
+    until = time.time() + FOR_TESTS * look.left
+    outcomes: dict[str, str] = {}
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True,
+    )  # fmt: skip
+    with _after(until - time.time(), lambda: os.killpg(process.pid, signal.SIGKILL)):
+        for line in process.stdout or ():
+            look.say(line.rstrip())
+            if match := OUTCOME.match(line):
+                outcomes[match[1]] = match[2]
+        process.wait()
+    counts = {word: list(outcomes.values()).count(word) for word in sorted(set(outcomes.values()))}
+    bad = [name for name, word in outcomes.items() if word in ("FAILED", "ERROR", "XPASS")]
+    return {"counts": counts, "failed": bad, "ended": process.returncode >= 0, "exit_code": process.returncode}
 
 
-def where_time_goes(backbone: str, batch: int, runtime: Runtime, size: int, trace: str | None) -> list[dict]:
-    """The operations that take most of a step in the eighth session."""
-    from torch.profiler import ProfilerActivity, profile
-
-    ours, _ = step_and_look(backbone, 8, batch, runtime, size)["step"]
-    ours()
-    gpu = runtime.device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiler:
-        ours()
-    if trace:
-        profiler.export_chrome_trace(trace)
-    key = "self_device_time_total" if gpu else "self_cpu_time_total"
-    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, key))
-    total = sum(getattr(event, key) for event in events)
-    return [{"operation": e.key, "share": round(getattr(e, key) / total, 3), "calls": e.count} for e in events[:15]]
+def step(look: Look, backbone: str, sessions: int) -> dict:
+    """A training step and an evaluation, published and ours, and what they make of COCO B0-C10."""
+    peak = look.result["measured"].get("peak", {}).get("flops", {}).get("auto")
+    work = partial(
+        gpu_step.measure, backbone, sessions, runtime=look.runtime, best=peak, repeats=look.repeats, size=look.size
+    )
+    row = _largest(look, lambda batch: work(batch=batch))
+    rows = [row, *(r for name, r in look.result["measured"].items() if name.startswith(f"step {backbone} "))]
+    look.result.setdefault("hours", {})[backbone] = gpu_step.projected_hours(rows)
+    look.say(f"{backbone}: hours of COCO B0-C10 without decoding: {json.dumps(look.result['hours'][backbone])}")
+    return row
 
 
-def main(arguments: list[str] | None = None) -> None:
+def profile(look: Look) -> dict:
+    trace = str(look.folder / "trace.json") if not look.quick else None
+    name = look.backbones[0]
+    return {name: gpu_step.where_time_goes(name, look.batches[0], look.runtime, look.size, trace)}
+
+
+def loop(look: Look, precision: str = "auto", compile: bool = False) -> dict:
+    """Epochs of the learning loop, images prepared by threads beside it."""
+    sessions = 2 if look.quick else 8
+    work = partial(
+        gpu_loop.epochs,
+        look.runtime,
+        look.backbones[0],
+        sessions=sessions,
+        size=look.size,
+        precision=precision,
+        compile=compile,
+    )
+    return _largest(look, lambda batch: work(batch=batch, steps=3 if look.quick else 12))
+
+
+def measurements(look: Look, with_tests: bool) -> dict[str, Callable[[], dict]]:
+    """By name, what tells most first."""
+    first, second = look.backbones
+    threads, between = ((1, 2), ()) if look.quick else ((1, 2, 4, 8, 16), (4, 2))
+    return {
+        "machine": lambda: machine(look),
+        "peak": lambda: gpu_loop.peaks(look.runtime, look.repeats),
+        **({"tests": lambda: tests(look)} if with_tests else {}),
+        f"step {first} 8": lambda: step(look, first, 8),
+        "loop": lambda: loop(look),
+        "input": lambda: gpu_loop.inputs(look.runtime, threads, look.size, 64 if look.quick else 1024),
+        f"step {first} 1": lambda: step(look, first, 1),
+        "processes": lambda: gpu_loop.together(look.runtime, look.backbones[0], look.batches[0], look.size),
+        f"step {second} 8": lambda: step(look, second, 8),
+        "loop float16": lambda: loop(look, "float16"),
+        "profile": lambda: profile(look),
+        **{f"step {first} {n}": partial(step, look, first, n) for n in between},
+        f"step {second} 1": lambda: step(look, second, 1),
+        "loop float32": lambda: loop(look, "float32"),
+        **({} if look.quick else {"loop compiled": lambda: loop(look, compile=True)}),
+    }
+
+
+# ---- one after the other ----
+
+
+def run(look: Look, plan: dict[str, Callable[[], dict]]) -> bool:
+    """Measure what is not there yet; False if the GPU has to be started anew for the rest."""
+    measured, errors = look.result["measured"], look.result["errors"]
+    for name in [name for name in plan if name not in measured and name not in errors]:
+        if look.left < 5:
+            break
+        look.say(f"== {name} ({look.left:.0f} s left)")
+        began = time.time()
+        limit = look.left if name == "tests" else min(LIMIT, look.left)
+        try:
+            with _after(limit, _too_long):
+                measured[name] = plan[name]()
+            measured[name]["took_seconds"] = round(time.time() - began, 1)
+            look.say(json.dumps({k: v for k, v in measured[name].items() if k != "nvidia_smi"}))
+        except Exception as error:
+            measured.pop(name, None)
+            errors[name] = "".join(traceback.format_exception(error))
+            look.say(errors[name])
+            if "CUDA error" in str(error):  # nothing works in this process any more
+                look.save()
+                return False
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        look.result["left_out"] = [other for other in plan if other not in measured and other not in errors]
+        look.save()
+    return True
+
+
+def _largest(look: Look, work: Callable[[int], dict]) -> dict:
+    """With the largest batch that the memory holds."""
+    for batch in look.batches:
+        try:
+            return work(batch)
+        except torch.OutOfMemoryError:
+            if batch == look.batches[-1]:
+                raise
+            look.say(f"a batch of {batch} does not fit")
+        gc.collect()
+        torch.cuda.empty_cache()
+    raise AssertionError("no batch size")
+
+
+def _too_long() -> None:
+    raise TimeoutError("took too long")
+
+
+@contextlib.contextmanager
+def _after(seconds: float, act: Callable[[], object]) -> Iterator[None]:
+    """Within the block, act when so many seconds are over; one around it goes on afterwards."""
+    before = signal.signal(signal.SIGALRM, lambda *_: act())
+    rest, began = signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.1))[0], time.monotonic()
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, max(rest - (time.monotonic() - began), 0.1) if rest else 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", help="cpu, cuda, ...; default: a GPU if there is one")
-    parser.add_argument("--backbones", nargs="+", default=["tresnet_m", "tf_efficientnet_lite0"])
-    parser.add_argument("--sessions", nargs="+", type=int, default=[1, 2, 4, 8])
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--size", type=int, default=224, help="side of the images, pixels")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", metavar="FILE")
-    parser.add_argument("--trace", metavar="FILE", help="a Chrome trace of one step of the first backbone")
+    parser.add_argument("--seconds", type=float, help="to be done in; default: 480, --quick 170")
+    parser.add_argument("--tests", action="store_true", help="also the tests that need a GPU, within half of the time")
+    parser.add_argument("--quick", action="store_true", help="small images and batches: a rehearsal")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help='some measurements, as in "step tresnet_m 8"')
+    parser.add_argument("--folder", default=str(ROOT / "outputs" / "gpu"))
+    parser.add_argument("--go-on", action="store_true", help="with what gpu.json lacks")
     options = parser.parse_args(arguments)
-    runtime, began = choose_runtime("auto", options.device), time.monotonic()
-    best = peak(runtime, runtime.dtype)
-    result: dict = {"peak_flops": best, "rows": [], "hours": {}, "time": {}}
-    print(f"{runtime.device}, {runtime.reasons['precision']}: {best / 1e12:.2f} TFLOP/s in a matrix product")
-    for backbone in options.backbones:
-        for sessions in options.sessions:
-            row = measure(backbone, sessions, options.batch, runtime, best, options.repeats, options.size)
-            result["rows"].append(row)
-            print(json.dumps(row), flush=True)
-        rows = [row for row in result["rows"] if row["backbone"] == backbone]
-        result["hours"][backbone] = projected_hours(rows)
-        result["time"][backbone] = where_time_goes(
-            backbone, options.batch, runtime, options.size, options.trace if backbone == options.backbones[0] else None
+    folder, began = Path(options.folder), time.time()
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = json.loads((folder / "gpu.json").read_text(encoding="utf-8")) if options.go_on else None
+    if not stored:
+        (folder / "gpu.log").write_text("", encoding="utf-8")
+    runtime = choose_runtime("auto", options.device)
+    seconds = options.seconds or (170 if options.quick else 480)
+    look = Look(runtime, folder, stored["began"] if stored else began, seconds, options.quick)
+    look.result = stored or {"began": began, "device": str(runtime.device), "quick": options.quick, **look.result}
+    plan = measurements(look, options.tests)
+    if unknown := set(options.only or ()) - plan.keys():
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are: {', '.join(plan)}")
+    plan = {name: work for name, work in plan.items() if not options.only or name in options.only}
+    if not run(look, plan):
+        os.execv(
+            sys.executable,
+            [sys.executable, "-m", "benchmarks.gpu", *(a for a in arguments if a != "--go-on"), "--go-on"],
         )
-        print(backbone, "hours of COCO B0-C10 without decoding:", json.dumps(result["hours"][backbone]), flush=True)
-    result["machine"] = {k: v for k, v in environment(runtime).items() if k != "host"}
-    result["took_seconds"] = round(time.monotonic() - began, 1)
-    if options.json:
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    look.save()
+    measured, errors, left = (look.result[key] for key in ("measured", "errors", "left_out"))
+    failed = measured.get("tests", {}).get("failed", [])
+    look.say(
+        f"{len(measured)} measured, failed: {', '.join(errors) or 'none'}, without time: {', '.join(left) or 'none'}"
+    )
+    look.say(f"tests that failed: {', '.join(failed) or 'none'}; {folder / 'gpu.json'}")
+    return 1 if errors or failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
