@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Experiment
-from ..data import MultiLabelDataset
-from ..data.stamp import image_stamp
 from ..errors import RunError
 from ..machine.device import Runtime, environment
 from ..options import is_dotted
@@ -26,17 +24,16 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def made_with_of(
-    experiment: Experiment, runtime: Runtime, max_steps: int | None, train: MultiLabelDataset, test: MultiLabelDataset
+    experiment: Experiment, runtime: Runtime, max_steps: int | None, inputs: str, images: dict[str, str]
 ) -> dict[str, Any]:
     """What decides the result beside the configuration, and what a later start must therefore find unchanged: exemplars
     are row numbers, a quick look is no training, and batch statistics of each process's own images make the number of
-    processes part of the result."""
-    world = runtime.world
+    processes part of the result. inputs: hash of ids and labels; images: of their files (`image_stamp`)."""
     return {
-        "inputs": train.digest() + test.digest(),
+        "inputs": inputs,
         "max_steps": max_steps,
-        "processes": world.size if experiment.train.batch_norm == "batch" else None,
-        "images": world.decide(image_stamp(train, test) if world.main else None),
+        "processes": runtime.world.size if experiment.train.batch_norm == "batch" else None,
+        "images": images,
         "precision": str(runtime.dtype).removeprefix("torch."),
     }
 
