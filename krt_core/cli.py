@@ -14,7 +14,7 @@ from typing import Any
 
 from . import __version__
 from .errors import ConfigError, DataError, KRTError, did_you_mean, printable
-from .machine.cluster import number_in, one_of_several
+from .machine.cluster import SHARED, number_in, one_of_several
 
 NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 ELSEWHERE = "Results go elsewhere with --folder, everything with KRT_HOME."
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options) or 0
     except KRTError as error:
-        first = os.environ.get("RANK", "0") == "0" or not one_of_several()
+        first = SHARED not in os.environ or os.environ.get("RANK", "0") == "0"
         if first or not isinstance(error, (ConfigError, DataError)):  # once is enough
             print(printable(f"krt: {error}"), file=sys.stderr)
         return 2
@@ -150,8 +150,14 @@ def _train(options: argparse.Namespace) -> None:
         experiment, options.folder, options.processes, options.device, options.allow_leak, options.max_steps, machines
     )
     leave_world()
-    if not one_of_several():  # not one of several processes: those leave it to the one that started them
+    if not one_of_several():
         print(run.folder)
+        return
+    # One of several processes, which leave it to the one that started them to say where the run is. Everything is on
+    # disk; taking PyTorch's threads apart at the end can abort a process that has done its work.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @command(

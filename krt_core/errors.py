@@ -37,10 +37,10 @@ def shown(value: object, most: int = 120) -> str:
 
 
 def printable(text: str) -> str:
-    """Text as a terminal may show it: what would steer one, or turn its letters around, is written as an escape.
+    r"""Text as a terminal may show it: what would steer one, or turn its letters around, is written as an escape.
 
-    >>> printable("red\x1b[31m, caf\xe9")
-    'red\\x1b[31m, caf\xe9'
+    >>> print(printable("red\x1b[31m, café"))
+    red\x1b[31m, café
     """
     if text.isprintable():
         return text

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from .config import Experiment
 from .errors import ConfigError, RunError
-from .machine.cluster import cores
+from .machine.cluster import SHARED, cores
 from .machine.device import named_device
 from .machine.failures import in_words, said_plainly
 from .machine.gpus import check_processes
 from .machine.home import outputs_dir, resolve
-from .machine.processes import MARK, SHARED, Minder, be_parent, die_with_parent
+from .machine.processes import MARK, Minder, be_parent, die_with_parent
 from .runs.folder import Run
 from .session import train
 
@@ -75,13 +75,14 @@ def launch(
     total = processes * machines.count
     if not 1 <= total <= experiment.train.batch_size:
         raise ConfigError(f"processes must lie between 1 and train.batch_size (on all machines), found {total}.")
+    path = resolve(folder) if folder else outputs_dir() / experiment.run_name()
     asked = named_device(device)  # before any process is started
+    _check_weights(experiment, path)
     if total == 1:
         with said_plainly():  # this may be one of several that torchrun has started
             return train(experiment, folder, show, device, allow_leak, max_steps)
     if odd := check_processes(processes, asked):
         print(f"krt: {odd}", file=sys.stderr, flush=True)
-    path = resolve(folder) if folder else outputs_dir() / experiment.run_name()
     with tempfile.TemporaryDirectory(prefix="krt-") as scratch:
         preset = Path(scratch) / "experiment.yaml"
         preset.write_text(experiment.to_yaml(), encoding="utf-8")
@@ -98,6 +99,16 @@ def launch(
     if code:
         raise RunError(f"{path.name}: the training ended with exit code {code}. Its last lines:\n" + "\n".join(last))
     return Run(path)
+
+
+def _check_weights(experiment: Experiment, path: Path) -> None:
+    """ConfigError where the first weights are a file that is not there: before any image is read, not hours later."""
+    weights = experiment.model.weights
+    if weights in ("", "pypi", "timm") or resolve(weights).exists() or (path / "DONE").exists():
+        return
+    data = experiment.data
+    if data.dataset == "digits" or resolve(data.root or f"data/{data.dataset}").is_dir():  # else data are told first
+        raise ConfigError(f"model.weights={weights}: there is no file {resolve(weights)}.")
 
 
 def _follow(minder: Minder, command: list[str], environment: dict[str, str]) -> tuple[int, deque[str]]:

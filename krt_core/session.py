@@ -86,8 +86,6 @@ class _Training:
         set_seed(e.seed)
         self.method, self.memory = method_class(e.method)(e.options, e), Memory(e.replay)
         self.model, self.weights = first_network(e, runtime, allow_leak, progress.log)
-        if self.world.main:
-            self.going.record(e, runtime, self.weights)
         self.old_model: Network | None = None
         self.ahead: Ahead | None = None  # the last session's model on this session's images
         self.spent_before = 0.0  # seconds that earlier, interrupted starts gave to the current session
@@ -118,6 +116,8 @@ class _Training:
 
     def go(self) -> None:
         self._restore()
+        if self.world.main:  # not before: a start that is refused leaves no trace
+            self.going.record(self.experiment, self.runtime, self.weights)
         first, resume = self.going.finished, self.going.resume
         steps = [self.steps_of(t) for t in range(len(self.protocol.sessions))]
         begun = steps[first] // self.experiment.train.epochs * resume["epoch"] if resume else 0

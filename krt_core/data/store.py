@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
-from ..machine.cores import cores
+from ..machine.cluster import cores
 from ..machine.home import data_dir
 from ..machine.locks import only_one
 from .dataset import MultiLabelDataset
@@ -47,7 +47,7 @@ class ImageStore:
     ):
         self.dataset, self.size = dataset, size
         self.stored = (cache_size if cache else 0) or size  # side of the images in the cache
-        self.workers = workers or cores()
+        self.workers = workers or len(cores())
         self.key = key or (image_key(dataset) if cache else "")  # other images, or changed ones, have another
         self.array = self._open_cache(progress) if cache else None
 

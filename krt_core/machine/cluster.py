@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 
+SHARED = "KRT_SHARED"  # environment variable: names the training in several processes that this one is a part of
 WAYS_OUT = "as torchrun and some clusters set it: unset it, or start with `krt train --processes`"
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 PATIENCE = 3.0  # seconds of joining before it is said for whom this process waits

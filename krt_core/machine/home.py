@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+
+from ..errors import ConfigError
 
 
 def home() -> Path:
@@ -23,7 +26,14 @@ def home() -> Path:
 
 
 def resolve(path: str | Path) -> Path:
-    """A relative path is meant from `home`; an absolute one and ``~`` stay what they are."""
+    """A relative path is meant from `home`; an absolute one and ``~`` stay what they are. ConfigError for what is no
+    path."""
+    try:
+        fine = isinstance(path, (str, os.PathLike)) and b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # half a letter, as "\ud800"
+        fine = False
+    if not fine:
+        raise ConfigError(f"A folder or file must be text, found {path!r} (with papermill: -r instead of -p).")
     return (home() / Path(path).expanduser()).resolve()
 
 
@@ -70,6 +80,20 @@ def stamp(path: Path) -> tuple[int, int]:
     except FileNotFoundError:
         return 0, 0
     return status.st_mtime_ns, status.st_size
+
+
+def file_name(text: str) -> str:
+    """A text as one part of a path, whatever is in it: an id such as ``../x`` must not leave its folder.
+
+    What had to be changed carries a digest of the text, so that no two become one.
+
+    >>> file_name("image_000012"), file_name("../x")
+    ('image_000012', '_._x-d6b96a97')
+    """
+    name = re.sub(r"[^\w.,+=@() -]", "_", text)
+    name = "_" + name[1:] if name[:1] in (".", "") else name
+    name = name.encode()[:160].decode(errors="ignore")  # a file system takes 255 bytes, an ending and more among them
+    return name if name == text else f"{name}-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:

@@ -21,11 +21,12 @@ from typing import IO, NamedTuple
 
 import psutil
 
+from .cluster import SHARED
 from .home import home
 
-# Environment variables that hold a mark: of a job of a matrix, of a training in the background (its run folder), of a
-# training in several processes.
-MARK, TRAINING, SHARED = "KRT_JOB", "KRT_TRAINING", "KRT_SHARED"
+# Environment variables that hold a mark, as SHARED does: of a job of a matrix, of a training in the background (its run
+# folder).
+MARK, TRAINING = "KRT_JOB", "KRT_TRAINING"
 PARENT = "KRT_PARENT"  # environment variable: id of the process that the ones it starts are to end with
 INTERRUPTED = 130  # exit code after Ctrl-C
 

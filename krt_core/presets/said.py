@@ -17,12 +17,10 @@ def listed(name: str, value: Any, kind: type[int] | type[str]) -> list[Any]:
     """A list of whole numbers or of texts: as one, as one of its members, or as the text of either. ConfigError names
     the parameter that is none."""
     if isinstance(value, str) and (kind is int or value.strip()[:1] == "["):
-        value = read_as(name, value)
+        value = parse_value(name, value, "names" if kind is str else "")
     if isinstance(value, str) or not isinstance(value, Iterable):
         value = [value]
-    found = list(value)
-    if kind is int:
-        found = [int(v) if isinstance(v, numbers.Integral) and not isinstance(v, bool) else v for v in found]
+    found = [_plain(one, kind) for one in value]
     for one in found:
         if type(one) is not kind:
             example = "[0, 1]" if kind is int else '["one", "two"]'
@@ -32,9 +30,11 @@ def listed(name: str, value: Any, kind: type[int] | type[str]) -> list[Any]:
 
 def whole(name: str, value: Any, least: int = 0) -> int:
     """A whole number, or the text of one."""
-    found = read_as(name, value) if isinstance(value, str) else value
-    if not isinstance(found, numbers.Integral) or isinstance(found, bool) or found < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}, found {value!r}.")
+    found = parse_value(name, value) if isinstance(value, str) else value
+    if not isinstance(found, numbers.Integral) or isinstance(found, bool):
+        raise ConfigError(f"{name} must be a whole number, found {value!r}.")
+    if found < least:
+        raise ConfigError(f"{name} must be at least {least}, found {value!r}.")
     return int(found)
 
 
@@ -46,6 +46,8 @@ def truth(name: str, value: Any) -> bool:
     return found
 
 
-def read_as(name: str, text: str) -> Any:
-    """What a text holds as YAML or JSON; ConfigError names the parameter where it is neither."""
-    return parse_value(name, text) if text.strip() else None
+def _plain(value: Any, kind: type) -> Any:
+    """Whole numbers of any making as Python's; where texts are asked for, a number is the text of one."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return kind(value)
+    return value

@@ -83,9 +83,9 @@ def test_scores_are_those_of_the_cpu(tiny, world, device):
     for _ in range(2):
         network.add_session(2)
     store, rows, _ = world
-    wanted, features = predict(network, store, rows, choose_runtime("float32", "cpu"), 16, features=True)
+    wanted, features = predict(network, store, rows, choose_runtime("float32", "cpu"), 16, np.ones(len(rows), bool))
     network.to(device)
-    found, pooled = predict(network, store, rows, choose_runtime("float32", device), 16, features=True)
+    found, pooled = predict(network, store, rows, choose_runtime("float32", device), 16, np.ones(len(rows), bool))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, wanted, atol=1e-4)  # TF32 would be further off
     np.testing.assert_allclose(pooled, features, rtol=1e-3, atol=1e-4)

@@ -15,6 +15,7 @@ import torch
 from ...data import MultiLabelDataset
 from ...data.store import load_image
 from ...errors import RunError
+from ...presets.said import listed
 from ...runs.folder import Run
 from ...weights.convert import load_model
 from ..report import finished_runs
@@ -81,7 +82,7 @@ def look_at(run: Run, images: Sequence[str] = (), count: int = 3) -> list[Looked
     dataset, protocol, models = opened_once(run.experiment.data, "test"), run.protocol, Models()
     side, looked = max(run.experiment.data.image_size, SMALLEST), []
     labels = protocol.reorder(dataset.labels)
-    for row in choose_images(dataset, protocol, images, count):
+    for row in choose_images(dataset, protocol, listed("images", images, str), count):
         looks = [models.look(run, session, dataset, row) for session in range(run.finished_sessions)]
         present = {protocol.classes[column]: int(column) for column in np.flatnonzero(labels[row])}
         looked.append(LookedAt(str(dataset.ids[row]), load_image(dataset.path(row), side), looks, present))

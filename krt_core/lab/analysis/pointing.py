@@ -14,6 +14,7 @@ import torch
 from ...data import MultiLabelDataset
 from ...data.store import load_image
 from ...errors import DataError
+from ...presets.said import whole
 from ...runs.folder import Run
 from ...weights.convert import load_model
 from .explain import evidence, grad_cam, look
@@ -67,7 +68,9 @@ def pointing_game(run: Run, dataset: MultiLabelDataset, session: int, images: in
 def pointing_table(run: Run, dataset: MultiLabelDataset, images: int = 0) -> pd.DataFrame:
     """Hits of the last finished session's model in percent, by way, for the classes of each session and for all of
     them. Takes and raises as `pointing_game`."""
-    game = pointing_game(run, dataset, run.finished_sessions - 1, images)
+    game = pointing_game(run, dataset, run.finished_sessions - 1, whole("pointing", images))
+    if not len(game):
+        return pd.DataFrame(columns=WAYS)
     table = 100 * game.groupby("learned")[list(WAYS)].mean()
     table.loc["all"] = 100 * game[list(WAYS)].mean()
     return table.round(1)

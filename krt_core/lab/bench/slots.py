@@ -6,12 +6,14 @@ import os
 import re
 import stat
 import subprocess
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from ...errors import ConfigError
 from ...machine.cluster import cores
+from ...machine.home import file_name
 from ...machine.locks import try_lock
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -144,7 +146,7 @@ def _lock_all(names: list[str]) -> list[IO]:
     try:
         _shared(folder)
         for name in names:
-            files.append(_open(folder / name))
+            files.append(_open(folder / file_name(name)))
             if not try_lock(files[-1]):
                 break
         else:
@@ -165,17 +167,15 @@ def _shared(folder: Path) -> None:
     """The folder, made for all users of the machine if it is not there; one that is there stays as it is. ConfigError
     for a link, by which somebody else would choose the folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        if not stat.S_ISDIR(folder.lstat().st_mode):
-            raise ConfigError(_refused(folder, "is no folder")) from None
-        return
-    itself = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        os.fchmod(itself, 0o1777)
-    finally:
-        os.close(itself)
+    if not os.path.lexists(folder):
+        made = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-")
+        os.chmod(made, 0o1777)  # whatever the umask, and before anybody sees it
+        try:
+            os.rename(made, folder)
+        except OSError:  # another has been quicker
+            os.rmdir(made)
+    if not stat.S_ISDIR(folder.lstat().st_mode):
+        raise ConfigError(_refused(folder, "is no folder"))
 
 
 def _open(path: Path) -> IO:

@@ -7,23 +7,29 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
+
+from pydantic.dataclasses import dataclass
 
 from ...errors import RunError
-from ...machine.home import atomic_write, stamp
+from ...machine.home import atomic_write, resolve, stamp
 from ...machine.locks import is_locked, try_lock
+from ...options import STRICT
 from ...runs.folder import Run
 from .matrix import Job, notebook_path
 
 QUEUED, RUNNING, DONE, FAILED = "queued", "running", "done", "failed"
 
+# What job.json says of a job.
+DESCRIBED = {"id": str, "group": str, "notebook": str, "parameters": dict, "run_folder": str, "needs": list}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, config=STRICT)
 class State:
-    state: str = QUEUED
+    state: Literal["queued", "running", "done", "failed"] = "queued"
     attempts: int = 0  # starts so far
     reason: str = ""  # why it is not done
     kind: str = ""  # of the failure: error, time limit, out of memory, disk full, killed, stopped, start-up
@@ -52,8 +58,17 @@ class JobFiles:
     def of(cls, folder: str | Path) -> JobFiles:
         """A job by its own folder, as `write_job` described it."""
         folder = Path(folder)
-        c = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        job = Job(c["id"], c["group"], c["notebook"], c["parameters"], c["run_folder"], tuple(c["needs"]))
+        try:
+            content = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+            wrong = [key for key, kind in DESCRIBED.items() if not isinstance(content[key], kind)]
+        except (ValueError, RecursionError, LookupError, TypeError):
+            wrong = list(DESCRIBED)
+        wrong = wrong or not all(isinstance(name, str) for name in content["needs"])
+        if wrong or content["id"] != folder.name:
+            raise RunError(f"{folder / 'job.json'} does not describe the job {folder.name}: start the matrix again.")
+        if content["run_folder"]:
+            resolve(content["run_folder"])  # ConfigError for what no folder can be called
+        job = Job(**{key: content[key] for key in DESCRIBED} | {"needs": tuple(content["needs"])})
         return cls(folder.parent.parent, job)
 
     @property
@@ -78,8 +93,9 @@ class JobFiles:
         """The stored state; a file that cannot be read counts as a job that never started."""
         try:
             content = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
-            return State(**{key: value for key, value in content.items() if key in State.__dataclass_fields__})
-        except (FileNotFoundError, json.JSONDecodeError, TypeError):
+            known = {key: value for key, value in content.items() if key in State.__dataclass_fields__}
+            return State(**known)
+        except (FileNotFoundError, ValueError, RecursionError, AttributeError):  # ValidationError is a ValueError
             return State()
 
     def write(self, **changes: Any) -> State:

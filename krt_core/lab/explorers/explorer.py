@@ -26,11 +26,6 @@ from ...runs.progress import headless_kernel
 from .. import figures
 from .picture import Picture
 
-# What is loaded by now (torch, pandas, matplotlib) stays. Figures leave much garbage, and looking for it among all that
-# would hold up some pictures for a quarter of a second.
-gc.collect()
-gc.freeze()
-
 Shown = Figure | pd.DataFrame | str
 Result = Shown | Sequence[Shown]
 
@@ -131,7 +126,13 @@ class Explorer:
     def draw(self) -> None:
         """Draw the open view."""
         if not self._drawing:
-            self._draw()
+            watched = gc.isenabled()
+            gc.disable()  # looking for garbage among all of torch would hold up some pictures for a quarter of a second
+            try:
+                self._draw()
+            finally:
+                if watched:
+                    gc.enable()
             gc.collect(1)  # the figure just shown, before many of them make a long pause
 
     def _draw(self) -> None:

@@ -16,10 +16,12 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from ...config import Experiment
-from ...errors import ConfigError, KRTError, RunError
+from ...errors import KRTError, RunError
 from ...launch import launch
 from ...machine.cluster import cores
+from ...machine.device import named_device
 from ...machine.home import resolve
+from ...presets.said import truth, whole
 from ...runs.folder import Run
 from ...runs.progress import headless_kernel
 from ..figures.training import training_progress
@@ -56,10 +58,9 @@ class TrainingView:
         at_once: int = 1,
         device: str | None = None,
     ):
-        for key, number in (("processes", processes), ("at_once", at_once)):
-            if number < 1:
-                raise ConfigError(f"{key} must be at least 1, found {number}.")
-        self.folder, self.processes, self.at_once, self.device = resolve(folder), processes, at_once, device
+        self.processes, self.at_once = whole("processes", processes, 1), whole("at_once", at_once, 1)
+        named_device(device)  # rather than in every row
+        self.folder, self.device = resolve(folder), device
         planned = {self.folder / "runs" / e.run_name(): e for e in experiments}
         self.rows = [Followed(experiment, path) for path, experiment in planned.items()]
         for row, name in zip(self.rows, names_of(self.rows), strict=True):
@@ -93,7 +94,7 @@ class TrainingView:
     def begin(self, watch: bool = True) -> None:
         """With ``watch``, in a live notebook, show the view: trainings run in the background once they are started.
         Else train one after another here and wait for them."""
-        if watch and not headless_kernel():
+        if truth("watch", watch) and not headless_kernel():
             display(self)
             return
         for row in self.rows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ...errors import RunError
-from ...machine.home import atomic_write, resolve
+from ...machine.home import atomic_write, file_name, resolve
 from ...runs.folder import Run
 from ..report import labels_of
 
@@ -22,7 +22,8 @@ MARKERS = "osD^vP*X"
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> Figure:
-    """Write ``<folder>/<name>.png`` and ``.pdf`` and return the figure."""
+    """Write ``<folder>/<name>.png`` and ``.pdf`` and return the figure. What no file name may hold is replaced."""
+    name = file_name(name)
     with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType: journals refuse Type 3 fonts
         for kind in ("png", "pdf"):
             path = resolve(folder) / f"{name}.{kind}"
@@ -38,6 +39,13 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **o
 def save_table(table: pd.DataFrame, path: str | Path) -> Path:
     """Write a table as CSV."""
     return atomic_write(resolve(path), table.to_csv())
+
+
+def one_of(name: str, value: str, known: Iterable[str]) -> str:
+    """The value of a parameter, or a RunError that names it and what it may be."""
+    if value not in (choice := list(known)):
+        raise RunError(f"{name} must be one of {', '.join(choice)}; found {value!r}.")
+    return value
 
 
 def by_label(runs: Sequence[Run], same_order: bool = True, among: Sequence[Run] = ()) -> dict[str, list[Run]]:

@@ -22,6 +22,7 @@ from .figure import (
     counted,
     name_rows,
     new_figure,
+    one_of,
     plain,
     shortened,
     style_of,
@@ -100,6 +101,7 @@ def class_session_heatmap(
     change: instead, by how many points the AP changed in each session. classes: columns to show; empty: all. among: as
     in `session_curves`.
     """
+    one_of("pool", pool, POOLS)
     groups, names = by_label(runs, among=among), runs[0].protocol.classes
     columns = list(classes) or list(range(len(names)))
     height = max(3.0, 0.2 * len(columns) + 1.2)
@@ -149,6 +151,7 @@ def class_curves(
     is drawn into one axis: eighty axes would take seconds. The axis' `places` says which class lies where. among: as in
     `session_curves`.
     """
+    one_of("pool", pool, POOLS)
     groups, protocol = by_label(runs, among=among), runs[0].protocol
     stacks = {name: np.stack([run.ap_tables[pool] for run in group]) for name, group in groups.items()}  # (R, T, C)
     means = {name: stack.mean(axis=0) for name, stack in stacks.items()} | (reference or {})
@@ -227,6 +230,7 @@ def forgetting_bars(
     classes: columns to show; empty: all. Many classes are drawn as points instead of bars. among: as in
     `session_curves`.
     """
+    one_of("definition", kind, ("max", "first")), one_of("pool", pool, POOLS)
     groups, protocol = by_label(runs, among=among), runs[0].protocol
     looks = styles(groups, among)
     columns = [c for c in (classes or range(len(protocol.classes))) if c < protocol.sessions[-1].start]
