@@ -8,6 +8,7 @@ docs/runs.md lists both.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 from collections.abc import Sequence
@@ -113,6 +114,7 @@ def facts(start: dict[str, Any]) -> dict[str, str]:
         "commit": start.get("commit"),
         "precision": made_with.get("precision") or str(reasons.get("precision", "")).split(":")[0],
         "device": str(reasons.get("device", "")).split(":")[0],
+        "tf32": str(reasons.get("tf32", "")).split(":")[0],
         "processes": reasons.get("processes"),
         "machine": " ".join(str(part) for part in machine if part),
         "python": start.get("python"),
@@ -129,7 +131,9 @@ def _code(experiment: Experiment) -> dict[str, str]:
     places = (experiment.method, experiment.data.dataset, experiment.train.augment)
     found = {"krt_core": sorted(PACKAGE.rglob("*.py"))}
     for place in filter(is_dotted, places):
-        spec = importlib.util.find_spec(place.split(":")[0])  # imported by now
+        spec = None
+        with contextlib.suppress(ImportError, ValueError):  # of a place that is none it is said elsewhere
+            spec = importlib.util.find_spec(place.split(":")[0])
         found[place] = [Path(spec.origin)] if spec and spec.origin and Path(spec.origin).is_file() else []
     digests = {}
     for place, files in found.items():
