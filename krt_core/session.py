@@ -18,7 +18,7 @@ import numpy as np
 from .config import Experiment
 from .data import open_both
 from .data.pipeline import Batch, batches
-from .data.stores import open_stores
+from .data.stores import images_of, open_stores
 from .errors import RunError
 from .evaluate import Tester, predict, session_metrics
 from .learn import Learner, fit, planned_steps, set_seed
@@ -106,8 +106,10 @@ class _Training:
         )
         for note in (*self.train_set.notes, *test_set.notes):
             self.progress.log(f"data: {note}")
-        self.going.check(made_with_of(e, self.runtime, self.max_steps, self.train_set, test_set))
-        self.train_store, test_store = open_stores(e.data, self.train_set, test_set, self.world, self.progress)
+        images = images_of(self.train_set, test_set, self.world)
+        inputs = self.train_set.digest() + test_set.digest()
+        self.going.check(made_with_of(e, self.runtime, self.max_steps, inputs, images.stamp))
+        self.train_store, test_store = open_stores(e.data, self.train_set, test_set, self.world, self.progress, images)
         self.tester = Tester(test_set, self.protocol, test_store, self.runtime, e.train.eval_batch_size)
 
     # ---- the loop ----

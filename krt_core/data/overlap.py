@@ -26,10 +26,16 @@ THREADS = 16
 PIECE = 4096  # bytes at the end of a file that tell most files of one size apart
 
 
-def look_at(train: MultiLabelDataset, test: MultiLabelDataset) -> tuple[list[str], list[str]]:
+Stats = list[os.stat_result]
+
+
+def look_at(
+    train: MultiLabelDataset, test: MultiLabelDataset, stats: tuple[Stats, Stats] | None = None
+) -> tuple[list[str], list[str]]:
     """Asks the disk for every image: the keys of both halves, for `ImageStore`, and what is to be said of images that
-    are in both. DataError for images that are not there. A slow disk takes its time: one process does it for all."""
-    train_stats, test_stats = look(train), look(test)
+    are in both. DataError for images that are not there. A slow disk takes its time: one process does it for all.
+    stats: what the disk has said already (`look`)."""
+    train_stats, test_stats = stats or (look(train), look(test))
     keys = [key_of(train, train_stats), key_of(test, test_stats)]
     shared = _shared(train, test, train_stats, test_stats, keys)
     if not shared:
@@ -52,7 +58,7 @@ def image_key(dataset: MultiLabelDataset) -> str:
 def look(dataset: MultiLabelDataset) -> list[os.stat_result]:
     """What the disk says of each image; DataError, with their number, for images that are not there."""
     paths = [f"{dataset.root}/{path}" if not os.path.isabs(path) else str(path) for path in dataset.paths]
-    found = _at_once(_stat, paths)
+    found = at_once(_stat, paths)
     missing = [path for path, known in zip(paths, found, strict=True) if known is None]
     if missing:
         try:
@@ -105,7 +111,7 @@ def _same_content(
     alike: dict[tuple[int, bytes], list[Path]] = defaultdict(list)
     for half, sizes in ((train, train_sizes), (test, test_sizes)):
         rows = [row for row, size in enumerate(sizes) if size in common]
-        ends = _at_once(_end, [half.path(row) for row in rows])
+        ends = at_once(_end, [half.path(row) for row in rows])
         keys = [(sizes[row], end) for row, end in zip(rows, ends, strict=True)]
         if half is train:
             for row, key in zip(rows, keys, strict=True):
@@ -126,7 +132,7 @@ def _end(path: Path) -> bytes:
         return os.fsencode(path)
 
 
-def _at_once(ask: Callable[[Asked], Said], items: list[Asked]) -> list[Said]:
+def at_once(ask: Callable[[Asked], Said], items: list[Asked]) -> list[Said]:
     """What the disk says to each question, asked by several threads: on a file server waiting is what takes time."""
     pieces = [items[start : start + 512] for start in range(0, len(items), 512)]
     with ThreadPoolExecutor(THREADS) as pool:

@@ -8,6 +8,7 @@ docs/runs.md lists both.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 from collections.abc import Sequence
@@ -16,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Experiment
-from ..data import MultiLabelDataset
-from ..data.stamp import image_stamp
 from ..errors import RunError
 from ..machine.device import Runtime, environment
 from ..options import is_dotted
@@ -26,17 +25,16 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def made_with_of(
-    experiment: Experiment, runtime: Runtime, max_steps: int | None, train: MultiLabelDataset, test: MultiLabelDataset
+    experiment: Experiment, runtime: Runtime, max_steps: int | None, inputs: str, images: dict[str, str]
 ) -> dict[str, Any]:
     """What decides the result beside the configuration, and what a later start must therefore find unchanged: exemplars
     are row numbers, a quick look is no training, and batch statistics of each process's own images make the number of
-    processes part of the result."""
-    world = runtime.world
+    processes part of the result. inputs: hash of ids and labels; images: of their files (`image_stamp`)."""
     return {
-        "inputs": train.digest() + test.digest(),
+        "inputs": inputs,
         "max_steps": max_steps,
-        "processes": world.size if experiment.train.batch_norm == "batch" else None,
-        "images": world.decide(image_stamp(train, test) if world.main else None),
+        "processes": runtime.world.size if experiment.train.batch_norm == "batch" else None,
+        "images": images,
         "precision": str(runtime.dtype).removeprefix("torch."),
     }
 
@@ -116,6 +114,7 @@ def facts(start: dict[str, Any]) -> dict[str, str]:
         "commit": start.get("commit"),
         "precision": made_with.get("precision") or str(reasons.get("precision", "")).split(":")[0],
         "device": str(reasons.get("device", "")).split(":")[0],
+        "tf32": str(reasons.get("tf32", "")).split(":")[0],
         "processes": reasons.get("processes"),
         "machine": " ".join(str(part) for part in machine if part),
         "python": start.get("python"),
@@ -132,7 +131,9 @@ def _code(experiment: Experiment) -> dict[str, str]:
     places = (experiment.method, experiment.data.dataset, experiment.train.augment)
     found = {"krt_core": sorted(PACKAGE.rglob("*.py"))}
     for place in filter(is_dotted, places):
-        spec = importlib.util.find_spec(place.split(":")[0])  # imported by now
+        spec = None
+        with contextlib.suppress(ImportError, ValueError):  # of a place that is none it is said elsewhere
+            spec = importlib.util.find_spec(place.split(":")[0])
         found[place] = [Path(spec.origin)] if spec and spec.origin and Path(spec.origin).is_file() else []
     digests = {}
     for place, files in found.items():

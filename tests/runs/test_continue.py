@@ -22,6 +22,7 @@ from krt_core.evaluate import Tester
 from krt_core.machine import device
 from krt_core.machine.home import atomic_write
 from krt_core.runs.folder import Run
+from krt_core.runs.progress import Progress
 from krt_core.session import train
 
 QUICK = dict(method="finetune", train__epochs=3, train__evaluate_every=0)
@@ -318,3 +319,11 @@ def test_an_interrupt_says_what_is_lost(tiny, tmp_path):
     with stopped_after(0, 0):
         train(tiny(**QUICK), tmp_path / "run", show="none")
     assert "at most a minute or an epoch before" in log_of(tmp_path / "run")
+
+
+def test_the_training_does_not_wait_for_the_disk_to_tell_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda *_: pytest.fail("once a second, from the training thread"))
+    progress = Progress(tmp_path, show="none")
+    progress.step(session=0, epoch=0, loss=float("nan"))
+    progress.write(force=True)
+    assert json.loads((tmp_path / "progress.json").read_text(), parse_constant=pytest.fail)["loss"] is None

@@ -61,7 +61,7 @@ class Runner:
             self._end_all()
             self.view.end(self.files, self.states)
             if self.stopped:
-                self.view.say("stopped: the same command goes on after the last finished epochs")
+                self.view.say("stopped: the same command goes on, at most a minute or an epoch before")
             elif s.FAILED in {state.state for state in self.states.values()}:
                 self.view.say(f"logs: {self.matrix.folder}/jobs/RUN/log.txt; --retry-failed starts what failed again")
             for number, handler in before.items():

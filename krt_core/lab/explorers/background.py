@@ -112,8 +112,8 @@ def stop(folder: str | Path, grace: float = 10.0) -> bool:
     """End the training of a run folder with every process it has started; False if none was running.
 
     They are asked first (SIGTERM), killed after ``grace`` seconds, and gone when this returns. The run folder stays as
-    after Ctrl-C: `start` continues after the last finished epoch. Raises RunError for a training that was not begun by
-    `start` on this machine, since its process may be a terminal or a notebook that does other things too.
+    after Ctrl-C: `start` continues, at most a minute or an epoch before. Raises RunError for a training that was not
+    begun by `start` on this machine, since its process may be a terminal or a notebook that does other things too.
     """
     path = resolve(folder)
     training = find(path)
