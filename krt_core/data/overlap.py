@@ -87,7 +87,7 @@ def _shared(
     place = f"{train.root} {test.root} {' '.join(keys)}".encode("utf-8", "surrogatepass")
     known = data_dir() / "cache" / f"overlap-{train.name}-{hashlib.sha256(place).hexdigest()[:16]}.json"
     with contextlib.suppress(Exception):  # not there, or cut short: looked at again
-        return [int(row) for row in json.loads(known.read_text())["test_rows"]]
+        return [int(row) for row in json.loads(known.read_text(encoding="utf-8"))["test_rows"]]
     same = {(stat.st_dev, stat.st_ino) for stat in train_stats}
     rows = {row for row, stat in enumerate(test_stats) if (stat.st_dev, stat.st_ino) in same}
     if train.name not in OFFICIAL:
