@@ -150,8 +150,14 @@ def _train(options: argparse.Namespace) -> None:
         experiment, options.folder, options.processes, options.device, options.allow_leak, options.max_steps, machines
     )
     leave_world()
-    if not one_of_several():  # not one of several processes: those leave it to the one that started them
+    if not one_of_several():
         print(run.folder)
+        return
+    # One of several processes, which leave it to the one that started them to say where the run is. Everything is on
+    # disk; taking PyTorch's threads apart at the end can abort a process that has done its work.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @command(

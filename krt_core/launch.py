@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import Experiment
+from .data import DEFAULT_ROOTS
 from .errors import ConfigError, RunError
 from .machine.cluster import SHARED, cores
 from .machine.device import named_device
@@ -106,7 +107,10 @@ def _check_weights(experiment: Experiment, path: Path) -> None:
     weights = experiment.model.weights
     if weights in ("", "pypi", "timm") or resolve(weights).exists() or (path / "DONE").exists():
         return
-    raise ConfigError(f"model.weights={weights}: there is no file {resolve(weights)}.")
+    data = experiment.data
+    named = data.root or (f"data/{data.dataset}" if data.dataset in DEFAULT_ROOTS else "")
+    if data.dataset == "digits" or not named or resolve(named).is_dir():  # else data are told first
+        raise ConfigError(f"model.weights={weights}: there is no file {resolve(weights)}.")
 
 
 def _follow(minder: Minder, command: list[str], environment: dict[str, str]) -> tuple[int, deque[str]]:

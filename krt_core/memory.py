@@ -103,7 +103,7 @@ def herding(features: np.ndarray, count: int, max_steps: int = 1000, rows: np.nd
     counts for the residual once more but adds no exemplar.
     Source: Rebuffi et al., iCaRL, CVPR 2017, algorithm 4.
     """
-    normed = np.array(features if rows is None else features[rows])  # the only copy
+    normed = features.copy() if rows is None else features[rows]  # the only copy
     if not len(normed):
         return np.zeros(0, dtype=np.int64)
     for start in range(0, len(normed), BLOCK):

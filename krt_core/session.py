@@ -65,8 +65,6 @@ def train(
     progress = Progress(run.folder, show if main else "off", experiment.train.tensorboard)
     try:
         with run.lock() if main else contextlib.nullcontext():
-            if main:
-                run.settle(progress.log)
             _Training(run, progress, runtime, allow_leak, max_steps).go()
             runtime.world.wait()
     except KeyboardInterrupt:
@@ -88,8 +86,6 @@ class _Training:
         set_seed(e.seed)
         self.method, self.memory = method_class(e.method)(e.options, e), Memory(e.replay)
         self.model, self.weights = first_network(e, runtime, allow_leak, progress.log)
-        if self.world.main:
-            self.going.record(e, runtime, self.weights)
         self.old_model: Network | None = None
         self.ahead: Ahead | None = None  # the last session's model on this session's images
         self.spent_before = 0.0  # seconds that earlier, interrupted starts gave to the current session
@@ -118,6 +114,8 @@ class _Training:
 
     def go(self) -> None:
         self._restore()
+        if self.world.main:  # not before: a start that is refused leaves no trace
+            self.going.record(self.experiment, self.runtime, self.weights)
         first, resume = self.going.finished, self.going.resume
         steps = [self.steps_of(t) for t in range(len(self.protocol.sessions))]
         begun = steps[first] // self.experiment.train.epochs * resume["epoch"] if resume else 0
@@ -287,8 +285,8 @@ class _Training:
     # ---- remember ----
 
     def _remember(self, index: int, view: View) -> Ahead | None:
-        """Choose exemplars for the classes just learned; score the next session's images if the method asks for it:
-        in one pass, as both want the model as it is now."""
+        """Choose exemplars for the classes just learned; score the next session's images if the method asks for it.
+        Both in one pass, as both want the model as it is now."""
         own = view.rows[: view.own]
         stores = self.method.replays and self.memory.quota(self.protocol.sessions[index].stop) > 0
         herds = stores and self.experiment.replay.selection == "herding"

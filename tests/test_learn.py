@@ -2,11 +2,20 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from krt_core.data import open_dataset
+from krt_core.data.store import ImageStore
+from krt_core.errors import RunError
+from krt_core.evaluate import predict
 from krt_core.learn import make_optimiser, make_schedule
+from krt_core.machine.device import choose_runtime
+from krt_core.machine.distributed import World
+from krt_core.memory import Memory, herding
+from krt_core.methods.finetune import Finetune
 from krt_core.session import train
 from krt_core.weights.convert import network_of
 
@@ -87,3 +96,109 @@ def test_a_clipped_gradient_is_as_long_as_said(tiny, monkeypatch):
     monkeypatch.setattr(torch.optim.Adam, "step", record)
     train(tiny(train__epochs=1, train__clip_norm=0.5), show="none")
     assert lengths and max(lengths) == pytest.approx(0.5, rel=1e-4)
+
+
+# ---- numbers that are none ----
+
+
+def overflowing(monkeypatch, steps, value=math.inf):
+    """The loss of these steps, counted over the whole run, is no number."""
+    original, done = Finetune.loss, []
+
+    def loss(self, batch):
+        result = original(self, batch)
+        done.append(len(done))
+        if done[-1] in steps:
+            result["loss"] = result["loss"] * value
+        return result
+
+    monkeypatch.setattr(Finetune, "loss", loss, raising=False)
+
+
+HALF = dict(method="finetune", train__epochs=2, train__precision="float16", train__evaluate_every=0)
+
+
+def test_a_step_that_overflows_float16_is_left_out_of_the_mean_and_counted(tiny, monkeypatch):
+    overflowing(monkeypatch, {1})
+    run = train(tiny(**HALF), show="none", device="cpu")
+    first, *others = run.epochs
+    assert first["overflowed"] == 1 and math.isfinite(first["loss"]) and first["loss"] > 0
+    assert all("overflowed" not in epoch for epoch in others) and run.done
+    assert "1 step overflowed float16 and changed nothing" in (run.folder / "log.txt").read_text()
+
+
+def test_the_mean_is_over_the_steps_that_are_left(tiny, monkeypatch, tmp_path):
+    once = dict(HALF, train__epochs=1, train__base_lr=1e-12)  # a loss that hardly depends on the step before
+    whole = train(tiny(**once), tmp_path / "whole", show="none", device="cpu", max_steps=1)
+    overflowing(monkeypatch, {1})
+    run = train(tiny(**once), tmp_path / "run", show="none", device="cpu", max_steps=2)
+    assert run.epochs[0]["loss"] == pytest.approx(whole.epochs[0]["loss"], rel=1e-3)
+
+
+def test_an_epoch_without_a_finite_step_ends_the_run(tiny, monkeypatch):
+    overflowing(monkeypatch, range(100))
+    with pytest.raises(RunError, match=r"loss became nan in session 1, epoch 1\. Lower"):
+        train(tiny(**HALF), show="none", device="cpu")
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_in_other_precisions_one_such_step_ends_it(tiny, monkeypatch, value):
+    """Nothing skips it there: every weight is lost with it."""
+    overflowing(monkeypatch, {1}, value)
+    with pytest.raises(RunError, match=r"loss became (inf|nan) in session 1, epoch 1"):
+        train(tiny(**{**HALF, "train__precision": "float32"}), show="none", device="cpu")
+
+
+def test_scores_that_are_no_numbers_name_an_image(tiny, monkeypatch):
+    def scores(self, model, images):
+        found = torch.sigmoid(model(images).logits)
+        found[3] = math.nan
+        return found
+
+    monkeypatch.setattr(Finetune, "scores", scores, raising=False)
+    with pytest.raises(RunError, match=r"scores of image 103 are not numbers \(NaN\), as those of 1 of 24"):
+        train(tiny(method="finetune", train__epochs=1, train__evaluate_every=0), show="none", device="cpu")
+
+
+# ---- features for herding ----
+
+
+def test_features_are_those_of_the_rows_that_are_asked_for(tiny):
+    experiment = tiny()
+    network, runtime = network_of(experiment), choose_runtime("float32", "cpu")
+    network.add_session(2)
+    store = ImageStore(open_dataset(experiment.data, "train"), 32)
+    rows = np.arange(0, 40, 3)
+    every = predict(network, store, rows, runtime, 4, np.ones(len(rows), bool))[1]
+    for chosen in (np.arange(len(rows)) % 3 == 1, np.arange(len(rows)) < 5, np.arange(len(rows)) > 99):
+        scores, features = predict(network, store, rows, runtime, 4, chosen)
+        np.testing.assert_array_equal(features, every[chosen])
+        assert scores.shape == (len(rows), 2)
+    assert predict(network, store, rows, runtime, 4)[1] is None
+    assert World().collect(every) is every
+
+
+def test_herding_normalises_without_a_copy_of_all():
+    import tracemalloc
+
+    rng = np.random.default_rng(0)
+    features = rng.random((20000, 64), dtype=np.float32)
+    rows = np.arange(0, 20000, 2)
+    tracemalloc.start()
+    chosen = herding(features, 5, rows=rows)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.6 * features[rows].nbytes
+    np.testing.assert_array_equal(chosen, herding(features[rows], 5))
+    assert features.max() <= 1 and features.min() >= 0  # they are left alone
+
+
+def test_herding_of_a_class_sees_its_own_images_alone(tiny):
+    experiment = tiny(replay__per_class=3)
+    rng = np.random.default_rng(1)
+    features, labels = rng.random((30, 8)).astype(np.float32), np.zeros((30, 2), bool)
+    labels[:20, 0], labels[20:, 1] = True, True
+    memory = Memory(experiment.replay)
+    memory.update(0, np.arange(100, 130), labels, features, seed=0)
+    assert memory.ranked[0] == (100 + herding(features[:20], 3)).tolist()
+    assert memory.ranked[1] == (120 + herding(features[20:], 3)).tolist()

@@ -65,7 +65,7 @@ def fingerprint(files: Iterable[Path]) -> str:
     for file in files:
         try:
             at = os.stat(file)
-        except OSError:  # the reader will say so
+        except (OSError, ValueError):  # the reader will say so
             digest.update(f"{file} is not there\n".encode("utf-8", "surrogatepass"))
             continue
         digest.update(

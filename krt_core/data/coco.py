@@ -135,13 +135,15 @@ def _rows(file: CocoFile, finder: Finder) -> tuple[list[Entry], dict[Id, int]]:
         row = row_of[number_of] = rows.setdefault(image["file"], len(images))
         if row == len(images):
             images.append(image)
+            if where is None:
+                finder.lost.append(image["file"])
         elif not same_image(image["file_name"], images[row]["file_name"]):
             raise DataError(
                 f"{file.path}: the images {images[row]['file_name']} and {image['file_name']} would both be read from "
                 f"{finder.root}/{image['file']}. Put each where the annotations say."
             )
-        if where is None:
-            finder.lost.append(image["file"])
+        elif len(image["file_name"]) > len(images[row]["file_name"]):
+            images[row]["file_name"] = image["file_name"]  # says more of where it comes from
     if len(images) < len(row_of):
         file.notes.append(
             f"{len(row_of) - len(images)} images are listed under several ids; their labels are put together"

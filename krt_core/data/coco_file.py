@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .finder import spellings
 from .text import class_name, decode, flag, number, read_bytes
 
 Entry = dict[str, Any]
@@ -41,7 +42,7 @@ def parse(path: Path) -> CocoFile:
     images, categories = (_entries(content, section, path) for section in ("images", "categories"))
     if not categories or not images:
         raise DataError(f"{path} lists {len(categories)} categories and {len(images)} images: nothing to learn.")
-    annotations = _entries({"annotations": [], **content}, "annotations", path)
+    annotations = _entries(content, "annotations", path)
     return CocoFile(path, _images(images, path, notes), _classes(categories, path, notes), annotations, notes)
 
 
@@ -86,6 +87,8 @@ def _once(pairs: list[tuple[str, Any]]) -> Entry:
 def _entries(content: Entry, section: str, path: Path) -> list[Entry]:
     """A section as a list; in files where it is an object, its keys are the ids."""
     found = content.get(section)
+    if found is None and section == "annotations":
+        return []
     if found is None:
         has = ", ".join(map(repr, list(content)[:8])) or "nothing"
         raise DataError(f"{path} has no {section!r} (it has {has}): it is not a COCO file with labels.")
@@ -105,7 +108,7 @@ def _images(entries: list[Entry], path: Path, notes: list[str]) -> dict[Id, Entr
     for place, entry in enumerate(entries):
         number_of = identity(entry.get("id"), f"the id of images[{place}]", path)
         name = next((entry[key] for key in NAMES if entry.get(key)), None)
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not any(spellings(name.strip())):
             raise DataError(f"{path}: image {entry['id']} has no file_name (nor coco_url), found {name!r}.")
         entry["file_name"] = name.strip()
         before = images.setdefault(number_of, entry)

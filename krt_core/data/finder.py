@@ -6,7 +6,7 @@ import os
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote
 
 EXTENSIONS = (
     "jpg", "jpeg", "jpe", "jfif", "png", "bmp", "tif", "tiff", "webp", "gif", "avif", "jp2", "ppm", "pgm",
@@ -146,13 +146,9 @@ class Finder:
 def spellings(name: str) -> Iterator[Parts]:
     """The parts of a name as it stands, with backslashes as separators, without %-codes, and as an address."""
     told: dict[Parts, None] = {}
-    address = urlsplit(name) if "://" in name or "?" in name else None
-    texts = (
-        [name, *(value for values in parse_qs(address.query).values() for value in values), address.path]
-        if address
-        else [name]
-    )
-    for text in texts:
+    path, _, query = name.partition("?")
+    values = [value for one in query.split("&") if (value := one.partition("=")[2])]  # ?d=folder/image.png
+    for text in (name, *values, path) if query else (name,):
         for reading in (text, text.replace("\\", "/"), unquote(text.replace("\\", "/"))):
             parts = tuple(part for part in reading.split("/") if part not in ("", "."))
             if parts and parts[-1] != "..":

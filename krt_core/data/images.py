@@ -16,7 +16,7 @@ TURNS = {  # EXIF orientation → what brings the image upright
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-DEPTHS = (8, 10, 12, 14, 16, 32)  # bits of a grey value
+DEPTHS = (8, 10, 12, 14, 16)  # bits of a grey value
 OVER = {"P": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}  # modes that reach RGB in two steps
 
 
@@ -67,11 +67,11 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _shallow(grey: np.ndarray) -> np.ndarray:
     """Deep grey values (h, w) → uint8: whole numbers by the least depth that holds the brightest of them (12-bit
-    cameras save files of 16), fractions and negative numbers from the darkest to the brightest."""
+    cameras save files of 16), others from the darkest to the brightest, shares of 1 as they are."""
     values = grey.astype(np.float64)
     values[~np.isfinite(values)] = 0
     low, high = values.min(), values.max()
-    if low >= 0 and grey.dtype.kind in "iu":
+    if low >= 0 and high < 2 ** DEPTHS[-1] and grey.dtype.kind in "iu":
         low, high = 0.0, next(2.0**bits - 1 for bits in DEPTHS if high < 2**bits)
     elif low >= 0 and 0.5 < high <= 1:  # shares of full brightness
         low, high = 0.0, 1.0

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -52,30 +53,28 @@ def look(dataset: MultiLabelDataset) -> list[os.stat_result]:
     """What the disk says of each image; DataError, with their number, for images that are not there."""
     paths = [f"{dataset.root}/{path}" if not os.path.isabs(path) else str(path) for path in dataset.paths]
     found = _at_once(_stat, paths)
-    missing = [path for path, stat in zip(paths, found, strict=True) if stat is None]
+    missing = [path for path, known in zip(paths, found, strict=True) if known is None]
     if missing:
-        several = f", as are {len(missing) - 1} more of its {len(paths)}" if len(missing) > 1 else ""
-        raise DataError(
-            f"Image {missing[0]} is missing, though the annotations list it{several}. Unpack the images of "
-            f"{dataset.name} {dataset.split} as a whole, or remove what is missing from the annotations."
-        )
-    return [stat for stat in found if stat is not None]
+        try:
+            check_file(Path(missing[0]))
+        except DataError as error:
+            others = f" So it is with {len(missing) - 1} more of {len(paths)}." if len(missing) > 1 else ""
+            raise DataError(f"{error}{others} Get the {dataset.split} images as a whole.") from None
+    return [known for known in found if known is not None]
 
 
 def key_of(dataset: MultiLabelDataset, stats: Iterable[os.stat_result]) -> str:
     digest = hashlib.sha256()
-    for path, stat in zip(dataset.paths, stats, strict=True):
-        digest.update(f"{path} {stat.st_size} {stat.st_mtime_ns}\n".encode("utf-8", "surrogatepass"))
+    for path, at in zip(dataset.paths, stats, strict=True):
+        digest.update(f"{path} {at.st_size} {at.st_mtime_ns}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:16]
 
 
 def _stat(path: str) -> os.stat_result | None:
-    try:
-        return os.stat(path)
-    except PermissionError:
-        check_file(Path(path))  # says so
-    except (OSError, ValueError):
-        pass
+    with contextlib.suppress(OSError, ValueError):
+        found = os.stat(path)
+        if stat.S_ISREG(found.st_mode):
+            return found
     return None
 
 
@@ -85,13 +84,13 @@ def _shared(
 ) -> list[int]:  # fmt: skip
     """Rows of the test images that are training images too: the same file, or another of the same content."""
     place = f"{train.root} {test.root} {' '.join(keys)}".encode("utf-8", "surrogatepass")
-    known = data_dir() / "cache" / f"overlap-{train.name}-{hashlib.sha256(place).hexdigest()[:16]}.json"
+    known = data_dir() / "cache" / f"overlap-{hashlib.sha256(place).hexdigest()[:16]}.json"
     with contextlib.suppress(Exception):  # not there, or cut short: looked at again
         return [int(row) for row in json.loads(known.read_text(encoding="utf-8"))["test_rows"]]
-    same = {(stat.st_dev, stat.st_ino) for stat in train_stats}
-    rows = {row for row, stat in enumerate(test_stats) if (stat.st_dev, stat.st_ino) in same}
+    same = {(at.st_dev, at.st_ino) for at in train_stats}
+    rows = {row for row, at in enumerate(test_stats) if (at.st_dev, at.st_ino) in same}
     if train.name not in OFFICIAL:
-        rows.update(_same_content(train, test, [s.st_size for s in train_stats], [s.st_size for s in test_stats]))
+        rows.update(_same_content(train, test, [at.st_size for at in train_stats], [at.st_size for at in test_stats]))
     with contextlib.suppress(OSError):
         atomic_write(known, json.dumps({"test_rows": sorted(rows)}))
     return sorted(rows)
@@ -118,9 +117,13 @@ def _same_content(
 
 
 def _end(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - PIECE))
-        return hashlib.sha256(file.read()).digest()
+    """Hash of the end of a file; of one that cannot be read, which is said when it is decoded, its name."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - PIECE))
+            return hashlib.sha256(file.read()).digest()
+    except OSError:
+        return os.fsencode(path)
 
 
 def _at_once(ask: Callable[[Asked], Said], items: list[Asked]) -> list[Said]:

@@ -57,7 +57,7 @@ def batches(
     batch; what it draws by torch follows from the seed that the epoch began with.
 
     shuffle: these are batches to train with, of which batch norm takes its statistics. One image left over at the end
-    goes with the batch before (see `steps`), and no process gets a single image of a shorter last batch.
+    goes with the batch before (see `steps`).
     """
     own = find(augmentation, "train.augment") if is_dotted(augmentation) else None
     augmentation = "none" if own else augmentation
@@ -65,9 +65,8 @@ def batches(
     starts = [i * batch_size for i in range(steps(len(order), batch_size) if shuffle else -(-len(order) // batch_size))]
     whole = np.split(order, starts[1:]) if starts else []
     world = runtime.world
-    # A last batch with too few images for all processes is not shared: all of them compute it, each for a part of it.
-    fewest = 2 * world.size if shuffle else world.size
-    shared = [len(chunk) >= (fewest if len(chunk) < batch_size else world.size) for chunk in whole]
+    # A last batch with fewer images than processes cannot be shared: all of them compute it, each for a part of it.
+    shared = [len(chunk) >= world.size for chunk in whole]
     places = [np.arange(len(c)) for c in whole]
     places = [world.part(place) if share else place for place, share in zip(places, shared, strict=True)]
 

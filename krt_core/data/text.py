@@ -32,7 +32,7 @@ def read_bytes(path: Path) -> bytes:
 def decode(data: bytes, path: Path, declared: str = "", fits: Callable[[str], bool] | None = None) -> str:
     """Text by its byte order mark, else by what it declares, else UTF-8 (or UTF-16 without a mark).
 
-    fits: tells whether a text makes sense; where bytes are not UTF-8, older encodings are tried until one does.
+    fits: tells whether a text makes sense; where it does not as UTF-8, older encodings are tried until it does.
     Raises DataError naming file and encoding.
     """
     for mark, encoding in BOMS.items():
@@ -44,16 +44,15 @@ def decode(data: bytes, path: Path, declared: str = "", fits: Callable[[str], bo
     declared = WIDER.get(declared.lower(), declared)
     if declared and not declared.lower().startswith(("utf", "ucs")):
         return _decode(data, declared, path)
+    for encoding in ("utf-8", *OTHERS) if fits else ():
+        text = data.decode(encoding, "replace")
+        if "\ufffd" not in text and fits and fits(text):
+            return text
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        for encoding in OTHERS if fits else ():
-            text = data.decode(encoding, "replace")
-            if "\ufffd" not in text and fits and fits(text):
-                return text
-        raise DataError(
-            f"{path} is not in UTF-8 (byte {error.start} is {data[error.start]:#x}): save it in that encoding."
-        ) from None
+        found = data[error.start]
+        raise DataError(f"{path} is not in UTF-8 (byte {error.start} is {found:#x}): save it as UTF-8.") from None
 
 
 def _decode(data: bytes, encoding: str, path: Path) -> str:

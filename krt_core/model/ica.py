@@ -105,7 +105,7 @@ class IncrementalCrossAttention(nn.Module):
         transfer_score = full_precision(transfer @ folded.T)  # (1, H)
         retention_scores = full_precision(retention @ folded.T)  # (T, H)
 
-        shared = torch.cat([transfer_score.T.expand(len(patches), heads, 1), patch_scores], dim=-1)  # (B, H, 1 + N)
+        shared = torch.cat([transfer_score.T.expand(patches.shape[0], heads, 1), patch_scores], dim=-1)  # (B, H, 1 + N)
         weights = shared.softmax(dim=-1)
         pooled = torch.einsum("bhn,bnd->bhd", weights[..., 1:].to(keys.dtype), keys)
         pooled = pooled + weights[..., :1].to(keys.dtype) * transfer.to(keys.dtype)  # (B, H, D)
@@ -135,7 +135,7 @@ class IncrementalCrossAttention(nn.Module):
         token_scores = torch.stack(
             [torch.einsum("d,thd->th", transfer[0], folded), torch.einsum("td,thd->th", asking, folded)], dim=-1
         )  # (T, H, 2): on KT and on the session's own KR
-        scores = torch.cat([full_precision(token_scores).expand(len(patches), -1, -1, -1),
+        scores = torch.cat([full_precision(token_scores).expand(patches.shape[0], -1, -1, -1),
                             full_precision(patch_scores)], dim=-1)  # fmt: skip
         weights = scores.softmax(dim=-1)  # (B, T, H, 2 + N)
         mass = weights.to(keys.dtype)
@@ -148,7 +148,7 @@ class IncrementalCrossAttention(nn.Module):
 
 def looped(ica: IncrementalCrossAttention, patches: Tensor) -> tuple[Tensor, Tensor]:
     """The definition, one session at a time: tokens (B, T, D) and attention (B, T, H, 2 + N)."""
-    att, heads, batch = ica.attention, ica.heads, len(patches)
+    att, heads, batch = ica.attention, ica.heads, patches.shape[0]
     transfer = ica.transfer_token.expand(batch, -1, -1)
     tokens, maps = [], []
     for retention in ica.retention_tokens:

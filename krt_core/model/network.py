@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.export
 from torch import Tensor, nn
 
 from ..config import Model
@@ -36,6 +37,9 @@ class Output:
 
         stages = self.stages and tuple(map(copy, self.stages))
         return Output(self.logits.clone(), copy(self.tokens), self.features.clone(), None, stages)
+
+
+torch.export.register_dataclass(Output)  # so that a network can be exported as it is
 
 
 class Network(nn.Module):

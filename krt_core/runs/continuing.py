@@ -52,7 +52,8 @@ class Continuing:
             self.made_with = {key: value for key, value in now.items() if key in begun}
 
     def record(self, experiment: Experiment, runtime: Runtime, weights: dict[str, Any]) -> None:
-        """Add this start to environment.json, and say in what it differs from the one before."""
+        """Write down this start and what it asks for, and say in what it differs from the one before."""
+        self.run.settle(self.log)
         about, starts = about_start(experiment, runtime, weights, self.now), self.run.starts
         last = self.run.session_state(self.finished - 1).get("starts", [0]) if self.finished else []
         if self.resume:

@@ -65,6 +65,7 @@ class Run(Reader):
             model = run.session_folder(0) / "model.safetensors"
             if run.finished_sessions and not configuration.made_by(model, experiment):
                 raise
+            configuration.write(path, experiment)
             run.experiment, run.taken = experiment, [str(error)]
             return run
         run.experiment, run.taken = configuration.taken(path, stored, experiment, precision_of(run.starts))

@@ -48,16 +48,17 @@ class Reader:
     @property
     def summary(self) -> dict | None:
         """Content of DONE, or None while the run is unfinished, and where DONE is damaged: it is then written anew."""
-        try:
-            content = read_json(self.folder / "DONE", ANEW)
-        except RunError:
-            return None
-        if not content:
-            return None
-        content |= known({key: content[key] for key in SHARES if key in content})
-        if isinstance(self.experiment.options, dict):  # without its method's defaults there is no hash
-            return content
-        return content if content.get("config_hash") == self.experiment.hash() else None
+        with contextlib.suppress(RunError):
+            content = self.written_summary()
+            if not content or isinstance(self.experiment.options, dict):
+                return content or None  # without its method's defaults there is no hash to compare
+            return content if content.get("config_hash") == self.experiment.hash() else None
+        return None
+
+    def written_summary(self) -> dict | None:
+        """Content of DONE, of whatever configuration; RunError where it is damaged."""
+        content = read_json(self.folder / "DONE", ANEW)
+        return content and content | known({key: content[key] for key in SHARES if key in content})
 
     @property
     def complete(self) -> bool:
@@ -113,12 +114,14 @@ class Reader:
     @property
     def mixed(self) -> list[str]:
         """In what the starts that made a finished run differ, in words; empty for one of a piece."""
-        return (self.summary or {}).get("mixed") or []
+        with contextlib.suppress(RunError):
+            return (self.written_summary() or {}).get("mixed") or []
+        return []
 
-    @cached_property
+    @property
     def data(self) -> dict[str, str]:
         """Hashes of labels (``inputs``) and image files (``images``) it was made with, as far as it tells."""
-        made_with = self.session_state(0).get("made_with") or {}
+        made_with = self.session_state(0).get("made_with") or {} if self.finished_sessions else {}
         images = made_with.get("images")
         found = {"inputs": made_with.get("inputs"), "images": images and images["sizes"] + images["sample"]}
         return {key: value for key, value in found.items() if value}

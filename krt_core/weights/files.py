@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
 import re
 import stat
 import zipfile
@@ -210,6 +211,8 @@ def _read_torch(path: Path) -> Any:
         with path.open("rb") as file, torch.serialization.safe_globals(harmless):
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if not _ends_well(path):
+            raise CheckpointError(f"{path} is cut short or damaged. {AGAIN}") from None
         found = re.search(r"(?:unsupported |Unsupported global: )GLOBAL (\S+)", str(error))
         what = found[1] if found else _first_line(error).removeprefix("Weights only load failed. ").split(". ")[0]
         raise CheckpointError(
@@ -221,6 +224,20 @@ def _read_torch(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is not a readable PyTorch file, it may be cut short ({reason}). {AGAIN}"
         ) from None
+
+
+def _ends_well(path: Path) -> bool:
+    """Are the instructions of a file whole? They are looked at, not followed; those in zip archives have a checksum."""
+    try:
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                file.seek(0)
+                for _ in range(4):  # magic number, version, machine, content
+                    for _ in pickletools.genops(file):
+                        pass
+        return True
+    except Exception:  # ValueError, and what else damaged bytes lead to
+        return False
 
 
 def _first_line(error: BaseException) -> str:

@@ -48,7 +48,9 @@ def explain(parts: list[Part], about: dict[str, Any]) -> Provenance:
     if "krt" in about and not made.details:
         made.notes.append("its entry 'krt' is not the workbench's, or of other tensors, and is not believed")
     made.leak = made.leak or leak_by(classes, about)
-    beside = [part.at or "the top" for part in parts[1:] if part.is_like(parts[0])]
+    used = {id(tensor) for tensor in made.tensors.values()}
+    others = [part for part in parts if used.isdisjoint(map(id, part.tensors.values()))]
+    beside = [part.at or "the top" for part in others if part.is_like(parts[0])]
     if beside:
         taken = made.taken.rstrip(".") or "the top"
         made.notes.append(f"it holds several networks: {taken} is taken; beside it there is {', '.join(beside)}")

@@ -107,6 +107,14 @@ def test_every_image_falls_to_one_process():
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@pytest.mark.parametrize("backbone", ["convnext_atto", "mobilenetv3_small_050"])
+def test_backbones_with_layers_that_only_their_classifier_uses(tiny, tmp_path, backbone):
+    """Processes would wait for ever for the gradients of such layers, or stop in the second step."""
+    experiment = tiny(model__backbone=backbone, model__stride=0, train__batch_norm="frozen", train__epochs=1)
+    run = launch(experiment, tmp_path / "run", 2, device="cpu")
+    assert run.done and run.environment["reasons"]["processes"] == "2"
+
+
 def test_the_launcher_trains_and_passes_errors_on(tiny, tmp_path, capfd):
     run = launch(tiny(train__batch_norm="frozen"), tmp_path / "run", 2, device="cpu")
     assert run.done and run.environment["reasons"]["processes"] == "2"

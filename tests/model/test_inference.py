@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from krt_core.model.backbone import Backbone
 from krt_core.model.inference import for_inference
@@ -40,6 +41,34 @@ def test_folding_leaves_nothing_but_rounding(tiny, backbone):
     spread = (plain.logits - network(images).logits).abs().max()  # what bfloat16 itself costs
     assert (folded.logits - plain.logits).abs().max() <= 2 * spread + 1e-3
     assert folded.logits.dtype == torch.float32
+
+
+class RoundedAsTF32(TorchFunctionMode):
+    """Float32 operands of convolutions and products keep ten bits of their mantissa, as on GPUs since Ampere."""
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        if getattr(function, "__name__", "") in ("conv2d", "linear", "matmul", "einsum"):
+            arguments = [self.rounded(a) if isinstance(a, torch.Tensor) else a for a in arguments]
+        return function(*arguments, **(named or {}))
+
+    def rounded(self, tensor):
+        if tensor.dtype != torch.float32:
+            return tensor
+        return ((tensor.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "tf_efficientnet_lite0"])
+@torch.no_grad()
+def test_folding_is_checked_in_true_precision_where_tf32_is_on(tiny, backbone):
+    network = settled(network_of(tiny(model__backbone=backbone, model__stride=0, data__image_size=64)))
+    images = torch.rand(2, 3, 64, 64)
+    with RoundedAsTF32():
+        assert not torch.allclose(
+            network(images).features, network.double()(images.double()).features.float(), rtol=1e-4
+        )
+        network.float()
+        fast = for_inference(network, torch.bfloat16)
+    assert network.backbone.foldable and norms(fast) <= 1
 
 
 @torch.no_grad()

@@ -108,6 +108,58 @@ def test_unknown_backbone_and_stride_name_what_there_is():
         make_backbone(Model(backbone="test_resnet", stride=3), 64)
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("swin_tiny_patch4_window7_224", 64), ("efficientvit_b0", 64), ("tiny_vit_5m_224", 64), ("pit_ti_224", 64),
+     ("mixer_s32_224", 64), ("inception_next_atto", 64), ("deit_tiny_distilled_patch16_224", 64)],
+)  # fmt: skip
+def test_backbones_that_must_be_told_the_size_or_must_not(name, size):
+    """Some know images of one size only unless told, some cannot be told, some insist on their pooling."""
+    backbone = make_backbone(Model(backbone=name), size).eval()
+    with torch.no_grad():
+        assert backbone(torch.rand(1, 3, size, size)).shape[1:] == (backbone.channels, *backbone.grid)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "what"),
+    [("inception_v3", 64, "Kernel size can't be greater"), ("efficientvim_m1", 64, "gives a list, no map"),
+     ("coat_lite_tiny", 64, "gives a tensor"), ("coat_lite_tiny", 96, "no map"), ("crossvit_tiny_240", 64, "no map")],
+)  # fmt: skip
+def test_backbones_that_give_no_map_say_what_timm_says(name, size, what):
+    with pytest.raises(ConfigError, match=rf"^model\.backbone: .*{what}.*[Cc]hoose another") as caught:
+        make_backbone(Model(backbone=name), size)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "resting"),
+    [("convnext_atto", {"head.norm.weight", "head.norm.bias"}),
+     ("mobilenetv3_small_050", {"conv_head.weight", "conv_head.bias"}), ("test_resnet", set()), ("test_vit", set())],
+)  # fmt: skip
+def test_parameters_without_a_gradient_do_not_learn_and_the_others_do(name, resting):
+    network = Network(make_backbone(Model(backbone=name), 64), "linear")
+    network.add_session(2)
+    network.train()
+    network(torch.rand(2, 3, 64, 64)).logits.square().sum().backward()
+    parameters = dict(network.backbone.body.named_parameters())
+    assert {n for n, p in parameters.items() if not p.requires_grad} == resting
+    assert {n for n, p in parameters.items() if p.grad is None} == resting
+
+
+@pytest.mark.parametrize("head", ["ica", "linear"])
+def test_networks_are_saved_whole_and_exported(tmp_path, head):
+    network = _network(head).eval()
+    network.add_session(3)
+    network.add_session(2)
+    images = torch.rand(5, 3, 32, 32)
+    torch.save(network, tmp_path / "whole.pt")
+    whole = torch.load(tmp_path / "whole.pt", weights_only=False)
+    assert torch.equal(whole(images).logits, network(images).logits)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(network, (torch.rand(2, 3, 32, 32),), dynamic_shapes=({0: batch},))
+    torch.testing.assert_close(program.module()(images).logits, network(images).logits)
+
+
 def test_normalisation_by_number_by_channel_and_by_timm():
     images = torch.rand(2, 3, 32, 32)
     body = make_backbone(Model(backbone="test_resnet"), 32).body.eval()

@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 
 from ...runs.folder import Run
-from ..report import finished_runs, labels_of, names_of, setting_of
+from ..report import copies_of, finished_runs, labels_of, names_of, setting_of
 from ..report.published import author_curves
 
 
 def comparable_runs(folder: str | Path) -> list[Run]:
-    """The finished runs under a folder that have the data set and protocol of the first one. RunError where there is
-    none."""
+    """The finished runs under a folder that have the data set and protocol of the first one, copies left out. RunError
+    where there is none."""
     runs = finished_runs(folder)
+    copies = [copy for copy, _ in copies_of(runs)]
+    runs = [run for run in runs if run not in copies]
     return [run for run in runs if setting_of(run) == setting_of(runs[0])]
 
 

@@ -4,6 +4,7 @@
 what every training writes, its run folder then holds::
 
     output.txt     everything the child printed since it was last started
+    asked.yaml     the configuration, where one that may differ was asked for when it was continued
     process.json   pid, create_time, host, device; removed when the training is stopped
 
 Where the process of process.json is gone and the run is not done, the training has failed or the machine went down.
@@ -24,13 +25,12 @@ import psutil
 
 from ...config import Experiment
 from ...errors import RunError
-from ...machine.home import resolve
+from ...machine.home import atomic_write, resolve
 from ...machine.locks import holder, only_one
 from ...machine.processes import TRAINING, Minder, lives
 from ...runs.folder import Run
-from ...runs.progress import Progress
 
-OUTPUT, PROCESS = "output.txt", "process.json"
+OUTPUT, PROCESS, ASKED = "output.txt", "process.json", "asked.yaml"
 SILENT = 600.0  # seconds without a sign after which a training on another machine counts as ended
 
 
@@ -69,8 +69,9 @@ def start(
             raise RunError(f"{run.folder} is being trained already ({training}): wait for it or stop it.")
         if run.complete:
             return None
-        run.settle(Progress(run.folder, "none").log)
         preset = run.folder / "experiment.yaml"  # by now the same experiment, and a preset like any other
+        if run.taken:  # what is asked for differently is the training's to take, if it may go on at all
+            preset = atomic_write(run.folder / ASKED, run.experiment.to_yaml())
         options = ["--folder", str(run.folder), "--processes", str(processes)]
         options += ["--device", device] if device else []
         environment = {**({"OMP_NUM_THREADS": str(threads)} if threads else {}), **os.environ, "PYTHONUNBUFFERED": "1"}

@@ -50,7 +50,7 @@ class Followed:
 
     @property
     def data(self) -> dict[str, str]:
-        return self.run.data if self.run and self.run.finished_sessions else {}
+        return self.run.data if self.run else {}
 
     def read(self) -> dict[str, Any]:
         """One value per column: state (waiting, running, stopped, done or failed), session and epoch as "2/5", mAP in

@@ -73,6 +73,16 @@ LEAK = (
     "--allow-leak. Their numbers are no result of incremental learning and are never the best."
 )
 
+MIXED = (
+    "mixed: a run was interrupted and went on elsewhere or otherwise (another commit, machine, version of a library; "
+    "the table of runs says what). Its sessions are not all from one and the same making."
+)
+
+OTHER_DATA = (
+    "The runs here were not all made on the same data: labels or images of the data set were changed between them. "
+    "Lines that this tells apart have data= and a hash of theirs; part of any difference may be the data's."
+)
+
 UNEQUAL = (
     "The methods do not all have the same seeds and class orders, so part of a difference may be theirs. "
     "The table of runs tells which each has."

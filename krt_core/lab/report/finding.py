@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import DataError, KRTError, RunError
-from ...machine.home import resolve
+from ...machine.home import file_digest, resolve
 from ...runs.folder import Run, in_order
 from .tables import METRICS
 
@@ -21,10 +21,41 @@ class LeftOut:
 
 
 def collect(folders: Sequence[str | Path]) -> tuple[list[Run], list[LeftOut]]:
-    """The finished runs under some folders, `in_order` and each once, and what had to be left out.
+    """The finished runs under some folders, `in_order` and each once, and what had to be left out: copies, too, which
+    are no replicates.
 
     Raises DataError for a folder that does not exist.
     """
+    runs, left_out = _collect(folders)
+    for copy, first in copies_of(runs):
+        what = f"a copy of {first.folder.name}: the same configuration, seed and scores"
+        left_out.append(LeftOut(copy.folder.name, what))
+        runs.remove(copy)
+    return runs, left_out
+
+
+def copies_of(runs: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Of finished runs those that have configuration, seed and scores of one before them, and that one."""
+    originals: dict[tuple, list[Run]] = {}
+    found = []
+    for run in sorted(runs, key=lambda run: run.folder):
+        summary = run.summary or {}
+        group = originals.setdefault((summary.get("config_hash"), summary.get("seed")), [])
+        if first := next((other for other in group if _same_scores(run, other)), None):
+            found.append((run, first))
+        else:
+            group.append(run)
+    return found
+
+
+def _same_scores(one: Run, two: Run) -> bool:
+    last = len(one.summary["mAP_per_session"]) - 1
+    files = [run.session_folder(last) / "scores.npz" for run in (one, two)]
+    same = one.summary["mAP_per_session"] == two.summary["mAP_per_session"]
+    return same and (not all(map(Path.is_file, files)) or len(set(map(file_digest, files))) == 1)
+
+
+def _collect(folders: Sequence[str | Path]) -> tuple[list[Run], list[LeftOut]]:
     runs, left_out = {}, {}
     for folder in folders:
         if not resolve(folder).exists():
@@ -47,7 +78,7 @@ def finished_runs(folder: str | Path, **wanted: object) -> list[Run]:
 
     Raises RunError where there is none, with the reasons.
     """
-    runs, left_out = collect([folder])
+    runs, left_out = _collect([folder])  # explorers tell of copies themselves
     runs = [run for run in runs if all(getattr(run.experiment, key) == value for key, value in wanted.items())]
     if not runs:
         what = "".join(f" with {key}={value}" for key, value in wanted.items())
@@ -63,11 +94,12 @@ def _unfinished(run: Run) -> str:
             return (
                 f"{run.folder / 'DONE'} lacks {', '.join(missing)}: delete it and start the run again to write it anew"
             )
+        run.starts  # noqa: B018  # raises where environment.json is damaged, which every table reads
         for session in range(len(run.protocol.sessions)):
             if not {"seconds", "metrics"} <= run.session_state(session).keys():
                 return f"{run.session_folder(session) / 'state.json'} lacks seconds or metrics"
         return ""
-    if (run.folder / "DONE").exists():
+    if run.written_summary():
         return "its DONE file belongs to another configuration than its experiment.yaml"
     finished, progress = run.finished_sessions, run.progress
     if not finished and not progress:

@@ -149,6 +149,8 @@ def _provenance(setting: Setting) -> Rows:
             "finished": f"{datetime.fromtimestamp((run.folder / 'DONE').stat().st_mtime):%Y-%m-%d %H:%M}",
             "run folder": run.folder.name,
         }
+        if any(x.mixed for x in setting.lines):
+            cells["mixed"] = "; ".join(run.mixed) or "–"
         rows.append((line, cells))
     return rows
 

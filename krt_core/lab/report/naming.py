@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +13,17 @@ from ...options import is_dotted, short_name
 from ...runs.folder import Run
 
 NOT_OF_THE_METHOD = {"protocol.order_seed", "protocol.order"}  # runs that differ in the class order are replicates
+LEAK, MIXED = " (LEAK)", " (mixed)"  # marks in labels
 _DEFAULT = object()  # stands for a key that is not changed
 
 
 def label_of(run: Run, among: Sequence[Run] = ()) -> str:
-    """How a run is called in tables and legends: its method, with its exemplars if it has any, and LEAK if its first
-    weights had seen the labels to be learned.
+    """How a run is called in tables and legends: its method, with its exemplars if it has any, LEAK if its first
+    weights had seen the labels to be learned, and mixed if starts of different kinds have made it.
 
     Runs in one setting that this would name alike though their configurations differ are told apart by the keys in
-    which they do, as far as those are not at their default: they are no replicates of one another. Runs that differ
-    only in seed and class order are, and have one label.
+    which they do, as far as those are not at their default, or by a hash of their data: they are no replicates of one
+    another. Runs that differ only in seed and class order are, and have one label.
     """
     return labels_of([run, *among])[0]
 
@@ -32,15 +35,25 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
 
 def names_of(runs: Sequence[Run]) -> list[str]:
     """What each run is called where it stands alone, as in menus: its label and which replicate it is."""
-    return [f"{label}, {replicate_of(run)}" for run, label in zip(runs, labels_of(runs), strict=True)]
+    labels = [label + MIXED * bool(run.mixed) for run, (_, label) in zip(runs, _told(runs), strict=True)]
+    return [f"{label}, {replicate_of(run)}" for run, label in zip(runs, labels, strict=True)]
 
 
 def methods_and_labels(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """The method and the label of each run, both with the ``key=value`` that tell it from runs named alike."""
+    """The method and the label of each run, both with the ``key=value`` that tell it from runs named alike. A label is
+    marked as mixed where one of its runs is: they share a line of a table and a curve."""
+    found = _told(runs)
+    mixed = {label for run, (_, label) in zip(runs, found, strict=True) if run.mixed}
+    return [(method, label + MIXED * (label in mixed)) for method, label in found]
+
+
+def _told(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """`methods_and_labels` without the mark of what is mixed."""
     alike: dict[tuple, list[dict[str, Any]]] = {}
     places = [(*setting_of(run), _plain_label(run), bool(run.leak)) for run in runs]  # LEAK tells those apart already
     # The method by its whole name, as two from different files may have one short name.
     changes = [{"method": run.experiment.method, **run.experiment.changes()} for run in runs]
+    _tell_data_apart(runs, changes)
     for place, own in zip(places, changes, strict=True):
         alike.setdefault(place, []).append(own)
     differing = {place: _differing(group) for place, group in alike.items()}
@@ -48,9 +61,31 @@ def methods_and_labels(runs: Sequence[Run]) -> list[tuple[str, str]]:
     for run, place, own in zip(runs, places, changes, strict=True):
         *_, plain, leak = place
         told = [f"{key}={value}" for key, value in own.items() if key in differing[place]]
-        label = ", ".join([plain, *told]) + (" (LEAK)" if leak else "")
+        label = ", ".join([plain, *told]) + LEAK * leak
         found.append((", ".join([short_name(run.experiment.method), *told]), label))
     return found
+
+
+def _tell_data_apart(runs: Sequence[Run], changes: Sequence[dict[str, Any]]) -> None:
+    """Add a hash of the data to the changes of runs whose configuration is the same though their data are not: someone
+    has changed labels or images between them, so they are no replicates."""
+    replicates: dict[str, list[int]] = {}
+    for row, own in enumerate(changes):
+        kept = {key: value for key, value in own.items() if key not in NOT_OF_THE_METHOD}
+        replicates.setdefault(json.dumps(kept, sort_keys=True, default=str), []).append(row)
+    for rows in replicates.values():
+        hashes = data_of([runs[row] for row in rows]) if len(rows) > 1 else []
+        if len(set(hashes)) > 1:
+            for row, digest in zip(rows, hashes, strict=True):
+                changes[row]["data"] = digest
+
+
+def data_of(runs: Sequence[Run]) -> list[str]:
+    """Four hex digits for the data of each run, by what all of them tell of theirs (older ones tell less)."""
+    told = [run.data for run in runs]
+    keys = sorted(set.intersection(*map(set, told))) if told else []
+    contents = [" ".join(data[key] for key in keys) for data in told]
+    return [hashlib.sha256(content.encode()).hexdigest()[:4] for content in contents]
 
 
 def _differing(group: Sequence[dict[str, Any]]) -> set[str]:

@@ -15,7 +15,7 @@ from ...methods import class_of
 from ...protocol import Protocol
 from ...runs.folder import Run
 from . import definitions
-from .naming import buffer_of, methods_and_labels, replicate_of, setting_of
+from .naming import LEAK, MIXED, buffer_of, data_of, methods_and_labels, replicate_of, setting_of
 from .published import PublishedResult, author_curves, published_classes, published_results
 
 HIGHER_IS_BETTER = {"average_mAP": True, "last_mAP": True, "CF1": True, "OF1": True, "forgetting": False}
@@ -40,6 +40,16 @@ class Line:
     @property
     def published(self) -> bool:
         return bool(self.source)
+
+    @property
+    def name(self) -> str:
+        """Its label without marks."""
+        return self.label.removesuffix(MIXED).removesuffix(LEAK)
+
+    @property
+    def mixed(self) -> bool:
+        """Have starts of different kinds made one of its runs?"""
+        return self.label.endswith(MIXED)
 
     @property
     def cited(self) -> str:
@@ -211,9 +221,13 @@ def _remarks(lines: Sequence[Line], published: bool) -> list[str]:
     twice = [f"{label}, {replicate}" for (label, replicate), count in counts.items() if count > 1]
     if twice:
         remarks.append(
-            f"The same experiment is here more than once ({'; '.join(twice)}): its runs count as replicates, and if "
-            "they are copies the standard deviation is too small."
+            f"The same experiment is here more than once ({'; '.join(twice)}): its runs count as replicates, though "
+            "they have one seed, so the standard deviation is too small."
         )
+    if any(line.mixed for line in lines):
+        remarks.append(definitions.MIXED)
+    if len(set(data_of([run for line in lines for run in line.runs]))) > 1:
+        remarks.append(definitions.OTHER_DATA)
     best = sorted({line.label for line in lines if line.runs[0].experiment.train.report == "best"})
     if best:
         remarks.append(

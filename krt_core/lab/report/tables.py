@@ -21,7 +21,8 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
             {"run": run.folder.name, "name": name, "dataset": dataset, "protocol": protocol,
              "seed": s["seed"], "class_order": run.experiment.protocol.order_name,
              **{key: s[key] for key in METRICS}, "exemplars": s["exemplars"], "seconds": s["seconds"],
-             "peak_memory_mb": s.get("peak_memory_mb"), "leak": s["weights"].get("leak") or "", "commit": s["commit"]}
+             "peak_memory_mb": s.get("peak_memory_mb"), "leak": s["weights"].get("leak") or "", "commit": s["commit"],
+             "mixed": "; ".join(run.mixed)}
         )  # fmt: skip
     return pd.DataFrame(lines)
 

@@ -1,0 +1,173 @@
+"""Every file of a run folder, emptied, cut to half and filled with something else: it is made again, or named with the
+way out, and the way out works."""
+
+import json
+import re
+import shutil
+
+import pytest
+from conftest import TINY, write_coco
+from interrupted import begun, log_of
+
+from krt_core.cli import main
+from krt_core.config import load_experiment
+from krt_core.errors import KRTError, RunError
+from krt_core.lab.report import collect
+from krt_core.runs.folder import Run
+from krt_core.session import train
+
+HARM = {
+    "emptied": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "foreign": lambda content: b"\x93NUMPY\x00\xff\xfe garbage {" * 20,
+    "zip": lambda content: b"PK\x03\x04" + b"\x00" * 200,
+}
+IN_SESSIONS = ("state.json", "scores.npz", "ap.npz", "ahead.npz", "model.safetensors", "method.safetensors")
+AROUND = ("experiment.yaml", "environment.json", "log.txt", "progress.json", "metrics.jsonl", "resume.pt", "DONE")
+KEPT = """
+import torch
+from krt_core.methods.krt import KRT
+
+class Keeps(KRT):
+    def state(self):
+        return {**super().state(), "kept": torch.arange(3.0)}
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A finished run and an interrupted one (in its third session), of a method that keeps tensors."""
+    root = tmp_path_factory.mktemp("damaged")
+    (root / "mylab7.py").write_text(KEPT)
+    data = write_coco(root / "data" / "tiny", train=24, test=12)
+    changes = {"method": "mylab7:Keeps", "train.evaluate_every": 0, "protocol.base": 2, "protocol.increment": 1,
+               "train.epochs": 3, "replay.per_class": 1}  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KRT_HOME", str(root))
+        patch.syspath_prepend(str(root))
+        experiment = load_experiment("digits_demo", {**TINY, **changes, "data.root": str(data)})
+        train(experiment, root / "finished", show="none", device="cpu")
+        begun(experiment, root / "interrupted", at=(2, 1))
+    return root, experiment
+
+
+@pytest.fixture
+def folders(world, tmp_path, monkeypatch):
+    root, experiment = world
+    monkeypatch.setenv("KRT_HOME", str(root))
+    monkeypatch.syspath_prepend(str(root))
+    return lambda kind: shutil.copytree(root / kind, tmp_path / kind), experiment
+
+
+def _harm(path, kind):
+    path.write_bytes(HARM[kind](path.read_bytes()))
+
+
+def _look_at_everything(run):
+    """As the lab does, where errors may only be of our own kind."""
+    run.experiment, run.done, run.environment, run.leak, run.progress, run.epochs, run.mixed, run.data  # noqa: B018
+    for t in range(run.finished_sessions):
+        run.session_state(t), run.scores(t), run.ahead(t), run.model_state(t), run.method_state(t)
+    run.ap_tables, run.curve()
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("place", [*AROUND[:-2], "DONE", *(f"session_01/{name}" for name in IN_SESSIONS)])
+def test_a_finished_run(folders, place, harm):
+    copy, experiment = folders
+    folder = copy("finished")
+    whole = Run(folder).summary["mAP_per_session"]
+    _harm(folder / place, harm)
+    try:
+        _look_at_everything(Run(folder))
+    except KRTError as error:
+        assert str(folder / place) in str(error) and re.search("again|delete", str(error)), error
+    else:
+        assert place in ("log.txt", "progress.json", "metrics.jsonl", "session_01/ap.npz", "DONE"), place
+    runs, left_out = collect([folder])
+    assert len(runs) + len(left_out) == 1
+    if left_out and place.startswith("session"):
+        shutil.rmtree(folder / "session_01")  # as it says
+    if left_out and place == "environment.json":
+        (folder / place).unlink()
+    run = train(experiment, folder, show="none", device="cpu")
+    assert run.done and run.summary["mAP_per_session"] == whole
+    assert collect([folder])[0]
+    if left_out:
+        _look_at_everything(Run(folder))
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("place", [*AROUND[:-1], *(f"session_01/{name}" for name in IN_SESSIONS)])
+def test_an_interrupted_run(folders, world, place, harm):
+    copy, experiment = folders
+    folder = copy("interrupted")
+    _harm(folder / place, harm)
+    needed = ("environment.json", "session_01/state.json", "session_01/model.safetensors",
+              "session_01/method.safetensors")  # fmt: skip
+    if place in needed:
+        with pytest.raises(RunError, match=f"{re.escape(str(folder / place))} is damaged .*delete") as error:
+            train(experiment, folder, show="none", device="cpu")
+        assert "\n" not in str(error.value)
+        (folder / place).unlink() if place == "environment.json" else shutil.rmtree(folder / "session_01")
+    run = train(experiment, folder, show="none", device="cpu")
+    assert run.done and run.summary["mAP_per_session"] == pytest.approx(
+        Run(world[0] / "finished").summary["mAP_per_session"], abs=1e-3
+    )
+    if place == "resume.pt":
+        assert re.search(r"resume\.pt is damaged \(.*\): the session it belongs to starts anew", log_of(folder))
+
+
+def test_an_empty_resume_file_starts_the_session_anew(folders):
+    copy, experiment = folders
+    folder = copy("finished")
+    shutil.rmtree(folder / "session_02")
+    (folder / "DONE").unlink()
+    (folder / "resume.pt").write_bytes(b"")
+    assert train(experiment, folder, show="none", device="cpu").done
+    assert "resume.pt is damaged (it is empty)" in log_of(folder)
+
+
+def test_later_sessions_do_not_outlive_one_that_is_taken_out(folders, monkeypatch):
+    copy, experiment = folders
+    folder = copy("finished")
+    shutil.rmtree(folder / "session_01")
+    begun(experiment, folder, at=(1, 1))  # interrupted while it is made again
+    assert Run(folder).finished_sessions == 1 and not Run(folder).done
+    assert train(experiment, folder, show="none", device="cpu").done
+
+
+def test_a_shortened_configuration_is_never_another_experiment(folders):
+    """A YAML file that ends early is still YAML: what is missing would stand at its default."""
+    copy, experiment = folders
+    folder = copy("finished")
+    lines = (folder / "experiment.yaml").read_text().splitlines(keepends=True)
+    for stop in range(len(lines)):
+        (folder / "experiment.yaml").write_text("".join(lines[:stop]))
+        with pytest.raises(RunError, match="experiment.yaml is damaged"):
+            Run(folder).experiment  # noqa: B018
+    with pytest.raises(RunError, match="experiment.yaml is damaged"):  # of another experiment it is not written
+        Run.create(load_experiment("digits_demo"), folder)
+
+
+def test_no_traceback_for_whoever_types(folders, capsys):
+    copy, _ = folders
+    folder = copy("interrupted")
+    for place in ("session_01/state.json", "environment.json"):
+        content = (folder / place).read_bytes()
+        _harm(folder / place, "cut")
+        assert main(["train", str(folder / "experiment.yaml"), "--folder", str(folder)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("krt: ") and place in said and said.count("\n") == 1
+        (folder / place).write_bytes(content)
+
+
+def test_a_state_without_what_is_needed_is_named(folders):
+    copy, experiment = folders
+    folder = copy("interrupted")
+    path = folder / "session_00/state.json"
+    state = json.loads(path.read_text())
+    del state["memory"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(RunError, match=r"session_00.state\.json lacks memory: delete the folder"):
+        train(experiment, folder, show="none", device="cpu")
