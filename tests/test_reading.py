@@ -118,7 +118,7 @@ def test_a_preset_in_any_unicode_and_any_line_ends(tmp_path, encoding, line):
         ("krt: 5\n", "krt must be a section"), ("krt: false\n", "krt must be a section"),
         ("1: x\n", "unknown key 1"), ("? [a]\n: b\n", "not valid YAML"), ("a: " + "[" * 3000 + "\n", "not valid YAML"),
         ("".join(f"a{i}: &a{i} [{', '.join(9 * [f'*a{i - 1}']) if i else 'x'}]\n" for i in range(9)), "more than"),
-        ("name: \"a\\0b\"\n", "zero byte"),
+        ("name: \"a\\0b\"\n", "no text"),
     ],
 )  # fmt: skip
 def test_a_preset_that_cannot_be_read_is_named(tmp_path, text, words):

@@ -121,7 +121,7 @@ def test_arguments_that_cannot_be_meant(arguments, words, capsys):
         (["train", "digits_demo", "model.weights=%SCRATCH%/w.pth"], "model.weights=%SCRATCH%/w.pth: there is no file"),
         (["report", "a\x1b[31m"], "a\\x1b[31m"),
         (["report", "a\0b"], "must be text"),
-        (["train", "digits_demo", "data.root=\ud800"], "must be text"),
+        (["train", "digits_demo", "data.root=\ud800"], "data.root holds bytes that are no text"),
     ],
 )
 def test_what_is_wrong_is_one_line(arguments, words, capsys):
