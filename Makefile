@@ -9,7 +9,7 @@ NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attentio
 export KRT_HOME := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-browser lint bench speed gpu notebooks lab clean
+.PHONY: help setup demo test test-all test-browser fuzz lint audit bench speed gpu notebooks lab clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,11 +47,19 @@ $(VENV)/browser: $(VENV)/ready
 	@$(BIN)/python tools/find_chromium.py
 	@touch $@
 
+fuzz: setup  ## nearly right files into every reader: KRT_FUZZ=100000 inputs (an hour)
+	$(BIN)/python tests/fuzz.py
+
 lint: setup  ## check code style, types, and that notebooks hold no output
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/nbstripout --verify --keep-id --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version" notebooks/*.ipynb
+
+audit: setup  ## known holes of the packages, and what in the code could become one
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive krt_core
+	$(BIN)/python -m pytest -q tests/test_security.py
+	@$(BIN)/python tools/audit.py
 
 bench: setup  ## a whole matrix of runs on the embedded digits, headless; results in outputs/digits
 	$(BIN)/krt bench digits
@@ -67,7 +75,7 @@ notebooks: setup  ## strip outputs from the notebooks, ready to commit
 	$(BIN)/nbstripout --keep-id --extra-keys "metadata.papermill cell.metadata.papermill metadata.language_info.version" notebooks/*.ipynb
 
 lab: setup  ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 notebooks
 
 clean:  ## delete .venv and caches; data and outputs stay
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .config import Experiment
+from .data import DEFAULT_ROOTS
 from .errors import ConfigError, RunError
 from .machine.cluster import SHARED, cores
 from .machine.device import named_device
@@ -107,7 +108,8 @@ def _check_weights(experiment: Experiment, path: Path) -> None:
     if weights in ("", "pypi", "timm") or resolve(weights).exists() or (path / "DONE").exists():
         return
     data = experiment.data
-    if data.dataset == "digits" or resolve(data.root or f"data/{data.dataset}").is_dir():  # else data are told first
+    named = data.root or (f"data/{data.dataset}" if data.dataset in DEFAULT_ROOTS else "")
+    if data.dataset == "digits" or not named or resolve(named).is_dir():  # else data are told first
         raise ConfigError(f"model.weights={weights}: there is no file {resolve(weights)}.")
 
 

@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import typing
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from pydantic.dataclasses import dataclass
 
 from .errors import ConfigError, did_you_mean, shown
 
+WRITABLE = re.compile("[^\0\ud800-\udfff]*")  # no zero byte, and nothing that was no UTF-8 where it was typed
 # No key that is not there, no text for a number or the other way round, no NaN.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 LISTED = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
@@ -198,8 +200,8 @@ def convert(kind: Any, value: Any, key: str, where: str) -> Any:
         elif hints[name] is float and isinstance(item, str):
             with contextlib.suppress(ValueError):
                 item = float(item)
-        elif isinstance(item, str) and "\0" in item:
-            raise ConfigError(f"{where}: {dotted} holds a zero byte, which no file name and no name has.")
+        elif isinstance(item, str) and not WRITABLE.fullmatch(item):
+            raise ConfigError(f"{where}: {dotted} holds bytes that are no text, found {shown(item)}.")
         out[name] = item
     try:
         return kind(**out)

@@ -92,7 +92,7 @@ def _shared(
     place = f"{train.root} {test.root} {' '.join(keys)}".encode("utf-8", "surrogatepass")
     known = data_dir() / "cache" / f"overlap-{hashlib.sha256(place).hexdigest()[:16]}.json"
     with contextlib.suppress(Exception):  # not there, or cut short: looked at again
-        return [int(row) for row in json.loads(known.read_text())["test_rows"]]
+        return [int(row) for row in json.loads(known.read_text(encoding="utf-8"))["test_rows"]]
     same = {(at.st_dev, at.st_ino) for at in train_stats}
     rows = {row for row, at in enumerate(test_stats) if (at.st_dev, at.st_ino) in same}
     if train.name not in OFFICIAL:

@@ -71,7 +71,7 @@ class ImageStore:
             with only_one(path.with_suffix(".lock")):
                 if not is_whole(path, shape, np.uint8):
                     self._build(path, progress)
-        return np.load(path, mmap_mode="r")
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def _build(self, path: Path, progress: Progress | None) -> None:
         shape = (len(self.dataset), self.stored, self.stored, 3)

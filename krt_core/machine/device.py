@@ -157,7 +157,6 @@ def git_commit() -> str | None:
         done = subprocess.run(
             ["git", "-C", str(here), *arguments],
             capture_output=True,
-            text=True,
             encoding="utf-8",
             timeout=10,
             check=False,

@@ -123,7 +123,9 @@ def cards_of_the_driver() -> tuple[list[Card], str]:
     for fields in ("name,driver_version,compute_cap", "name,driver_version"):
         command = [program, f"--query-gpu={fields}", "--format=csv,noheader"]
         try:
-            asked = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=False)
+            asked = subprocess.run(
+                command, capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=False
+            )
         except (OSError, subprocess.SubprocessError) as error:
             return [], str(error) if _on_the_bus() else ""
         lines = [line.split(", ") for line in asked.stdout.splitlines() if line.strip()]
@@ -175,7 +177,8 @@ def _on_the_bus() -> bool:
     """Is there a GPU of NVIDIA's, whether or not a driver runs it?"""
     try:
         return any(
-            (place / "vendor").read_text().strip() == NVIDIA and (place / "class").read_text().startswith(DISPLAYS)
+            (place / "vendor").read_text(encoding="utf-8").strip() == NVIDIA
+            and (place / "class").read_text(encoding="utf-8").startswith(DISPLAYS)
             for place in PCI.iterdir()
         )
     except OSError:

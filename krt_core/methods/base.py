@@ -53,7 +53,7 @@ class Context:
 
     def ask_old(self, images: Tensor, with_stages: bool = False) -> Output:
         """What the old model says to images (B, 3, S, S): plain numbers without gradient."""
-        assert self.old_model is not None, "the first session has no old model"
+        assert self.old_model is not None, "the first session has no old model"  # a slip of a method's own  # nosec B101
         with torch.inference_mode():
             output = self.old_model(images, with_stages=with_stages)
         return output.clone()  # out of inference mode, so that losses may keep it for their gradient

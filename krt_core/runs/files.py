@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import RunError
+from .shapes import misfit
 
 
 def damaged(path: Path, why: object, way_out: str) -> RunError:
@@ -26,8 +27,9 @@ def damaged(path: Path, why: object, way_out: str) -> RunError:
     return RunError(f"{path} is damaged ({first}): {way_out}")
 
 
-def read_json(path: Path, way_out: str) -> dict[str, Any] | None:
-    """A JSON object; None where there is no file. Raises RunError, with the way out, where it is damaged."""
+def read_json(path: Path, way_out: str, shape: dict[Any, Any]) -> dict[str, Any] | None:
+    """A JSON object of a shape (`krt_core.runs.shapes`); None where there is no file. Raises RunError, with the way
+    out, where it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -36,6 +38,8 @@ def read_json(path: Path, way_out: str) -> dict[str, Any] | None:
         raise damaged(path, error, way_out) from None
     if not isinstance(content, dict):
         raise damaged(path, f"it must hold a JSON object, found a {type(content).__name__}", way_out)
+    if why := misfit(content, shape):
+        raise damaged(path, why, way_out)
     return content
 
 

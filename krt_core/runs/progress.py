@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunError
+from ..errors import RunError, printable
 from ..machine.home import atomic_write
 from ..machine.processes import MARK
 from .files import to_json
@@ -42,9 +42,9 @@ class Progress:
         if self.show != "none":
             say = partial(print, flush=True) if self._bar is None else self._bar.write
             try:
-                say(text)
+                say(printable(text))
             except UnicodeEncodeError:  # a screen that knows no "−"
-                say(text.encode("ascii", "replace").decode())
+                say(printable(text).encode("ascii", "replace").decode())
 
     def plan(self, total: int, done: int) -> None:
         """Tell how many steps the whole run has and how many an earlier start has already made."""

@@ -17,9 +17,10 @@ from ..errors import RunError
 from ..machine.home import resolve
 from ..metrics import forgetting
 from ..protocol import Protocol, protocol_of
-from . import configuration
+from . import configuration, shapes
 from .files import check_arrays, damaged, known, read_json, read_tensors
 from .scores import Ahead, Scores, read_ap
+from .shapes import misfit
 from .starts import mixed_of
 from .state import join
 from .summary import SHARES, ap_of_session, summary_of, tables_of
@@ -57,7 +58,7 @@ class Reader:
 
     def written_summary(self) -> dict | None:
         """Content of DONE, of whatever configuration; RunError where it is damaged."""
-        content = read_json(self.folder / "DONE", ANEW)
+        content = read_json(self.folder / "DONE", ANEW, shapes.SUMMARY)
         return content and content | known({key: content[key] for key in SHARES if key in content})
 
     @property
@@ -86,10 +87,12 @@ class Reader:
 
     def session_state(self, session: int) -> dict:
         path = self.session_folder(session) / "state.json"
-        state = read_json(path, self.way_out(session))
+        state = read_json(path, self.way_out(session), shapes.STATE)
         if state is None:
             raise RunError(f"{self.folder.name} has not finished session {session + 1}.")
-        return {**state, "metrics": known(state["metrics"])} if "metrics" in state else state
+        if missing := [key for key in ("classes", "metrics", "method") if key not in state]:
+            raise damaged(path, f"it lacks {', '.join(missing)}", self.way_out(session))
+        return {**state, "metrics": known(state["metrics"])}
 
     @property
     def environment(self) -> dict:
@@ -104,7 +107,7 @@ class Reader:
 
     def _starts(self) -> dict:
         way_out = "delete it; the run then goes on, and what its earlier starts ran on is unknown."
-        return read_json(self.folder / "environment.json", way_out) or {}
+        return read_json(self.folder / "environment.json", way_out, shapes.ENVIRONMENT) or {}
 
     @property
     def leak(self) -> str | None:
@@ -129,7 +132,7 @@ class Reader:
     @property
     def progress(self) -> dict:
         try:
-            return read_json(self.folder / "progress.json", ANEW) or {}
+            return read_json(self.folder / "progress.json", ANEW, shapes.PROGRESS) or {}
         except RunError:
             return {}  # for looking only
 
@@ -141,9 +144,9 @@ class Reader:
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
             try:
                 made = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
-            if not (isinstance(made, dict) and {"session", "epoch"} <= made.keys()):
+            if misfit(made, shapes.EPOCH) or not {"session", "epoch"} <= made.keys():
                 break
             lines.append(made)
         return lines
@@ -184,7 +187,9 @@ class Reader:
         """AP (C seen,) after a session on each pool of test images, see `ap_of_session`."""
         path = self.session_folder(session) / "ap.npz"
         with contextlib.suppress(RunError, FileNotFoundError):  # of older versions, or damaged: the scores tell it too
-            return read_ap(path, self.way_out(session))
+            found = read_ap(path, self.way_out(session))
+            if all(ap.shape == (self.protocol.sessions[session].stop,) for ap in found.values()):
+                return found
         scores = self.scores(session)
         return ap_of_session(self.protocol, session, scores.scores, scores.labels)
 

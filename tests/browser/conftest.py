@@ -5,6 +5,7 @@ KRT_BROWSER_RUNS names a folder of finished runs on the digits to look at instea
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -28,6 +29,7 @@ PARAMETERS = {  # name of a copy → the notebook, and what its first code cell 
 }
 
 
+TOKEN = secrets.token_hex(16)  # whoever else is on this machine must not run code by this server
 IDLE = "window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status == 'idle'"
 
 
@@ -68,8 +70,8 @@ def lab(home):
     log = (home / "lab.log").open("w")
     server = subprocess.Popen(
         [sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--port={port}", "--ServerApp.port_retries=0",
-         "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", "--allow-root",
-         f"--ServerApp.root_dir={home}"],
+         "--ServerApp.ip=127.0.0.1", f"--IdentityProvider.token={TOKEN}", "--LabApp.expose_app_in_browser=True",
+         "--allow-root", f"--ServerApp.root_dir={home}"],
         env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
@@ -78,7 +80,7 @@ def lab(home):
             if server.poll() is not None:
                 break
             try:
-                urllib.request.urlopen(f"{address}/api", timeout=5).close()
+                urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=5).close()
                 break
             except OSError:
                 time.sleep(0.5)
@@ -110,7 +112,7 @@ class Notebook:
         self.open()
 
     def open(self):
-        self.page.goto(f"{self.address}/lab/tree/notebooks/{self.name}.ipynb?reset")
+        self.page.goto(f"{self.address}/lab/tree/notebooks/{self.name}.ipynb?reset&token={TOKEN}")
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
         self.page.wait_for_function(IDLE, timeout=90_000)
 

@@ -141,7 +141,8 @@ def take(slots: Slots, count: int) -> SlotLock | None:
 
 def _lock_all(names: list[str]) -> list[IO]:
     """The locked files of these names; empty where one of them is taken."""
-    folder = Path(os.environ.get(FOLDER) or "/tmp") / "krt-slots"  # not TMPDIR, which differs between users and jobs
+    # Not in TMPDIR, which differs between users and jobs. Links in it are refused.
+    folder = Path(os.environ.get(FOLDER) or "/tmp") / "krt-slots"  # nosec B108
     files: list[IO] = []
     try:
         _shared(folder)
@@ -169,7 +170,7 @@ def _shared(folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     if not os.path.lexists(folder):
         made = tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-")
-        os.chmod(made, 0o1777)  # whatever the umask, and before anybody sees it
+        os.chmod(made, 0o1777)  # for all users, whatever the umask, and before anybody sees it  # nosec B103
         try:
             os.rename(made, folder)
         except OSError:  # another has been quicker

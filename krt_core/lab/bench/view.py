@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from ...errors import printable
 from . import state as s
 from .state import JobFiles, State
 
@@ -36,7 +37,7 @@ class View:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
     def show(self, files: Mapping[str, JobFiles], states: Mapping[str, State]) -> None:
         if time.monotonic() - self._shown < self.interval:
@@ -70,7 +71,8 @@ def table(files: Mapping[str, JobFiles], states: Mapping[str, State], brief: boo
     left = {s.DONE: 5, s.QUEUED: 5} if brief else {}
     for name, state in sorted(states.items(), key=lambda item: _rank(item[1])):
         if left.get(state.state, 1) > 0:
-            made.add_row(*map(escape, row_of(files[name], state)), style=COLOURS[state.state])
+            cells = (escape(printable(cell)) for cell in row_of(files[name], state))
+            made.add_row(*cells, style=COLOURS[state.state])
         if state.state in left:
             left[state.state] -= 1
     return made

@@ -11,6 +11,8 @@ from ...machine.home import file_digest, resolve
 from ...runs.folder import Run, in_order
 from .tables import METRICS
 
+MORE = ("seconds", "weights", "seed", "exemplars", "commit", "mAP_per_session")  # of a DONE file, beside the metrics
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -90,7 +92,7 @@ def finished_runs(folder: str | Path, **wanted: object) -> list[Run]:
 def _unfinished(run: Run) -> str:
     """Why a run is not finished and how far it got; empty if it is. Raises RunError where a file is broken."""
     if run.done:
-        if missing := [key for key in (*METRICS, "seconds", "weights") if key not in run.summary]:
+        if missing := [key for key in (*METRICS, *MORE) if key not in run.summary]:
             return (
                 f"{run.folder / 'DONE'} lacks {', '.join(missing)}: delete it and start the run again to write it anew"
             )

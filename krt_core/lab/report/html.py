@@ -160,10 +160,11 @@ def _provenance(setting: Setting) -> Rows:
 
 def _hardware(run: Run) -> str:
     hardware = run.environment.get("hardware") or {}
-    device = (run.environment.get("reasons") or {}).get("device", "")
+    reasons = run.environment.get("reasons") or {}
+    device = reasons.get("device", "")
     if "gpu" in hardware:
-        count = (run.environment["reasons"] or {}).get("processes", "1")
-        return hardware["gpu"] + (f" × {count}" if count != "1" else "")
+        count = reasons.get("processes", "1")
+        return f"{hardware['gpu']}" + (f" × {count}" if count != "1" else "")
     threads = hardware.get("threads")
     return (hardware.get("cpu") or device or "–") + (f", {_many(threads, 'thread')}" if threads else "")
 

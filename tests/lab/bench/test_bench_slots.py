@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,7 @@ def test_a_slot_is_taken_once_and_free_when_its_process_has_ended(machine):
 def test_threads_do_not_depend_on_what_is_done(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("krt_core.machine.cluster.QUOTA", Path("nowhere"))
     assert find_slots().names == tuple("01234567") and find_slots().threads == 1
     assert find_slots(at_most=2).threads == 4 and find_slots(workers=3).threads == 2
     assert find_slots(workers=3).environment(("1",)) == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"}
@@ -42,6 +44,7 @@ def cores(monkeypatch, machine):
     """A machine without GPUs whose cores this process may use can be chosen."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("krt_core.machine.cluster.QUOTA", Path("nowhere"))
     return lambda *numbers: monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(numbers))
 
 
@@ -130,6 +133,7 @@ def gpus(monkeypatch, tmp_path, machine):
 def test_gpus_are_locked_by_their_uuid(gpus):
     slots = gpus()
     assert slots.names == ("0", "1") and slots.environment(("1",))["CUDA_VISIBLE_DEVICES"] == "1"
+    assert slots.environment(("1",))["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # as nvidia-smi counts, which the locks go by
     held = take(slots, 1)
     assert held.names == ("0",)
     for named in ("GPU-aa11,GPU-bb22", "0, 1", "GPU-aa,GPU-b", "0,,1,"):
