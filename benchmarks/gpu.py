@@ -96,7 +96,9 @@ def machine(look: Look) -> dict:
         about["capability"], about["built_for"] = f"{of.major}.{of.minor}", torch.cuda.get_arch_list()
         about["cudnn"] = torch.backends.cudnn.version()
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            asked = subprocess.run(["nvidia-smi"], capture_output=True, text=True, timeout=20, check=False)
+            asked = subprocess.run(
+                ["nvidia-smi"], capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False
+            )
             about["nvidia_smi"] = asked.stdout.splitlines()
     return about
 
@@ -109,7 +111,7 @@ def tests(look: Look) -> dict:
     until = time.time() + FOR_TESTS * look.left
     outcomes: dict[str, str] = {}
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
         start_new_session=True,
     )  # fmt: skip
     with _after(until - time.time(), lambda: os.killpg(process.pid, signal.SIGKILL)):

@@ -136,7 +136,12 @@ def together(runtime: Runtime, backbone: str, batch: int, size: int) -> dict:
                "benchmarks.gpu_loop", "cuda" if on_gpu else "cpu", backbone, str(batch), str(size)]  # fmt: skip
     threads = str(max(1, len(cores()) // 2))
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=90, check=False, env={**os.environ, "OMP_NUM_THREADS": threads}
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=90,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": threads},
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:

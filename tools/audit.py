@@ -18,8 +18,9 @@ def main() -> int:
         for hole in package["vulns"]:
             fixed = ", ".join(hole["fix_versions"]) or "none yet"
             print(f"pip-audit: {package['name']} {package['version']}: {hole['id']}, mended in {fixed}")
-    left = f"; {len(packages) - len(checked)} could not be" if len(packages) > len(checked) else ""
-    print(f"pip-audit: {len(checked)} of {len(packages)} packages checked{left}")
+    left = [package for package in packages if "vulns" not in package]
+    why = f"; of the others it says: {left[0].get('skip_reason', 'nothing')}" if left else ""
+    print(f"pip-audit: {len(checked)} of {len(packages)} packages checked{why}")
     return int(any(package["vulns"] for package in checked))
 
 
