@@ -222,7 +222,9 @@ def _run(folder: Path) -> None:
     lines = [{"session": s, "epoch": 0, "loss": 1.0, "images_per_second": 9.0, "mAP_seen": 50.0} for s in (0, 1)]
     for line in lines:
         run.append_epoch(line)
-    torch.save({"session": 1, "model": {"a": torch.ones(2)}}, run.folder / "resume.pt")
+    of_others = dict.fromkeys(("learner", "method", "made_with", "best"))
+    resume = {"session": 1, "epoch": 1, "model": {"a": torch.ones(2)}, "seconds": 1.0, **of_others}
+    torch.save(resume, run.folder / "resume.pt")
 
 
 def _read_run(folder: Path, rng: Random) -> None:
