@@ -61,6 +61,9 @@ class Data:
     # (COCO train2014 at 224: 12 GB)
     cache: bool = True  # decode each image once into a uint8 array on disk; false: decode at every use
     workers: Annotated[int, Field(ge=0, le=4096)] = 0  # threads that decode images; 0: one per core
+    features: bool = True  # keep on disk what a backbone that stands still makes of the images
+    views: Annotated[int, Field(ge=0, le=1024)] = 0  # then train on so many augmented views of each image, always the
+    # same ones; 0: augment anew at every use
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -114,6 +117,8 @@ class Model:
     query: Literal["transfer", "retention"] = (
         "transfer"  # which token asks in ICA: KT (published) or KR_t (as in DyTox)
     )
+    freeze: Literal["none", "all", "first"] = "none"  # the backbone stands still: never, always, or after session one
+    expand: Count = 0  # width of a fixed random layer with ReLU before the linear head (RanPAC, L3A); 0: none
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -339,6 +344,9 @@ def _check(experiment: Experiment, where: str) -> None:
         "replay takes per_class or budget, not both": e.replay.per_class and e.replay.budget,
         "protocol takes order or order_seed, not both": e.protocol.order and e.protocol.order_seed is not None,
         "protocol takes sizes or base, not both": e.protocol.sizes and e.protocol.base,
+        "data.views needs model.freeze, data.features and an augmentation": e.data.views
+        and (e.model.freeze == "none" or not e.data.features or e.train.augment == "none"),
+        "model.expand is of the linear head": e.model.expand and e.head != "linear",
     }
     for text, is_so in faults.items():
         if is_so:

@@ -58,12 +58,24 @@ class PODOptions:
     flat_weight: Weight = 180.0  # λ_f of the pooled embedding's cosine distance, times sqrt(C / increment)
 
 
+@dataclass(frozen=True, config=STRICT)
+class RidgeOptions:
+    head: Literal["linear"] = "linear"
+    penalty: Weight = 0.0  # λ, as a share of the mean diagonal of the embeddings' scatter; 0: chosen by leaving each
+    # image of the session out in turn
+    old: Literal["zero", "soft", "class_mean", "unknown"] = "zero"  # what labels that a session does not show count as:
+    # absent, what the head so far says of them, the share of images with the class, or nothing at all
+    weights: Literal["equal", "rare"] = "equal"  # of images: rare as in L3A, the more, the rarer their classes are
+
+
 # name → (place of the class, its options), in the order in which tables and figures show them
 METHODS: dict[str, tuple[str, type]] = {
     "krt": ("krt_core.methods.krt:KRT", KRTOptions),
     "pod": ("krt_core.methods.pod:POD", PODOptions),
     "finetune": ("krt_core.methods.finetune:Finetune", Options),
     "joint": ("krt_core.methods.joint:Joint", Options),
+    "ridge": ("krt_core.methods.ridge:Ridge", RidgeOptions),
+    "joint_ridge": ("krt_core.methods.ridge:JointRidge", RidgeOptions),
 }
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .config import Experiment
 from .data import open_both
@@ -27,6 +29,7 @@ from .memory import Memory
 from .methods import Context, method_class
 from .model import Network
 from .model.inference import for_inference
+from .model.still import kept_features
 from .protocol import Session, View, check_labels, planned_images, protocol_of, seen_frequency, session_view
 from .runs.callbacks import Callbacks
 from .runs.continuing import Continuing
@@ -115,7 +118,10 @@ class _Training:
     # ---- the loop ----
 
     def go(self) -> None:
-        self._restore()
+        for index in range(self.going.finished):
+            if learning := self.protocol.taught(index, self.method.sees):
+                self._grow(learning)
+        self.ahead = self.going.restore(self.model, self.method, self.memory, self.protocol, self.world.main)
         if self.world.main:  # not before: a start that is refused leaves no trace
             self.going.record(self.experiment, self.runtime, self.weights)
         first, resume = self.going.finished, self.going.resume
@@ -132,6 +138,8 @@ class _Training:
     def session(self, index: int, resume: dict[str, Any] | None) -> None:
         began, best = time.perf_counter(), None
         self.spent_before = resume["seconds"] if resume else 0.0
+        if self._stands_from(index):
+            self._stand_still()
         reset_peak_memory(self.runtime.device)
 
         # 1. See: the session's images, with labels of its own classes only, and the stored exemplars.
@@ -145,7 +153,11 @@ class _Training:
             context, learner = self._prepare(learning, view, resume)
 
             # 3. Learn: the method turns batches into a loss, or learns in closed form; validate on the way.
-            best = self.epochs(index, learner, resume) if learner else self.fit(index, context, view)
+            best = self.epochs(index, learner, resume) if learner else None
+            if self.method.has_own("fit"):
+                self._stand_still()
+                self.fit(index, context, view)
+                best = None
             self.method.end_session(context)
             self.old_model = None
 
@@ -167,7 +179,7 @@ class _Training:
             "weights": self.weights, "made_with": self.going.made_with, "starts": self.going.starts,
         }  # fmt: skip
         if self.world.main:
-            self.run.write_session(index, self.model.state_dict(), scores, state, self.ahead)
+            self.run.write_session(index, self.model.state_dict(), scores, state, self.ahead, self.model.still)
             self.run.clear_resume()
             self.callbacks.session(self.run.session_state(index))
         self.progress.log(
@@ -187,7 +199,7 @@ class _Training:
 
     def steps_of(self, index: int) -> int:
         """Training steps of a session (replayed images of sessions to come are estimated)."""
-        if self.method.has_own("fit"):
+        if self.method.has_own("fit") and self._stands_from(index):
             return 0
         memory = self.memory if self.method.replays else None
         images = planned_images(self.protocol, self.train_labels, index, memory, self.method.sees)
@@ -198,6 +210,28 @@ class _Training:
     def _grow(self, session: Session) -> None:
         set_seed(self.experiment.seed, session.index)
         self.model.add_session(session.stop - session.start)
+
+    def _stands_from(self, index: int) -> bool:
+        """Does the backbone learn nothing in a session? It never does where a method learns in closed form only."""
+        freeze = self.experiment.model.freeze
+        return index > 0 if freeze == "first" else freeze == "all" or self.method.has_own("fit")
+
+    def _stand_still(self) -> None:
+        """From here on the backbone learns no more; features take the place of images."""
+        if self.model.still:
+            return
+        self.model.freeze_backbone()
+        if self.experiment.data.features:
+            maps = self.model.kind == "ica" or self.method.needs_maps
+            self.train_store, self.tester.store = kept_features(
+                self.model,
+                self.runtime,
+                maps,
+                self.experiment,
+                self.progress.decoding,
+                self.train_store,
+                self.tester.store,
+            )
 
     def _prepare(self, session: Session, view: View, resume: dict[str, Any] | None) -> tuple[Context, Learner | None]:
         """What the session learns with; no learner for a method that fits in closed form."""
@@ -212,18 +246,25 @@ class _Training:
         def images() -> Iterator[Batch]:
             return batches(self.train_store, view.rows, view.labels, config.eval_batch_size, self.runtime)
 
+        def embeddings() -> Iterator[tuple[Tensor, Batch]]:
+            looking = for_inference(self.model, self.runtime.dtype)
+            for batch in images():
+                with torch.inference_mode(), self.runtime.autocast():
+                    embedded = looking.embed(looking.features(batch.images))
+                yield embedded, batch
+
         config = self.experiment.train
         context = Context(
             experiment=self.experiment, protocol=self.protocol, session=session, model=self.model,
             old_model=self.old_model, forward=self.model, old_scores=old_scores,
             class_frequency=seen_frequency(self.protocol, self.train_labels, session.index), log=self.progress.log,
-            batches=images, world=self.world,
+            batches=images, embeddings=embeddings, world=self.world,
         )  # fmt: skip
         if resume:
             self.method.load_state(resume["method"])
         self.method.start_session(context)
         self._agree()
-        if self.method.has_own("fit"):
+        if self.method.has_own("fit") and self.model.still:
             return context, None
         # Wrapped anew, after the method: new parameters are synchronised too, and those it has frozen are left out.
         context.forward = self.world.wrap(self.model)
@@ -322,27 +363,3 @@ class _Training:
         self.memory.load_state(self.world.decide(self.memory.state()))  # one set of exemplars for all processes
         if short := self.memory.short(self.protocol.classes):
             self.progress.log(f"fewer images than exemplars asked for: {', '.join(short)}")
-
-    def _restore(self) -> None:
-        """Bring model, method and memory to where the run was left off."""
-        run, finished, resume = self.run, self.going.finished, self.going.resume
-        for index in range(finished):
-            if learning := self.protocol.taught(index, self.method.sees):
-                self._grow(learning)
-        if finished:
-            self.model.load_state_dict(run.model_state(finished - 1))
-            self.method.load_state(run.method_state(finished - 1))
-            self.memory.load_state(run.session_state(finished - 1)["memory"])
-            with contextlib.suppress(RunError):  # a damaged one is made again
-                self.ahead = run.ahead(finished - 1)
-        learned = self.protocol.sessions[finished - 1].stop if finished else 0
-        if self.method.replays and self.memory.quota(learned) and len(self.memory.ranked) != learned:
-            raise RunError(
-                f"{run.folder}: session {finished} came without exemplars to replay, as imported ones do. Import the "
-                "sessions after it too, or train in a new folder."
-            )
-        epoch = resume["epoch"] if resume else 0
-        if self.world.main:
-            run.drop_after(finished, epoch)
-        if resume or (finished and finished < len(self.protocol.sessions)):
-            self.progress.log(f"continuing at session {finished + 1}, epoch {epoch + 1}")

@@ -78,6 +78,12 @@ class World:
         dist.all_reduce(total, group=self.group)
         return dict(zip(values, total.tolist(), strict=True))
 
+    def add_up(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Sum tensors on the CPU over all processes, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor, group=self.group)
+
     def decide(self, value: Any) -> Any:
         """The main process's value (plain JSON) on every process."""
         if self.size == 1:

@@ -43,6 +43,8 @@ class Context:
     log: Callable[[str], None]
     batches: Callable[[], Iterator[Batch]] = _no_batches  # the session's images once, as in a test, with its labels:
     # this process's share of each batch
+    embeddings: Callable[[], Iterator[tuple[Tensor, Batch]]] = _no_batches  # the same with what a linear head reads of
+    # the images, (B, width) float32
     world: World = field(default_factory=World)  # the processes that share the session, to add up what each has found
 
     @property
@@ -66,6 +68,7 @@ class Method:
     sees: ClassVar[Literal["session", "all"]] = "session"  # "all": every label of every class, in one training
     replays: ClassVar[bool] = True  # are exemplars mixed into later sessions, when replay is configured?
     asks_old_scores: bool = False  # does start_session use context.old_scores?
+    needs_maps: ClassVar[bool] = False  # does it read the maps in an output's features, not just their mean?
 
     def __init__(self, options: Any, experiment: Experiment):
         self.options = options

@@ -14,15 +14,20 @@ import torch.nn.functional as F
 from ..data.pipeline import Batch
 from ..losses import asymmetric_loss, pod_spatial
 from ..options import PODOptions
-from .base import Method
+from .base import Context, Method
 
 
 class POD(Method):
     Options = PODOptions
 
+    def start_session(self, context: Context) -> None:
+        super().start_session(context)
+        if context.old_model is not None and context.model.still:
+            context.log("the backbone stands still: POD has nothing to distil, this is fine-tuning")
+
     def loss(self, batch: Batch) -> dict[str, Any]:
         context = self.context
-        distil = context.old_model is not None
+        distil = context.old_model is not None and not context.model.still
         output = context.forward(batch.images, with_stages=distil)
         parts = {"classification": self.scale * asymmetric_loss(output.logits, self.targets(batch))}
         if distil:

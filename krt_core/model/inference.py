@@ -20,17 +20,27 @@ def for_inference(network: Network, dtype: torch.dtype) -> Network:
     folded into it, which changes float32 outputs by rounding only; a backbone where that does not hold (layers that are
     not called in the order they are declared) is left unfolded.
     """
-    made = copy.deepcopy(network).eval().requires_grad_(False)
-    if dtype not in (torch.bfloat16, torch.float16):
+    if not network.still:
+        made = copy.deepcopy(network).eval().requires_grad_(False)
+        _prepare(made.backbone, network.backbone, dtype)
         return made
-    if network.backbone.foldable is None:
-        network.backbone.foldable = _folding_is_exact(made.backbone)
-    if network.backbone.foldable:
-        _fold(made.backbone)
-    for module in made.backbone.modules():
+    if dtype not in network.looking:  # made once: all copies share it
+        network.looking[dtype] = copy.deepcopy(network.backbone).eval().requires_grad_(False)
+        _prepare(network.looking[dtype], network.backbone, dtype)
+    shared = {id(network.backbone): network.looking[dtype], id(network.looking): network.looking}
+    return copy.deepcopy(network, shared).eval().requires_grad_(False)
+
+
+def _prepare(backbone: Backbone, original: Backbone, dtype: torch.dtype) -> None:
+    if dtype not in (torch.bfloat16, torch.float16):
+        return
+    if original.foldable is None:
+        original.foldable = _folding_is_exact(backbone)
+    if original.foldable:
+        _fold(backbone)
+    for module in backbone.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             module.to(dtype)
-    return made
 
 
 def _fold(parent: nn.Module) -> None:

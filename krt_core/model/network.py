@@ -46,7 +46,8 @@ class Network(nn.Module):
     """A multi-label classifier that grows by `add_session`.
 
     head "ica": the published model. head "linear": global average pooling and a linear layer that grows, the usual
-    baseline. Input images are (B, 3, S, S) in [0, 1].
+    baseline; with ``expand`` a fixed random layer of that width and ReLU between them (McDonnell et al., *RanPAC*,
+    NeurIPS 2023). Input images are (B, 3, S, S) in [0, 1], or the feature maps that the backbone has made of them.
     """
 
     def __init__(
@@ -57,12 +58,15 @@ class Network(nn.Module):
         heads: int = 8,
         mlp_ratio: float = 4.0,
         query: str = "transfer",
+        expand: int = 0,
     ):
         super().__init__()
         self.backbone = backbone
         self.kind = head
         self.session_sizes: list[int] = []
         self.frozen_statistics = False
+        self.still = False  # does the backbone stand still?
+        self.looking: dict[torch.dtype, nn.Module] = {}  # of one that does: itself as `for_inference` makes it
         self.leak: str | None = None  # why the first weights had seen the labels to be learned
         self.heads = nn.ModuleList()
         if head == "ica":
@@ -73,6 +77,9 @@ class Network(nn.Module):
             self.embed_dim = embed_dim
         elif head != "linear":
             raise ValueError(f"head must be 'ica' or 'linear', not {head!r}")
+        elif expand:
+            self.expansion = nn.Linear(backbone.channels, expand, bias=False).requires_grad_(False)
+            nn.init.normal_(self.expansion.weight, std=backbone.channels**-0.5)
 
     @property
     def sessions(self) -> int:
@@ -87,15 +94,27 @@ class Network(nn.Module):
             self.ica.add_session()
             self.heads.append(SessionHead(self.embed_dim, classes).to(like))
         else:  # the linear head's old columns go on training, as is usual for this baseline
-            linear = nn.Linear(self.backbone.channels, classes)
+            linear = nn.Linear(self.width, classes)
             nn.init.kaiming_normal_(linear.weight, nonlinearity="linear")
             nn.init.zeros_(linear.bias)
             self.heads.append(linear.to(like))
         self.session_sizes.append(classes)
 
+    @property
+    def width(self) -> int:
+        """Numbers that a linear head reads of each image."""
+        return self.expansion.out_features if hasattr(self, "expansion") else self.backbone.channels
+
+    def freeze_backbone(self) -> None:
+        """The backbone learns no more, and its running statistics stand still too."""
+        self.still = True
+        self.backbone.requires_grad_(False).eval()
+
     def train(self, mode: bool = True) -> Network:
         """Training or eval mode; with ``frozen_statistics`` batch norm stays in eval mode, its weights learn."""
         super().train(mode)
+        if self.still:
+            self.backbone.eval()
         if self.frozen_statistics:
             for module in self.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -103,7 +122,7 @@ class Network(nn.Module):
         return self
 
     def forward(self, images: Tensor, with_attention: bool = False, with_stages: bool = False) -> Output:
-        features, stages = self.backbone.with_stages(images) if with_stages else (self.backbone(images), None)
+        features, stages = self.backbone.with_stages(images) if with_stages else (self.features(images), None)
         logits, tokens, attention = self._classify(features, with_attention)
         return Output(logits, tokens, features, attention, stages)
 
@@ -113,12 +132,21 @@ class Network(nn.Module):
 
     def _classify(self, features: Tensor, with_attention: bool) -> tuple[Tensor, Tensor | None, Attention | None]:
         if self.kind == "linear":
-            pooled = features.mean(dim=(2, 3))
-            logits = torch.cat([head(pooled) for head in self.heads], dim=1)
-            return full_precision(logits), None, None
+            with torch.autocast(features.device.type, enabled=False):  # rounded to bfloat16, scores would tie
+                embedded = self.embed(features)
+                return torch.cat([head(embedded) for head in self.heads], dim=1), None, None
         tokens, attention = self.ica(self.patch_tokens(features), with_attention)
         logits = torch.cat([head(tokens[:, t]) for t, head in enumerate(self.heads)], dim=1)
         return full_precision(logits), tokens, attention
+
+    def features(self, images: Tensor) -> Tensor:
+        """Feature maps (B, channels, h, w); those that a backbone that stands still has made are given back."""
+        return images if images.shape[1] == self.backbone.channels else self.backbone(images)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """What a linear head reads (B, width) of feature maps (B, channels, h, w)."""
+        pooled = full_precision(features).mean(dim=(2, 3))
+        return self.expansion(pooled).relu() if hasattr(self, "expansion") else pooled
 
     def patch_tokens(self, features: Tensor) -> Tensor:
         """(B, channels, h, w) → (B, N, D) with the position embedding added."""
@@ -126,7 +154,8 @@ class Network(nn.Module):
         if patches.shape[1] != self.position.shape[1]:
             raise ValueError(
                 f"The model was built for {self.position.shape[1]} patches, the images give {patches.shape[1]}: "
-                "use images of the size in data.image_size."
+                "use images of the size in data.image_size"
+                + (", or feature maps, not their means (needs_maps of the method)." if patches.shape[1] == 1 else ".")
             )
         return patches + self.position
 
@@ -136,6 +165,6 @@ def build_network(model: Model, head: str, image_size: int, compile: bool = Fals
     compile: run the backbone through torch.compile; frozen: leave batch norm's statistics as they are."""
     backbone = make_backbone(model, image_size)
     backbone.compiled = compile
-    network = Network(backbone, head, model.embed_dim, model.heads, model.mlp_ratio, model.query)
+    network = Network(backbone, head, model.embed_dim, model.heads, model.mlp_ratio, model.query, model.expand)
     network.frozen_statistics = frozen
     return network

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from ..config import Experiment
 from ..errors import RunError
 from ..machine.device import Runtime
-from .folder import Run
+from ..memory import Memory
+from ..methods import Method
+from ..model import Network
+from ..protocol import Protocol
+from .folder import Ahead, Run
 from .starts import about_start, check_made_with, facts, mixed_of, precision_of
 
 
@@ -50,6 +55,30 @@ class Continuing:
             check_made_with(self.run.folder, stored, now)
         if begun:  # sessions of a folder of an older version go on saying what its first ones did
             self.made_with = {key: value for key, value in now.items() if key in begun}
+
+    def restore(self, model: Network, method: Method, memory: Memory, protocol: Protocol, main: bool) -> Ahead | None:
+        """Bring a model that was grown as far, method and memory to where the run was left off; returns what the model
+        had said to the images of the session to come. The main process forgets what lies after that place."""
+        run, finished, resume = self.run, self.finished, self.resume
+        ahead = None
+        if finished:
+            model.load_state_dict(run.model_state(finished - 1))
+            method.load_state(run.method_state(finished - 1))
+            memory.load_state(run.session_state(finished - 1)["memory"])
+            with contextlib.suppress(RunError):  # a damaged one is made again
+                ahead = run.ahead(finished - 1)
+        learned = protocol.sessions[finished - 1].stop if finished else 0
+        if method.replays and memory.quota(learned) and len(memory.ranked) != learned:
+            raise RunError(
+                f"{run.folder}: session {finished} came without exemplars to replay, as imported ones do. Import the "
+                "sessions after it too, or train in a new folder."
+            )
+        epoch = resume["epoch"] if resume else 0
+        if main:
+            run.drop_after(finished, epoch)
+        if resume or (finished and finished < len(protocol.sessions)):
+            self.log(f"continuing at session {finished + 1}, epoch {epoch + 1}")
+        return ahead
 
     def record(self, experiment: Experiment, runtime: Runtime, weights: dict[str, Any]) -> None:
         """Write down this start and what it asks for, and say in what it differs from the one before."""

@@ -91,3 +91,8 @@ def _told(error: Exception, path: Path, way_out: str) -> Exception:
     if isinstance(error, OSError) and error.filename is not None:
         return error
     return damaged(path, error, way_out)
+
+
+def is_still(name: str) -> bool:
+    """Does a tensor of a network belong to what does not learn where its backbone stands still?"""
+    return name.startswith(("backbone.", "expansion."))

@@ -30,7 +30,7 @@ from ..machine.home import atomic_write, outputs_dir, resolve
 from ..machine.locks import only_one
 from ..options import METHODS
 from . import configuration
-from .files import to_json
+from .files import is_still, to_json
 from .reader import Reader
 from .scores import Ahead, Scores, write_ap
 from .starts import precision_of
@@ -105,10 +105,19 @@ class Run(Reader):
         atomic_write(self.folder / name, to_json(content, indent=1))
 
     def write_session(
-        self, session: int, tensors: dict[str, Tensor], scores: Scores, state: dict, ahead: Ahead | None = None
+        self,
+        session: int,
+        tensors: dict[str, Tensor],
+        scores: Scores,
+        state: dict,
+        ahead: Ahead | None = None,
+        still: bool = False,
     ) -> None:
-        """Weights, scores and state of a finished session; state.json, written last, makes it count."""
+        """Weights, scores and state of a finished session; state.json, written last, makes it count. still: the
+        backbone is that of the first session and left out of the file of a later one."""
         folder = self.session_folder(session)
+        if still and session:
+            tensors = {name: tensor for name, tensor in tensors.items() if not is_still(name)}
         method, kept = split(state["method"])
         header = {
             "format": "pt",

@@ -18,7 +18,7 @@ from ..machine.home import resolve
 from ..metrics import forgetting
 from ..protocol import Protocol, protocol_of
 from . import configuration, shapes
-from .files import check_arrays, damaged, known, read_json, read_tensors
+from .files import check_arrays, damaged, is_still, known, read_json, read_tensors
 from .scores import Ahead, Scores, read_ap
 from .shapes import misfit
 from .starts import mixed_of
@@ -229,8 +229,13 @@ class Reader:
         return about | summary_of(states, self.forgetting()) | made_by | ({"mixed": mixed} if mixed else {})
 
     def model_state(self, session: int) -> dict[str, Tensor]:
+        """Weights after a session; of a backbone that stands still since, they are in the file of the first one."""
         path = self.session_folder(session) / "model.safetensors"
-        return read_tensors(path, self.way_out(session))
+        tensors = read_tensors(path, self.way_out(session))
+        if session and not any(name.startswith("backbone.") for name in tensors):
+            first = read_tensors(self.session_folder(0) / "model.safetensors", self.way_out(0))
+            tensors |= {name: tensor for name, tensor in first.items() if name not in tensors and is_still(name)}
+        return tensors
 
     def load_resume(self) -> dict[str, Any] | None:
         """Where an interrupted session goes on; None where there is none. RunError if the file is damaged."""

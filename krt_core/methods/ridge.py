@@ -1,0 +1,144 @@
+"""Cumulative ridge regression: a linear head in closed form on a backbone that stands still, no gradient, no exemplars.
+
+Each session adds its images' embeddings and labels to sums (`krt_core.methods.statistics`), in which those of all
+sessions before still are, as negatives above all; a label that a session does not show counts as absent. Nothing is
+forgotten, and the order of the sessions does not matter: it is one ridge regression on everything ever shown. The idea
+is that of analytic class-incremental learning (Zhuang et al., *ACIL*, NeurIPS 2022; McDonnell et al., *RanPAC*, NeurIPS
+2023; for several labels Zhang et al., *L3A*, ICML 2025), here with an intercept and a penalty chosen by leaving each
+image out in turn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import Experiment
+from ..options import RidgeOptions
+from .base import Context, Method
+from .statistics import Statistics
+
+PENALTIES = [10 ** (power / 4) for power in range(-16, 9)]  # λ tried, as shares of the mean diagonal of G
+SLOPE = 8.0  # a regression value v becomes the logit SLOPE (v − 1/2): 0 and 1 become 0.02 and 0.98
+
+
+class Ridge(Method):
+    Options = RidgeOptions
+
+    def __init__(self, options: RidgeOptions, experiment: Experiment):
+        super().__init__(options, experiment)
+        self.statistics: Statistics | None = None
+        self.curve = torch.zeros(len(PENALTIES), dtype=torch.float64)  # errors of classes so far, by penalty
+        self.penalty = options.penalty
+
+    def fit(self, context: Context) -> None:
+        """Add the session's images to the sums, choose the penalty, and set the head's weights."""
+        model, session = context.model, context.session
+        embedded, labels = self._session(context)
+        if self.statistics is None:
+            self.statistics = Statistics(model.width)
+        sums = self.statistics
+        labels, known = self._labels(context, embedded, labels, sums)
+        sums.widen(session.stop - session.start, self.options.old != "unknown")
+        weights = self._weights(context, labels[:, session.columns])
+        sums.part(torch.from_numpy(context.world.gather(known.numpy())))
+        added = sums.like_empty()
+        added.add(embedded, labels, known, weights)
+        context.world.add_up(added.tensors)
+        sums.merge(added)
+        if not self.options.penalty:
+            self._choose(context, embedded, labels, known, weights)
+        self._set_heads(context)
+        size = sum(tensor.nbytes for tensor in sums.tensors)
+        context.log(f"ridge: λ = {self.penalty:.3g} of the mean diagonal; its sums take {size / 1e6:.1f} MB")
+
+    def _session(self, context: Context) -> tuple[Tensor, Tensor]:
+        """Embeddings (m, d) float64 and labels (m, C) of this process's images."""
+        embedded, labels = [], []
+        for numbers, batch in context.embeddings():
+            if batch.weight == 1 or context.world.main:  # what could not be shared counts once
+                embedded.append(numbers.double().cpu())
+                labels.append(batch.labels.double().cpu())
+        if not embedded:
+            return torch.zeros(0, context.model.width).double(), torch.zeros(0, context.session.stop).double()
+        return torch.cat(embedded), torch.cat(labels)
+
+    def _labels(self, context: Context, embedded: Tensor, labels: Tensor, sums: Statistics) -> tuple[Tensor, Tensor]:
+        """Labels (m, C) in [0, 1] to regress on, and which are known (m, C)."""
+        known, start = labels >= 0, context.session.start
+        labels, hidden = labels.clamp(min=0), labels[:, :start] <= 0
+        if start and self.options.old in ("soft", "class_mean"):
+            W, b = sums.solution(self.penalty)
+            said = (
+                (embedded @ W + b).clamp(0, 1) if self.options.old == "soft" else sums.frequency.expand(len(labels), -1)
+            )
+            labels[:, :start] = torch.where(hidden, said[:, :start], labels[:, :start])
+            known[:, :start] = True
+        elif self.options.old == "unknown":
+            known[:, :start] &= ~hidden
+        return labels, known
+
+    def _weights(self, context: Context, own: Tensor) -> Tensor:
+        """(m,) what each image counts for; as in L3A, the more, the rarer its classes are in the session."""
+        if self.options.weights == "equal":
+            return own.new_ones(len(own))
+        counts = own.sum(dim=0)
+        context.world.add_up([counts])
+        rare = counts.clamp(min=1).rsqrt()
+        rare = rare / rare[counts > 0].mean()
+        return (own @ rare) / own.sum(dim=1).clamp(min=1)
+
+    def _choose(self, context: Context, embedded: Tensor, labels: Tensor, known: Tensor, weights: Tensor) -> None:
+        """The penalty with the least error, each image left out in turn, relative to each class's variance and added up
+        over all classes so far: every class is judged once, in its own session."""
+        assert self.statistics is not None  # nosec B101
+        session = context.session
+        shown = labels[:, session.columns].sum(dim=0)
+        context.world.add_up([shown])
+        single = [name for name, n in zip(context.protocol.class_names(session.index), shown, strict=True) if n <= 1]
+        if single:
+            context.log(f"ridge: of {', '.join(single)} there is one image; the penalty is chosen by the other classes")
+        for columns in self.statistics.together(range(session.start, session.stop)):
+            columns = [column for column in columns if shown[column - session.start] > 1]
+            if not columns:
+                continue
+            rows = known[:, columns[0]]
+            y, w = labels[rows][:, columns], weights[rows]
+            errors = self.statistics.solve(columns).press(embedded[rows], y, w, PENALTIES)
+            moments = torch.stack([w @ y, w @ y.square(), w.sum().expand(len(columns))])
+            context.world.add_up([errors, moments])
+            variance = moments[1] - moments[0].square() / moments[2]
+            self.curve += (errors / variance.clamp(min=1e-12)).sum(dim=1)
+        if self.curve.any():
+            self.penalty = PENALTIES[int(self.curve.argmin())]
+        else:
+            self.penalty = self.penalty or 1.0
+
+    def _set_heads(self, context: Context) -> None:
+        assert self.statistics is not None  # nosec B101
+        W, b = self.statistics.solution(self.penalty)
+        start = 0
+        for head in context.model.heads:
+            stop = start + head.out_features
+            head.weight.copy_(SLOPE * W[:, start:stop].T)
+            head.bias.copy_(SLOPE * (b[start:stop] - 0.5))
+            start = stop
+
+    # ---- what must survive a restart ----
+
+    def state(self) -> dict[str, Any]:
+        sums = {} if self.statistics is None else {"sums": self.statistics.state()}
+        return {"penalty": self.penalty, "curve": self.curve, **sums}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.penalty, self.curve = state.get("penalty", self.penalty), state.get("curve", self.curve)
+        self.statistics = Statistics.from_state(state["sums"]) if "sums" in state else None
+
+
+class JointRidge(Ridge):
+    """All labels of all classes at once: what cumulative ridge regression is to be measured by."""
+
+    sees = "all"
+    replays = False

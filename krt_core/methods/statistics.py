@@ -1,0 +1,185 @@
+"""Ridge regression from sums over images, which add up over batches, processes and sessions.
+
+What a session's images leave behind are weighted sums of their embeddings φ (d,) and labels y (C,): n = Σω, s = Σωφ,
+G = Σωφφᵀ, q = Σωy, Q = Σωφyᵀ. Of them W = (G − ssᵀ/n + λI)⁻¹ (Q − sqᵀ/n) and b = (q − Wᵀs)/n is ridge regression with
+an intercept on all images that were ever added, as if they were still there. Everything is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+TINY = torch.finfo(torch.float64).tiny
+
+
+@dataclass
+class Group:
+    """Sums for classes whose labels are known on the same images. ``columns`` of the classes, in learning order."""
+
+    columns: list[int]
+    n: Tensor  # ()
+    s: Tensor  # (d,)
+    G: Tensor  # (d, d)
+
+    @classmethod
+    def empty(cls, columns: list[int], like: Tensor) -> Group:
+        d = like.shape[-1]
+        return cls(columns, like.new_zeros(()), like.new_zeros(d), like.new_zeros(d, d))
+
+    def copy(self, columns: list[int]) -> Group:
+        return Group(columns, self.n.clone(), self.s.clone(), self.G.clone())
+
+
+class Statistics:
+    """The sums of all images so far, in one `Group` as long as every label of every image is known.
+
+    A label that is not known takes part in nothing: where classes differ in the images that tell of them, each kind has
+    a group of its own. ``width`` d of the embeddings.
+    """
+
+    def __init__(self, width: int):
+        self.groups: list[Group] = []
+        self.q, self.Q = torch.zeros(0, dtype=torch.float64), torch.zeros(width, 0, dtype=torch.float64)
+
+    def widen(self, classes: int, shares: bool) -> None:
+        """Make room for more classes. shares: images so far count as not showing them; else as unknown."""
+        old = self.q.shape[0]
+        columns = list(range(old, old + classes))
+        self.q = torch.cat([self.q, self.q.new_zeros(classes)])
+        self.Q = torch.cat([self.Q, self.Q.new_zeros(len(self.Q), classes)], dim=1)
+        if shares and len(self.groups) == 1:
+            self.groups[0].columns += columns
+        elif shares and self.groups:
+            every = max(self.groups, key=lambda group: float(group.n))  # that has seen the most
+            self.groups.append(every.copy(columns))
+        else:
+            self.groups.append(Group.empty(columns, self.Q.T))
+
+    def add(self, embedded: Tensor, labels: Tensor, known: Tensor, weights: Tensor) -> None:
+        """Embeddings (m, d), labels (m, C) in [0, 1], known (m, C) bool, weights (m,) of images. What is known of
+        them must not differ within a group, see `part`."""
+        weighted = embedded * weights[:, None]
+        shown = torch.where(known, labels, 0.0)
+        self.q += weights @ shown
+        self.Q += weighted.T @ shown
+        for group in self.groups:
+            rows = known[:, group.columns[0]]
+            some, share = (embedded, weighted) if bool(rows.all()) else (embedded[rows], weighted[rows])
+            group.n += weights[rows].sum()
+            group.s += share.sum(dim=0)
+            group.G += share.T @ some
+
+    def part(self, known: Tensor) -> None:
+        """Split groups whose classes differ in what is known of these images."""
+        for group in list(self.groups):
+            kinds: dict[bytes, list[int]] = {}
+            for column in group.columns:
+                kinds.setdefault(known[:, column].numpy().tobytes(), []).append(column)
+            first, *others = kinds.values()
+            group.columns = first
+            self.groups += [group.copy(columns) for columns in others]
+
+    def like_empty(self) -> Statistics:
+        """Zeros of the same groups, to add up what several processes find."""
+        made = Statistics.from_state(self.state())
+        for tensor in made.tensors:
+            tensor.zero_()
+        return made
+
+    def merge(self, other: Statistics) -> None:
+        """Add sums of the same groups."""
+        for mine, others in zip(self.tensors, other.tensors, strict=True):
+            mine += others
+
+    def together(self, columns: Iterable[int]) -> list[list[int]]:
+        """Columns, those of one group in one list."""
+        wanted = set(columns)
+        return [found for group in self.groups if (found := [c for c in group.columns if c in wanted])]
+
+    @property
+    def frequency(self) -> Tensor:
+        """(C,) weighted share of the images with each class."""
+        found = torch.zeros_like(self.q)
+        for group in self.groups:
+            found[group.columns] = self.q[group.columns] / group.n.clamp(min=TINY)
+        return found
+
+    def solve(self, columns: list[int]) -> Solver:
+        """Ridge regressions of classes of one group."""
+        group = next(group for group in self.groups if columns[0] in group.columns)
+        return Solver(group, self.q[columns], self.Q[:, columns])
+
+    def solution(self, penalty: float) -> tuple[Tensor, Tensor]:
+        """W (d, C) and b (C,) of all classes, for scores φW + b."""
+        W, b = torch.zeros_like(self.Q), torch.zeros_like(self.q)
+        for group in self.groups:
+            W[:, group.columns], b[group.columns] = self.solve(group.columns).weights(penalty)
+        return W, b
+
+    # ---- what must survive a restart ----
+
+    def state(self) -> dict:
+        groups = [{"columns": g.columns, "n": g.n, "s": g.s, "G": g.G} for g in self.groups]
+        return {"q": self.q, "Q": self.Q, "groups": groups}
+
+    @classmethod
+    def from_state(cls, state: dict) -> Statistics:
+        made = cls(len(state["Q"]))
+        made.q, made.Q = state["q"].clone(), state["Q"].clone()
+        made.groups = [
+            Group(list(g["columns"]), g["n"].clone(), g["s"].clone(), g["G"].clone()) for g in state["groups"]
+        ]
+        return made
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.q, self.Q, *(tensor for g in self.groups for tensor in (g.n, g.s, g.G))]
+
+
+class Solver:
+    """Ridge regressions of k classes, for any penalty: one decomposition of G serves them all.
+
+    Penalties are shares of the mean diagonal of the centred G, so that one number means the same for any number of
+    images and any scale of embeddings.
+    """
+
+    def __init__(self, group: Group, q: Tensor, Q: Tensor):
+        self.n = group.n.clamp(min=TINY)
+        self.mean, self.frequency = group.s / self.n, q / self.n
+        self.G = group.G - torch.outer(group.s, self.mean)
+        self.Q = Q - torch.outer(group.s, self.frequency)
+        self.unit = self.G.diagonal().mean().clamp(min=TINY)
+
+    @cached_property
+    def _axes(self) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(self.G)
+        return values.clamp(min=0), vectors
+
+    def weights(self, penalty: float) -> tuple[Tensor, Tensor]:
+        """W (d, k) and b (k,), for scores φW + b."""
+        ridge = self.G + torch.diag_embed((penalty * self.unit).expand(len(self.G)))
+        W = torch.cholesky_solve(self.Q, torch.linalg.cholesky(ridge))
+        return W, self.frequency - self.mean @ W
+
+    def press(self, embedded: Tensor, labels: Tensor, weights: Tensor, penalties: list[float]) -> Tensor:
+        """(penalties, k) weighted sums of squared errors of predictions for images that the regression has not seen.
+
+        embedded (m, d), labels (m, k) and weights (m,) of images that were added; each is left out in turn, in closed
+        form: the error is the residual over 1 − h, with the leverage h = ω (1/n + φ̄ᵀ(G + λI)⁻¹φ̄), φ̄ = φ − mean
+        (Allen, *The relationship between variable selection and data augmentation and a method for prediction*, 1974).
+        """
+        values, vectors = self._axes
+        turned, aim = (embedded - self.mean) @ vectors, vectors.T @ self.Q
+        errors = []
+        for penalty in penalties:
+            shrunk = 1 / (values + penalty * self.unit)
+            residual = labels - self.frequency - turned @ (shrunk[:, None] * aim)
+            leverage = weights * (1 / self.n + turned.square() @ shrunk)
+            left_out = residual / (1 - leverage).clamp(min=1e-9)[:, None]
+            errors.append((weights[:, None] * left_out.square()).sum(dim=0))
+        return torch.stack(errors)
