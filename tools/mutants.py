@@ -1,6 +1,6 @@
 """Do the tests see a fault? Puts one small fault at a time into a module and runs the tests that are to notice it.
 
-    python tools/mutants.py krt_core/dpl.py tests/test_losses_dpl_memory.py [more tests] [--every 3] [--list]
+    python tools/mutants.py krt_core/dpl.py tests/test_dpl.py [more tests] [--every 3] [--list]
 
 A fault is a comparison turned, a number changed, a sign or an operator swapped, a condition negated, a statement left
 out, an argument dropped. Each is tried in a process of its own, forked from one that has the libraries loaded. What no
@@ -131,7 +131,7 @@ def survives(name: str, path: Path, tree: ast.Module, tests: list[str], seconds:
         sys.meta_path.insert(0, Changed(name, path, tree))
         import pytest
 
-        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:timeout", *tests])
+        code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
         os._exit(int(code))
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
