@@ -141,6 +141,8 @@ def test_a_class_that_disjoint_sessions_leave_without_an_image_is_named():
     with pytest.raises(DataError, match="every image of a also shows a class that is learned later"):
         check_labels(disjoint, labels, "train", True)
     check_labels(disjoint, labels, "test")
+    with pytest.raises(ValueError):
+        check_labels(disjoint, labels[:, :2], "test")  # a column for each class
 
 
 def test_frequency_of_old_classes_uses_only_what_was_shown():
@@ -152,6 +154,8 @@ def test_frequency_of_old_classes_uses_only_what_was_shown():
     hidden[:, 3] = ~hidden[:, 3]  # a class of the future
     assert seen_frequency(protocol, hidden, 1).tolist() == [0.4, 0.3]
     assert len(seen_frequency(protocol, labels, 0)) == 0
+    one = np.eye(1, 4, dtype=bool)  # a single image, of class a
+    assert seen_frequency(protocol, one, 1).tolist() == [1, 0] and seen_frequency(protocol, ~one & one, 1).sum() == 0
 
 
 # Six images of four classes, learned as a and b, then c, then d; the last one has no label.
@@ -172,7 +176,8 @@ def test_what_a_session_sees_worked_by_hand():
     assert seen(1, two) == ([1, 3, 4, 0, 2], ["c", "c", "c", "a", "b"], 3)
     three = Memory(Replay(per_class=1), [[1], [2], [4]], [0, 0, 1])
     assert seen(2, three) == ([2, 4, 1, 2, 4], ["d", "d", "ac", "bd", "cd"], 2)  # the stored ones with later classes
-    assert [session_view(ABCD, SIX, t, None, "session").labels.shape for t in range(3)] == [(3, 2), (3, 3), (2, 4)]
+    views = [session_view(ABCD, SIX, t, None, "session").labels for t in range(3)]
+    assert [y.shape for y in views] == [(3, 2), (3, 3), (2, 4)] and {y.dtype for y in views} == {np.dtype(bool)}
 
 
 def test_a_method_that_sees_everything_learns_once():
