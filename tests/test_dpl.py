@@ -65,6 +65,8 @@ def test_the_band_is_open():
     scores = np.array([[0.9], [0.1]], np.float32)  # 0.5 per image at 0.8
     assert search_threshold(scores, 0.5, tolerance=1e-9).converged
     assert not search_threshold(scores, 0.75, tolerance=0.25).converged  # as far away as the tolerance is not within
+    ties = np.full((10, 2), 0.4, np.float32)  # none or two per image: none is as far from 0.1 as the tolerance
+    assert exact_threshold(ties, 0.1).found == 0 and not exact_threshold(ties, 0.1).converged
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -85,6 +87,9 @@ def test_the_exact_threshold_stands_midway():
     assert exact_threshold(scores, 2 / 3).threshold == pytest.approx(0.3)
     assert exact_threshold(scores, 0.0).threshold == pytest.approx(0.9)  # between the highest score and 1
     assert exact_threshold(scores, 1.0).threshold == pytest.approx(0.1)  # between 0 and the lowest
+    assert (
+        exact_threshold(np.zeros((2, 1), np.float32), 1.0).threshold == -0.5
+    )  # a score of 0 is above only less than 0
 
 
 def test_which_rule_finds_and_where_it_begins():
