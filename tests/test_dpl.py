@@ -87,9 +87,8 @@ def test_the_exact_threshold_stands_midway():
     assert exact_threshold(scores, 2 / 3).threshold == pytest.approx(0.3)
     assert exact_threshold(scores, 0.0).threshold == pytest.approx(0.9)  # between the highest score and 1
     assert exact_threshold(scores, 1.0).threshold == pytest.approx(0.1)  # between 0 and the lowest
-    assert (
-        exact_threshold(np.zeros((2, 1), np.float32), 1.0).threshold == -0.5
-    )  # a score of 0 is above only less than 0
+    none = np.array([[0.0], [0.5]], np.float32)  # a score of 0 is above nothing but what is less
+    assert exact_threshold(none, 1.0).threshold == -0.5 and exact_threshold(none, 1.0).found == 1
 
 
 def test_which_rule_finds_and_where_it_begins():
