@@ -11,6 +11,7 @@ from ..options import is_dotted
 from .cache import cached
 from .custom import read_by
 from .dataset import MultiLabelDataset, Split
+from .finder import spelling
 from .published import check_sizes
 
 DEFAULT_ROOTS = {"digits": "data/digits", "coco2014": "data/coco2014", "voc2007": "data/voc2007"}
@@ -36,14 +37,27 @@ def open_both(config: Data) -> tuple[MultiLabelDataset, MultiLabelDataset]:
     train, test = (_chosen(config, half) for half in whole)
     for one, other in ((train, test), (test, train)):
         if lacks := [name for name in one.classes if name not in other.classes]:
-            both = [name for name in one.classes if name in other.classes]
             raise DataError(
                 f"{other.source or other.root}: the {other.split} half lacks {', '.join(map(repr, lacks[:8]))}, which "
-                f"the {one.split} half has. List it in both, or learn the others: data.classes=[{', '.join(both)}]"
+                f"the {one.split} half has. {_way_out(one.classes, other.classes)}"
             )
     if train.classes != test.classes:
         raise DataError(f"{train.root}: training and test half name their classes in different orders.")
     return train, test
+
+
+def _way_out(classes: tuple[str, ...], others: tuple[str, ...]) -> str:
+    """What to do where one half has classes that the other lacks."""
+    alike = {spelling(name): name for name in others if name not in classes}
+    pairs = [f"{n!a} and {alike[spelling(n)]!a}" for n in classes if spelling(n) in alike]
+    if pairs:
+        return f"Spell them alike in both: {', '.join(pairs[:4])}"
+    both = [name for name in classes if name in others]
+    return (
+        f"List it in both, or learn the others: data.classes=[{', '.join(both)}]"
+        if both
+        else ("The two have no class in common: are they of one data set?")
+    )
 
 
 def _chosen(config: Data, whole: MultiLabelDataset) -> MultiLabelDataset:
