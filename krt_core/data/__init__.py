@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from ..config import Data
 from ..errors import DataError
@@ -24,7 +28,18 @@ def open_dataset(config: Data, split: Split) -> MultiLabelDataset:
     ``mylab.tags:read``, is called with the folder and the split, every time. Raises DataError, with the command that
     gets the data, when the folder is missing or does not hold what the layout promises.
     """
-    return _chosen(config, _whole(config, split))
+    half = _held_out(_whole(config, "train"), config.holdout, split) if config.holdout else _whole(config, split)
+    return half.select_classes(config.classes) if config.classes else half
+
+
+def _held_out(train: MultiLabelDataset, share: float, split: Split) -> MultiLabelDataset:
+    """The part of the training images to test on, or the others: by a hash of the id, so that an image is in one of
+    the two whatever the seed, the class order and the other images are."""
+    hashes = [hashlib.sha256(str(one).encode("utf-8", "surrogatepass")).digest() for one in train.ids]
+    held = np.array([int.from_bytes(one[:8], "big") < share * 2**64 for one in hashes], dtype=bool)
+    note = f"{held.sum()} of {len(held)} training images are held out and tested on; the test images are not looked at"
+    half = train.select_images(held if split == "test" else ~held, split)
+    return replace(half, notes=(*half.notes, note) if split == "train" else ())
 
 
 def open_both(config: Data) -> tuple[MultiLabelDataset, MultiLabelDataset]:
@@ -32,9 +47,9 @@ def open_both(config: Data) -> tuple[MultiLabelDataset, MultiLabelDataset]:
 
     DataError where they name different classes, and where a published set does not have its published sizes.
     """
-    whole = _whole(config, "train"), _whole(config, "test")
-    check_sizes(*whole)
-    train, test = (_chosen(config, half) for half in whole)
+    whole = _whole(config, "train")
+    check_sizes(whole, None if config.holdout else _whole(config, "test"))
+    train, test = open_dataset(config, "train"), open_dataset(config, "test")
     for one, other in ((train, test), (test, train)):
         if lacks := [name for name in one.classes if name not in other.classes]:
             raise DataError(
@@ -58,10 +73,6 @@ def _way_out(classes: tuple[str, ...], others: tuple[str, ...]) -> str:
         if both
         else ("The two have no class in common: are they of one data set?")
     )
-
-
-def _chosen(config: Data, whole: MultiLabelDataset) -> MultiLabelDataset:
-    return whole.select_classes(config.classes) if config.classes else whole
 
 
 def _whole(config: Data, split: Split) -> MultiLabelDataset:
