@@ -56,11 +56,16 @@ class Data:
     dataset: Annotated[str, one_of(*DATASETS)] = "digits"  # or mylab.tags:read, a reader of your own
     root: str = ""  # folder of the data set; empty: data/<dataset>
     classes: Names = ()  # learn only these classes; empty: all the data set has
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of training images to test on instead, to choose by
     image_size: Annotated[int, Field(ge=16, le=8192)] = 224  # side of the square network input, pixels
-    cache_size: Annotated[int, Field(ge=0, le=8192)] = 0  # side of the images in the cache, pixels; 0: as image_size
-    # (COCO train2014 at 224: 12 GB)
+    cache_size: Annotated[int, Field(ge=0, le=8192)] = 0  # pixels of a side in the cache; 0: image_size
     cache: bool = True  # decode each image once into a uint8 array on disk; false: decode at every use
     workers: Annotated[int, Field(ge=0, le=4096)] = 0  # threads that decode images; 0: one per core
+
+    @property
+    def tested_as(self) -> str:
+        """The data set whose published numbers are of these test images, if there are any."""
+        return "" if self.holdout else self.dataset
 
 
 @dataclass(frozen=True, config=STRICT)
