@@ -96,6 +96,15 @@ def test_krt_without_its_parts(tiny):
         learning(tiny, "krt", head="linear", token_weight=1.0)
 
 
+def test_a_score_at_the_threshold_is_none_above_it_as_in_the_search(tiny):
+    """In the precision of the scores: the search has counted so."""
+    method, context, _ = learning(tiny, "krt")
+    logits = torch.tensor([[1.3, 1.4]])
+    score = float(torch.sigmoid(logits)[0, 0])
+    method.records[1] = ThresholdRecord(math.nextafter(score, 0), 0.0, 0.0, 0, True)
+    assert method.restore(torch.zeros(1, 4), logits).tolist() == [[0, 1, 0, 0]]
+
+
 def test_krt_expects_what_it_was_told_or_what_it_has_seen(tiny):
     """Published: μ·C_old / C_total, the same of every class. Estimated: as often as the classes were shown so far."""
     band = {"rule": "exact", "per_class": True}
@@ -105,7 +114,8 @@ def test_krt_expects_what_it_was_told_or_what_it_has_seen(tiny):
         assert record.target == pytest.approx(expected)
         named = (scores > record.values).mean(axis=0)
         assert named == pytest.approx([expected * share for share in shares], abs=0.5 / len(scores) + 1e-9)
-    assert learning(tiny, "krt", index=0)[0].records == {}
+    first = learning(tiny, "krt", index=0)[0]
+    assert first.records == {} and first.asks_old_scores
 
 
 def test_krt_keeps_a_threshold_it_has_and_says_whether_it_met_the_band(tiny):
@@ -128,7 +138,7 @@ def test_krt_keeps_a_threshold_it_has_and_says_whether_it_met_the_band(tiny):
 
 
 def test_pod_distils_the_stages_and_the_embedding(tiny):
-    """POD-spatial on every stage, and 1 − cos of the pooled embedding, each times its weight and sqrt(C / increment)."""
+    """POD-spatial of every stage and 1 − cos of the pooled embedding, each times its weight and sqrt(C / increment)."""
     method, context, batch = learning(tiny, "pod", index=2, spatial_weight=3.0, flat_weight=11.0)
     result = method.loss(batch)
     new, old = (network(batch.images, with_stages=True) for network in (context.model, context.old_model))
