@@ -149,12 +149,15 @@ def test_scores_of_the_old_model_are_the_same_when_they_are_made_again(tiny, tmp
 # ---- how far it is ----
 
 
-def test_steps_are_counted_from_where_it_goes_on(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("replay", [{}, {"replay__per_class": 8, "replay__duplicates": True}])
+def test_steps_are_counted_from_where_it_goes_on(tiny, tmp_path, monkeypatch, replay):
+    """With the images that will be replayed, whose number is known where duplicates are kept."""
     plans, steps = [], []
     spied(monkeypatch, Progress, "plan", lambda self, *numbers: plans.append(numbers))
     spied(monkeypatch, Progress, "step", lambda self, **state: steps.append(state))
-    experiment = tiny(**{**PLAIN, "train__epochs": 3})
+    experiment = tiny(**{**PLAIN, "train__epochs": 3, **replay})
     run = train(experiment, tmp_path / "whole", show="none")
+    assert run.session_state(1)["replayed_images"] == 2 * replay.get("replay__per_class", 0)
     total, first = len(steps), sum(state["session"] == 0 for state in steps)
     assert plans == [(total, 0)] and run.progress["step"] == run.progress["steps"] == total
     assert steps[-1] == {"session": 1, "sessions": 2, "epoch": 2, "epochs": 3} and run.progress["epoch"] == 2
