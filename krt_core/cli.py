@@ -16,7 +16,7 @@ from . import __version__
 from .errors import ConfigError, DataError, KRTError, did_you_mean, printable
 from .machine.cluster import SHARED, number_in, one_of_several
 
-NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 ELSEWHERE = "Results go elsewhere with --folder, everything with KRT_HOME."
 
 

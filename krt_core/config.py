@@ -39,6 +39,7 @@ from .options import (
     short_name,
 )
 from .presets import merge, nested, parse_yaml, preset_names, read_preset
+from .presets.retired import retire
 from .presets.said import listed
 
 # fmt: off
@@ -56,14 +57,19 @@ class Data:
     dataset: Annotated[str, one_of(*DATASETS)] = "digits"  # or mylab.tags:read, a reader of your own
     root: str = ""  # folder of the data set; empty: data/<dataset>
     classes: Names = ()  # learn only these classes; empty: all the data set has
+    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of training images to test on instead, to choose by
     image_size: Annotated[int, Field(ge=16, le=8192)] = 224  # side of the square network input, pixels
-    cache_size: Annotated[int, Field(ge=0, le=8192)] = 0  # side of the images in the cache, pixels; 0: as image_size
-    # (COCO train2014 at 224: 12 GB)
+    cache_size: Annotated[int, Field(ge=0, le=8192)] = 0  # pixels of a side in the cache; 0: image_size
     cache: bool = True  # decode each image once into a uint8 array on disk; false: decode at every use
     workers: Annotated[int, Field(ge=0, le=4096)] = 0  # threads that decode images; 0: one per core
     features: bool = True  # keep on disk what a backbone that stands still makes of the images
     views: Annotated[int, Field(ge=0, le=1024)] = 0  # then train on so many augmented views of each image, always the
     # same ones; 0: augment anew at every use
+
+    @property
+    def tested_as(self) -> str:
+        """The data set whose published numbers are of these test images, if there are any."""
+        return "" if self.holdout else self.dataset
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -158,7 +164,6 @@ class Train:
     callbacks: Names = ()  # mylab.module:Name, called after every epoch and session (krt_core.runs.callbacks)
 
 
-RETIRED = {"train.augment_by": "batch"}  # images are augmented one by one whatever it says
 # What a run may be continued or repeated with differently: none of it decides a result.
 BESIDE = {"name", "seed", "data.cache", "data.workers", "train.eval_batch_size", "train.tensorboard", "train.callbacks"}
 
@@ -312,23 +317,11 @@ def experiment_from(
             if not (stored and name == method and is_dotted(name)):
                 raise
             options[name] = dict(sections.get(name, {}))
-    retired = _retire(content)
+    retired = retire(content)
     made = convert(Experiment, content, "", where)
     experiment = dataclasses.replace(made, options=options[method], retired=retired)
     _check(experiment, where)
     return experiment
-
-
-def _retire(content: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Take keys of older versions out of their sections; those that were not at their default still name a run."""
-    found = []
-    for dotted, default in RETIRED.items():
-        section, key = dotted.split(".")
-        if isinstance(content.get(section), dict) and key in content[section]:
-            content[section] = dict(content[section])
-            if (value := content[section].pop(key)) != default:
-                found.append((dotted, value))
-    return tuple(found)
 
 
 def _check(experiment: Experiment, where: str) -> None:

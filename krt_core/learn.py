@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .config import Train
 from .data.pipeline import Batch, batches
@@ -18,6 +18,8 @@ from .data.store import ImageStore
 from .errors import ConfigError, RunError
 from .machine.device import Runtime
 from .methods import Context, Method
+from .model import Network
+from .model.inference import for_inference
 from .protocol import View
 
 
@@ -75,7 +77,7 @@ class Learner:
                 nn.utils.clip_grad_norm_(learned, config.clip_norm)
             self.scaler.step(self.optimiser)
             self.scaler.update()
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimiser.zero_grad()
             self.schedule.step()
             finite = torch.isfinite(result["loss"].detach())  # stays on the device: asking would wait for it
             finite_steps += finite
@@ -130,6 +132,16 @@ def fit(model: nn.Module, method: Method, context: Context, images: int, seed: t
     method.fit(context)
     seconds = time.perf_counter() - began
     return {"images": images, "seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1)}
+
+
+@torch.no_grad()
+def embedded(model: Network, images: Iterable[Batch], runtime: Runtime) -> Iterator[tuple[Tensor, Batch]]:
+    """Batches with what a linear head reads of their images, (B, width) float32."""
+    looking = for_inference(model, runtime.dtype)
+    for batch in images:
+        with runtime.autocast():
+            features = looking.features(batch.images)
+        yield looking.embed(features), batch
 
 
 def make_optimiser(

@@ -8,14 +8,13 @@ loop on its share of the images; only the main one writes.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .config import Experiment
 from .data import open_both
@@ -23,7 +22,7 @@ from .data.pipeline import Batch, batches
 from .data.stores import images_of, open_stores
 from .errors import RunError
 from .evaluate import Tester, predict, session_metrics
-from .learn import Learner, fit, planned_steps, set_seed
+from .learn import Learner, embedded, fit, planned_steps, set_seed
 from .machine.device import Runtime, choose_runtime, peak_memory_mb, reset_peak_memory
 from .memory import Memory
 from .methods import Context, method_class
@@ -91,7 +90,6 @@ class _Training:
         self.model, self.weights = first_network(e, runtime, allow_leak, progress.log)
         self.old_model: Network | None = None
         self.ahead: Ahead | None = None  # the last session's model on this session's images
-        self.spent_before = 0.0  # seconds that earlier, interrupted starts gave to the current session
 
     def _open_data(self) -> None:
         e, run = self.experiment, self.run
@@ -137,14 +135,13 @@ class _Training:
 
     def session(self, index: int, resume: dict[str, Any] | None) -> None:
         began, best = time.perf_counter(), None
-        self.spent_before = resume["seconds"] if resume else 0.0
+        self.spent_before = resume["seconds"] if resume else 0.0  # by earlier, interrupted starts, on this session
         if self._stands_from(index):
             self._stand_still()
         reset_peak_memory(self.runtime.device)
 
         # 1. See: the session's images, with labels of its own classes only, and the stored exemplars.
-        memory = self.memory if self.method.replays else None
-        view = session_view(self.protocol, self.train_labels, index, memory, self.method.sees)
+        view = session_view(self.protocol, self.train_labels, index, self.memory, self.method.sees)
 
         # 2. Grow: a token and a head for the new classes; the model so far stays as the old model.
         if learning := self.protocol.taught(index, self.method.sees):
@@ -156,10 +153,8 @@ class _Training:
             best = self.epochs(index, learner, resume) if learner else None
             if self.method.has_own("fit"):
                 self._stand_still()
-                self.fit(index, context, view)
-                best = None
+                best = self.fit(index, context, view)
             self.method.end_session(context)
-            self.old_model = None
 
         # 4. Test: one pass over the fixed pool, from which every subset is scored.
         scores = self.tester.pool_of(best) if best else self.tester.pool(self.model, index, self.method, not learning)
@@ -223,15 +218,8 @@ class _Training:
         self.model.freeze_backbone()
         if self.experiment.data.features:
             maps = self.model.kind == "ica" or self.method.needs_maps
-            self.train_store, self.tester.store = kept_features(
-                self.model,
-                self.runtime,
-                maps,
-                self.experiment,
-                self.progress.decoding,
-                self.train_store,
-                self.tester.store,
-            )
+            how = self.runtime, maps, self.experiment, self.progress.decoding
+            self.train_store, self.tester.store = kept_features(self.model, *how, self.train_store, self.tester.store)
 
     def _prepare(self, session: Session, view: View, resume: dict[str, Any] | None) -> tuple[Context, Learner | None]:
         """What the session learns with; no learner for a method that fits in closed form."""
@@ -246,19 +234,12 @@ class _Training:
         def images() -> Iterator[Batch]:
             return batches(self.train_store, view.rows, view.labels, config.eval_batch_size, self.runtime)
 
-        def embeddings() -> Iterator[tuple[Tensor, Batch]]:
-            looking = for_inference(self.model, self.runtime.dtype)
-            for batch in images():
-                with torch.inference_mode(), self.runtime.autocast():
-                    embedded = looking.embed(looking.features(batch.images))
-                yield embedded, batch
-
         config = self.experiment.train
         context = Context(
             experiment=self.experiment, protocol=self.protocol, session=session, model=self.model,
             old_model=self.old_model, forward=self.model, old_scores=old_scores,
             class_frequency=seen_frequency(self.protocol, self.train_labels, session.index), log=self.progress.log,
-            batches=images, embeddings=embeddings, world=self.world,
+            batches=images, embeddings=lambda: embedded(self.model, images(), self.runtime), world=self.world,
         )  # fmt: skip
         if resume:
             self.method.load_state(resume["method"])
@@ -285,7 +266,7 @@ class _Training:
     def epochs(self, index: int, learner: Learner, resume: dict[str, Any] | None) -> dict[str, Any] | None:
         """Train the session; returns epoch, mAP and scores of its best epoch where that is what is to be reported."""
         t, began = self.experiment.train, time.perf_counter()
-        saved = began  # what was there before can be repeated from disk
+        saved = -math.inf  # the first epoch is kept at once
         first, best = (resume["epoch"], resume["best"]) if resume else (0, None)
 
         def on_step() -> None:
@@ -304,7 +285,7 @@ class _Training:
                 continue
             self._tell(record)
             now = time.perf_counter()
-            if not last and (epoch == first or now - saved + made["seconds"] > RESUME_EVERY):
+            if not last and now - saved + made["seconds"] > RESUME_EVERY:
                 saved = now
                 self.run.save_resume({
                     "session": index, "epoch": epoch + 1, "made_with": self.going.made_with,
@@ -348,8 +329,7 @@ class _Training:
             self._choose_exemplars(index, own, features)
         if not looks_ahead:
             return None
-        memory = self.memory if self.method.replays else None
-        coming = session_view(self.protocol, self.train_labels, index + 1, memory, self.method.sees).rows
+        coming = session_view(self.protocol, self.train_labels, index + 1, self.memory, self.method.sees).rows
         return Ahead(self.train_set.ids[coming], scores[np.searchsorted(rows, coming)])
 
     def _predict(self, rows: np.ndarray, model: Network, features: np.ndarray | None = None) -> tuple:

@@ -128,3 +128,23 @@ def test_python_files_named_in_the_pages_are_there():
                 if not (ROOT / path).exists()
             ]
     assert not missing, missing
+
+
+def test_sections_that_errors_name_are_there():
+    named = {match for path in (ROOT / "krt_core").rglob("*.py")
+             for match in re.findall(r"(docs/\w+\.md), ([A-Z][\w ]+)", path.read_text())}  # fmt: skip
+    assert ("docs/install.md", "Drivers and GPUs") in named
+    for page, title in named:
+        assert f"\n## {title}\n" in (ROOT / page).read_text(), f"{page} has no section {title}"
+
+
+def test_the_route_for_older_drivers_leaves_the_other_pins_alone(capsys, monkeypatch):
+    """The block of docs/install.md, as it stands."""
+    _pins()  # skips where there is no tomllib
+    page = (ROOT / "docs/install.md").read_text()
+    monkeypatch.chdir(ROOT)
+    exec(re.search(r"<<'END'\n(.+?)\nEND\n", page, re.S)[1], {})
+    left, (dependencies, extras) = capsys.readouterr().out.splitlines(), _pins()
+    taken = {re.split("=", pin)[0] for pin in {*dependencies, *extras["dev"]} - {*left}}
+    assert taken == {"torch", "torchvision"} and {"timm", "pytest"} <= {re.split("=", pin)[0] for pin in left}
+    assert "shm-size" in page and "WSL" in page

@@ -219,6 +219,8 @@ def test_every_key_is_tried():
     [
         ("krt", [0], {}, ["krt s0"]), (["krt"], "[0, 1]", None, ["krt s0", "krt s1"]), ("krt", "1", "", ["krt s1"]),
         ("krt", 3, "{}", ["krt s3"]), ('["krt", "pod"]', 0, {}, ["krt s0", "pod s0"]),
+        ("krt, pod", "0, 1", {}, ["krt s0", "pod s0", "krt s1", "pod s1"]), ("krt,pod", "2 3", {}, ["krt s2", "pod s2",
+         "krt s3", "pod s3"]), ("krt", "(0, 1)", {}, ["krt s0", "krt s1"]), ("krt", "0,", {}, ["krt s0"]),
         ("[krt, pod]", np.arange(1), {}, ["krt s0", "pod s0"]), (("pod",), range(2), {}, ["pod s0", "pod s1"]),
     ],
 )  # fmt: skip
@@ -237,11 +239,18 @@ def test_overrides_may_be_text(overrides):
     assert load_experiments("digits_demo", "krt replay.per_class=2", 0, overrides)[0].train.epochs == 3
 
 
+def test_values_in_a_text_of_overrides_may_have_blanks():
+    made = load_experiment("digits_demo", "data.classes=[ant, bee]  data.root=/my data/coco\ntrain.epochs=3")
+    assert (made.data.classes, made.data.root, made.train.epochs) == (("ant", "bee"), "/my data/coco", 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("digits_demo", "krt", "x"), "seeds"), (("digits_demo", "krt", True), "seeds"),
-        (("digits_demo", "krt", "0, 1"), "seeds"), (("digits_demo", "krt", None), "seeds"),
+        (("digits_demo", "krt", "0, x"), "seeds"), (("digits_demo", "krt", {0: 1}), "seeds"),
+        (("digits_demo", "krt", b"0"), "seeds"), (("digits_demo", {"krt": 1}, 0), "methods"),
+        (("digits_demo", b"krt", 0), "methods"), (("digits_demo", "krt", None), "seeds"),
         (("digits_demo", "krt", 0.5), "seeds"), (("digits_demo", "krt", [0], 5), "overrides"),
         (("digits_demo", "krt", [0], "{x"), "overrides"), (("digits_demo", "krt", [0], "x"), "key=value"),
         (("digits_demo", "k", 0), "no method 'k'"), (("digits_demo", {}.get, 0), "methods"),

@@ -1,5 +1,6 @@
 """``krt`` in the shells people have: no UTF-8 locale, no file locks, arguments in any order."""
 
+import json
 import os
 import subprocess
 import sys
@@ -128,3 +129,20 @@ def test_what_is_wrong_is_one_line(arguments, words, capsys):
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert words in error and len(error.strip().splitlines()) == 1 and "\x1b" not in error
+
+
+def test_names_of_files_that_are_no_utf8(coco_root, tmp_path, tiny, capsys):
+    """As a disk of another machine has them; Python reads such bytes as halves of letters."""
+    path = coco_root / "annotations/instances_train2014.json"
+    content = json.loads(path.read_text())
+    old, new = content["images"][0]["file_name"], os.fsdecode(b"\xe9t\xe9.png")
+    content["images"][0] |= {"file_name": new, "id": "\ud800"}
+    for annotation in content["annotations"]:
+        annotation["image_id"] = "\ud800" if annotation["image_id"] == 100 else annotation["image_id"]
+    path.write_text(json.dumps(content))
+    (tmp_path / "e.yaml").write_text(tiny(train__epochs=1, replay__per_class=1).to_yaml())
+    train = ["train", str(tmp_path / "e.yaml"), "--device", "cpu", "--folder", str(tmp_path / "run")]
+    assert main(train) == 2  # the log has said that it is not there
+    assert r"\udce9t\udce9.png is missing" in capsys.readouterr().err
+    (coco_root / "train2014" / old).rename(coco_root / "train2014" / new)
+    assert main(train) == 0 and main(["report", str(tmp_path / "run"), "--html", str(tmp_path / "r.html")]) == 0

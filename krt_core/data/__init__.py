@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from ..config import Data
 from ..errors import DataError
@@ -11,6 +15,7 @@ from ..options import is_dotted
 from .cache import cached
 from .custom import read_by
 from .dataset import MultiLabelDataset, Split
+from .finder import spelling
 from .published import check_sizes
 
 DEFAULT_ROOTS = {"digits": "data/digits", "coco2014": "data/coco2014", "voc2007": "data/voc2007"}
@@ -23,7 +28,18 @@ def open_dataset(config: Data, split: Split) -> MultiLabelDataset:
     ``mylab.tags:read``, is called with the folder and the split, every time. Raises DataError, with the command that
     gets the data, when the folder is missing or does not hold what the layout promises.
     """
-    return _chosen(config, _whole(config, split))
+    half = _held_out(_whole(config, "train"), config.holdout, split) if config.holdout else _whole(config, split)
+    return half.select_classes(config.classes) if config.classes else half
+
+
+def _held_out(train: MultiLabelDataset, share: float, split: Split) -> MultiLabelDataset:
+    """The part of the training images to test on, or the others: by a hash of the id, so that an image is in one of
+    the two whatever the seed, the class order and the other images are."""
+    hashes = [hashlib.sha256(str(one).encode("utf-8", "surrogatepass")).digest() for one in train.ids]
+    held = np.array([int.from_bytes(one[:8], "big") < share * 2**64 for one in hashes], dtype=bool)
+    note = f"{held.sum()} of {len(held)} training images are held out and tested on; the test images are not looked at"
+    half = train.select_images(held if split == "test" else ~held, split)
+    return replace(half, notes=(*half.notes, note) if split == "train" else ())
 
 
 def open_both(config: Data) -> tuple[MultiLabelDataset, MultiLabelDataset]:
@@ -31,23 +47,32 @@ def open_both(config: Data) -> tuple[MultiLabelDataset, MultiLabelDataset]:
 
     DataError where they name different classes, and where a published set does not have its published sizes.
     """
-    whole = _whole(config, "train"), _whole(config, "test")
-    check_sizes(*whole)
-    train, test = (_chosen(config, half) for half in whole)
+    whole = _whole(config, "train")
+    check_sizes(whole, None if config.holdout else _whole(config, "test"))
+    train, test = open_dataset(config, "train"), open_dataset(config, "test")
     for one, other in ((train, test), (test, train)):
         if lacks := [name for name in one.classes if name not in other.classes]:
-            both = [name for name in one.classes if name in other.classes]
             raise DataError(
                 f"{other.source or other.root}: the {other.split} half lacks {', '.join(map(repr, lacks[:8]))}, which "
-                f"the {one.split} half has. List it in both, or learn the others: data.classes=[{', '.join(both)}]"
+                f"the {one.split} half has. {_way_out(one.classes, other.classes)}"
             )
     if train.classes != test.classes:
         raise DataError(f"{train.root}: training and test half name their classes in different orders.")
     return train, test
 
 
-def _chosen(config: Data, whole: MultiLabelDataset) -> MultiLabelDataset:
-    return whole.select_classes(config.classes) if config.classes else whole
+def _way_out(classes: tuple[str, ...], others: tuple[str, ...]) -> str:
+    """What to do where one half has classes that the other lacks."""
+    alike = {spelling(name): name for name in others if name not in classes}
+    pairs = [f"{n!a} and {alike[spelling(n)]!a}" for n in classes if spelling(n) in alike]
+    if pairs:
+        return f"Spell them alike in both: {', '.join(pairs[:4])}"
+    both = [name for name in classes if name in others]
+    return (
+        f"List it in both, or learn the others: data.classes=[{', '.join(both)}]"
+        if both
+        else ("The two have no class in common: are they of one data set?")
+    )
 
 
 def _whole(config: Data, split: Split) -> MultiLabelDataset:

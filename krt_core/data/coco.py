@@ -39,7 +39,11 @@ def locate(root: Path, split: Split, name: str = "coco") -> Source:
     """Find the annotation file, in ``root``, ``root/annotations`` or beside the images."""
     words = WORDS[split][:1] if name == "coco2014" else WORDS[split]
     found = {root / f"{file.format(word)}.json": word for word in words for file in FILES}
+    odd = [path for path in found if path.is_symlink() or path.exists()]
     found = {path: word for path, word in found.items() if path.is_file()}
+    if not found and odd:
+        what = f"a link to {odd[0].readlink()}, which is not there" if odd[0].is_symlink() else "no file"
+        raise DataError(f"{odd[0]} is {what}: put the {split} annotations there.")
     if not found:
         wanted = " or ".join(f"instances_{w}.json" if w[-1].isdigit() else f"{w}.json" for w in words)
         there = sorted({path.name for path in (*root.glob("*.json"), *root.glob("annotations/*.json"))})

@@ -47,6 +47,13 @@ class MultiLabelDataset:
             digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()[:16]
 
+    def select_images(self, chosen: np.ndarray, split: Split) -> MultiLabelDataset:
+        """The images where ``chosen`` (n,) is true, as a half of that name."""
+        boxes = self.boxes[chosen[self.boxes[:, 0].astype(int)]].copy()
+        boxes[:, 0] = (np.cumsum(chosen) - 1)[boxes[:, 0].astype(int)]
+        own = {"ids": self.ids[chosen], "paths": self.paths[chosen], "labels": self.labels[chosen], "boxes": boxes}
+        return replace(self, split=split, **own)
+
     def select_classes(self, names: tuple[str, ...]) -> MultiLabelDataset:
         """The same images with the columns of ``names`` only; images without a label stay. DataError if unknown."""
         for name in names:

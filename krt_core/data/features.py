@@ -42,8 +42,8 @@ class Maker(Protocol):
 class _Kept(NamedTuple):
     """The features (n, channels, h, w) of one view of all images, and which of them (n,) are computed."""
 
-    array: np.ndarray
-    done: np.ndarray
+    array: np.memmap
+    done: np.memmap
 
 
 class FeatureStore:

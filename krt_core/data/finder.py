@@ -68,7 +68,7 @@ class Finder:
 
     def among(self, base: str, stem: str) -> list[str]:
         """Images of a folder that are called ``stem``, whatever their extension."""
-        names = self._fold(base).get(_key(stem), [])
+        names = self._fold(base).get(spelling(stem), [])
         return [name for name in names if os.path.splitext(name)[0] == stem] or names
 
     def has(self, base: str, name: str) -> bool:
@@ -98,8 +98,8 @@ class Finder:
     def _alike(self, folder: str, name: str) -> str | None:
         """The one name of a folder that differs from ``name`` in case, Unicode form or extension alone."""
         stem, extension = os.path.splitext(name)
-        names = self._fold(folder).get(_key(stem if _is_image(extension) else name), [])
-        same = [other for other in names if _key(other) == _key(name)]
+        names = self._fold(folder).get(spelling(stem if _is_image(extension) else name), [])
+        same = [other for other in names if spelling(other) == spelling(name)]
         return same[0] if len(same) == 1 else names[0] if len(names) == 1 else None
 
     def _deeper(self, readings: list[Parts]) -> str | None:
@@ -138,7 +138,7 @@ class Finder:
             for name in self._names(folder):
                 stem, extension = os.path.splitext(name)
                 if _is_image(extension):
-                    folded.setdefault(_key(stem), []).append(name)
+                    folded.setdefault(spelling(stem), []).append(name)
             self._folded[folder] = folded
         return self._folded[folder]
 
@@ -174,5 +174,6 @@ def _is_image(extension: str) -> bool:
     return extension[1:].lower() in EXTENSIONS
 
 
-def _key(name: str) -> str:
+def spelling(name: str) -> str:
+    """What names have in common that differ in case or Unicode form alone."""
     return unicodedata.normalize("NFC", name).casefold()

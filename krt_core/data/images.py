@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError
+from .text import instead
 
 DECODER = 2  # raise it when `load_image` gives other pixels: decoded images are cached
 TURNS = {  # EXIF orientation → what brings the image upright
@@ -31,7 +33,10 @@ def load_image(path: Path, size: int) -> np.ndarray:
         with Image.open(path) as image:
             if image.format == "EPS":  # Pillow would have another program run what the file says
                 raise ValueError("EPS is a program, not an image")
+            deep = ";16" in str([tile[3] for tile in image.tile])  # taken out by loading
             image.load()
+            if deep and image.mode in ("RGB", "RGBA", "LA"):
+                _check_depth(image)
             return resize(_upright(_rgb(image), image), size)
     except Exception as error:  # each format's reader has errors of its own for broken files
         reason = _reason(path, error)
@@ -65,6 +70,14 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _check_depth(image: Image.Image) -> None:
+    """Of 16 bits a channel Pillow keeps the upper 8. ValueError where those hold next to nothing, as in files of
+    cameras with 12 bits."""
+    brightest = int(np.asarray(image)[..., : 1 if image.mode == "LA" else 3].max())
+    if brightest < 16:
+        raise ValueError("it has 16 bits a channel and uses 12 of them or less: save it with 8")
+
+
 def _shallow(grey: np.ndarray) -> np.ndarray:
     """Deep grey values (h, w) → uint8: whole numbers by the least depth that holds the brightest of them (12-bit
     cameras save files of 16), others from the darkest to the brightest, shares of 1 as they are."""
@@ -88,11 +101,13 @@ def _upright(picture: Image.Image, source: Image.Image) -> Image.Image:
 
 def _reason(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
-        head = file.read(48)
+        head = file.read(200)
     if not head:
         return "the file is empty"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer: run git lfs pull"
+    if what := instead(head):
+        return f"it is {what}"
+    if re.match(rb"....ftyp(hei|hev|mif|msf)", head, re.DOTALL):
+        return "it is a HEIC photo: save it as JPEG"
     if isinstance(error, UnidentifiedImageError):
         return "it is no image of a format that is known"
     return getattr(error, "strerror", None) or str(error).replace(str(path), "it") or type(error).__name__

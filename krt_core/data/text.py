@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,33 @@ BOMS = {
 }  # fmt: skip  # UTF-32 before UTF-16: one begins as the other does
 OTHERS = ("gb18030", "big5", "shift_jis", "euc_kr", "cp1252", "latin-1")  # tried only where something tells which fits
 WIDER = {"gb2312": "gb18030", "gbk": "gb18030"}  # programs declare the smaller set and use the larger
+INSTEAD = (  # how a file begins → what it is in place of what should be there, and the way out
+    (rb"version https://git-lfs", "a Git LFS pointer: run git lfs pull"),
+    (rb"/annex/objects/", "a git-annex pointer: run git annex get"),
+    (rb"\x1f\x8b", "compressed by gzip: unpack it"),
+    (rb"PK\x03\x04", "a zip archive: unpack it"),
+    (rb"(?i)(\xef\xbb\xbf)?\s*<(!doctype html|html)", "a web page, as a server sends it to log in: get the file again"),
+    (rb"\0+\Z", "filled with zeros, as a broken copy is: get it again"),
+)
 YES, NO = ("1", "true", "yes", "y", "t"), ("0", "false", "no", "n", "f", "", "unspecified", "none", "null")
 
 
 def read_bytes(path: Path) -> bytes:
-    """DataError, with the reason, where a file cannot be had."""
+    """DataError, with the reason, where a file cannot be had, or another thing is in its place."""
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path} is missing.") from None
     except (OSError, ValueError, MemoryError) as error:
         raise DataError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+    if what := instead(data[:200]):
+        raise DataError(f"{path} is {what}.")
+    return data
+
+
+def instead(head: bytes) -> str:
+    """What a file is by its first bytes that is neither text nor an image, with the way out; empty: nothing known."""
+    return next((what for pattern, what in INSTEAD if re.match(pattern, head)), "")
 
 
 def decode(data: bytes, path: Path, declared: str = "", fits: Callable[[str], bool] | None = None) -> str:

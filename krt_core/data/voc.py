@@ -93,26 +93,36 @@ def _base(root: Path, name: str) -> Path:
 
 
 def read_list(path: Path, xmls: frozenset[str]) -> list[str]:
-    """The image ids of a list: names with or without blanks, extension, folder, or a column of 1 and -1 behind them."""
+    """The image ids of a list: names with or without blanks, extension, folder, or a column of 1 and -1 behind them;
+    one a line, or several with blanks or commas between them."""
 
     def fits(text: str) -> bool:
-        return all(f"{_image_id(line, xmls)}.xml" in xmls for line in text.splitlines() if line.strip())
+        return all(f"{one}.xml" in xmls for line in text.splitlines() for one in _image_ids(line, xmls))
 
     text = decode(read_bytes(path), path, fits=fits)
-    return [_image_id(line.strip(), xmls) for line in text.splitlines() if line.strip()]
+    return [one for line in text.splitlines() for one in _image_ids(line, xmls)]
 
 
-def _image_id(line: str, xmls: frozenset[str]) -> str:
-    """Whichever reading of a line has an annotation; its first word where none has."""
+def _image_ids(line: str, xmls: frozenset[str]) -> list[str]:
+    """Whichever reading of a line has annotations: the whole line, or its words; the line where none has."""
     line = line.strip().replace("\\", "/")
-    readings = [line, re.sub(r"\s+[-+]?[01]$", "", line), line.split()[0], line.split()[-1]]
-    for reading in readings:
-        for one in (reading, reading.rsplit("/", 1)[-1]):
-            stem, extension = os.path.splitext(one)
-            for image_id in (one, stem) if extension[1:].lower() in (*EXTENSIONS, "xml") else (one,):
-                if f"{image_id}.xml" in xmls:
-                    return image_id
-    return readings[1]
+    without = re.sub(r"[\s,;]+[-+]?[01]$", "", line)
+    words = [word for word in re.split(r"[\s,;\"']+", line) if word]
+    of_words = {word: found for word in words if (found := _annotated(word, xmls))}
+    whole = [found for reading in (line, without) if (found := _annotated(reading, xmls))]
+    if len(set(of_words.values())) > 1 and not any(f"{reading}.xml" in xmls for reading in (line, without)):
+        return list(dict.fromkeys(of_words.get(word, word) for word in words))
+    return (whole or [*of_words.values(), without.lstrip("/")])[:1] if line else []
+
+
+def _annotated(name: str, xmls: frozenset[str]) -> str:
+    """The image id that a name with folder and extension stands for; empty where it has no annotation."""
+    for one in (name, name.rsplit("/", 1)[-1]):
+        stem, extension = os.path.splitext(one)
+        for image_id in (one, stem) if extension[1:].lower() in (*EXTENSIONS, "xml") else (one,):
+            if f"{image_id}.xml" in xmls:
+                return image_id
+    return ""
 
 
 def read(source: Source, name: str, split: Split) -> MultiLabelDataset:
@@ -140,7 +150,9 @@ def read(source: Source, name: str, split: Split) -> MultiLabelDataset:
                     found.append((row, column[label], *box))
         difficult_only += bool(annotated.objects) and not labels[row].any()
     if not labels.any():
-        raise DataError(f"{source.root}: no image of {source.id_list.name} has a label.")
+        count = sum(len(annotated.objects) for annotated in annotations)
+        reason = f"all {count} objects are marked difficult, which is no label" if count else "no XML has an object"
+        raise DataError(f"{source.root}: no image of {source.id_list.name} has a label, as {reason}.")
     notes = list(source.notes)
     if difficult_only:
         notes.append(f"{difficult_only} images hold difficult objects only and have no label")

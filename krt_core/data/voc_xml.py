@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ def read_xml(path: Path) -> Annotated:
     try:
         data = read_bytes(path)
     except DataError as error:
-        if not path.exists():
+        if not os.path.exists(path):
             raise DataError(f"{path} is missing, though the image list names it.") from None
         raise error
     says = re.match(rb"""\s*<\?xml[^>]*encoding\s*=\s*["']([\w.-]+)["']""", data[:200])
@@ -38,6 +39,8 @@ def read_xml(path: Path) -> Annotated:
         tree = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
         raise DataError(f"{path} is not readable XML: {error}.") from None
+    for element in tree.iter():  # <ns:Object> is meant as <object>
+        element.tag = element.tag.rpartition("}")[2].lower()
     width, height = (number(tree.findtext(f"size/{key}")) for key in ("width", "height"))
     objects, unreadable = [], 0
     for place, node in enumerate(tree.iter("object"), 1):

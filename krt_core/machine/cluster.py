@@ -103,5 +103,6 @@ def _number(variable: str, default: int | None, least: int, most: int = 2**31) -
     except ValueError:
         value = least - 1
     if not least <= value <= most:
-        raise ConfigError(f"{variable}={text!r} must be a whole number of at least {least}, {WAYS_OUT}.")
+        bounds = f"of at least {least}" if most == 2**31 else f"from {least} to {most}"
+        raise ConfigError(f"{variable}={text!r} must be a whole number {bounds}, {WAYS_OUT}.")
     return value

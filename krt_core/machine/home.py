@@ -60,7 +60,7 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes 
             if callable(write):
                 write(file)
             else:
-                file.write(write.encode() if isinstance(write, str) else write)
+                file.write(write.encode("utf-8", "backslashreplace") if isinstance(write, str) else write)
             file.flush()
             if flush:
                 os.fsync(file.fileno())

@@ -24,7 +24,7 @@ from ..options import Options
 from ..protocol import Protocol, Session
 
 
-def _no_batches() -> Iterator[Batch]:
+def _no_batches() -> Iterator[Any]:
     raise RuntimeError("This context has no images.")
 
 

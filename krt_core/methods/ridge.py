@@ -97,7 +97,7 @@ class Ridge(Method):
         session = context.session
         shown = labels[:, session.columns].sum(dim=0)
         context.world.add_up([shown])
-        single = [name for name, n in zip(context.protocol.class_names(session.index), shown, strict=True) if n <= 1]
+        single = [name for name, n in zip(context.protocol.classes[session.columns], shown, strict=True) if n <= 1]
         if single:
             context.log(f"ridge: of {', '.join(single)} there is one image; the penalty is chosen by the other classes")
         for columns in self.statistics.together(range(session.start, session.stop)):

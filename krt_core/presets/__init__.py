@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -51,7 +52,7 @@ def nested(
     holds, for `krt_core.presets.reading.parse_value`. ConfigError where a key is set twice."""
     if isinstance(overrides, str):
         whole = overrides.strip()
-        overrides = parse_value("overrides", whole) if whole[:1] in ("{", "[") or ": " in whole else whole.split()
+        overrides = parse_value("overrides", whole) if whole[:1] in ("{", "[") or ": " in whole else _words(whole)
     if overrides is None or overrides == "":
         return {}
     pairs: list[tuple[str, Any]] = []
@@ -69,6 +70,11 @@ def nested(
     for dotted, value in pairs:
         _put(sections, dotted.split("."), value, dotted)
     return sections
+
+
+def _words(text: str) -> list[str]:
+    """``a.b=1 c=x y`` → ["a.b=1", "c=x y"]: what has no key of its own belongs to the value before it."""
+    return re.split(r"\s+(?=[\w.]+=)", text) if text else []
 
 
 def _put(into: dict[Any, Any], key: list[Any], value: Any, dotted: str) -> None:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import ConfigError
 from .reading import parse_value
 
 WORDS = {int: "whole numbers", str: "texts", bool: "true or false"}
+NUMBERS = re.compile(r"\s*\(?\s*-?(0|[1-9][0-9]*)([\s,]+-?(0|[1-9][0-9]*))*[\s,]*\)?\s*")
 TRUTH = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False, "1": True, "0": False}
 
 
 def listed(name: str, value: Any, kind: type[int] | type[str]) -> list[Any]:
     """A list of whole numbers or of texts: as one, as one of its members, or as the text of either. ConfigError names
     the parameter that is none."""
-    if isinstance(value, str) and (kind is int or value.strip()[:1] == "["):
-        value = parse_value(name, value, "names" if kind is str else "")
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, str):
+        value = _of_text(name, value, kind)
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         value = [value]
     found = [_plain(one, kind) for one in value]
     for one in found:
@@ -26,6 +28,17 @@ def listed(name: str, value: Any, kind: type[int] | type[str]) -> list[Any]:
             example = "[0, 1]" if kind is int else '["one", "two"]'
             raise ConfigError(f"{name} must be {WORDS[kind]} in a list, such as {example}; found {one!r}.")
     return found
+
+
+def _of_text(name: str, text: str, kind: type) -> Any:
+    """A list as YAML writes it, "krt, pod", "0, 1", "0 1" or "(0, 1)"; else the text."""
+    if kind is int and NUMBERS.fullmatch(text):
+        return [int(one) for one in re.findall(r"-?[0-9]+", text)]
+    if kind is int or text.strip()[:1] == "[":
+        return parse_value(name, text, "names" if kind is str else "")
+    if "," in text and "=" not in text:
+        return [one.strip() for one in text.split(",") if one.strip()]
+    return text
 
 
 def whole(name: str, value: Any, least: int = 0) -> int:

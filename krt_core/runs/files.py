@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +57,23 @@ def _finite(value: Any) -> Any:
 
 def known(numbers: dict[str, Any]) -> dict[str, Any]:
     """Numbers as they were before `to_json`: null is NaN."""
-    return {key: math.nan if value is None else value for key, value in numbers.items()}
+    return {
+        key: math.nan if value is None else known(value) if isinstance(value, dict) else value
+        for key, value in numbers.items()
+    }
 
 
-def read_arrays(path: Path, names: Iterable[str], way_out: str) -> list[np.ndarray]:
-    """Arrays of an npz file by name. Raises FileNotFoundError, and RunError, with the way out, where it is damaged."""
+def read_arrays(path: Path, kinds: dict[str, str], way_out: str) -> list[np.ndarray]:
+    """Arrays of an npz file by name, all of one length. kinds: of each, NumPy's letter and the number of axes, as in
+    "f2". Raises FileNotFoundError, and RunError, with the way out, where it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return [stored[name] for name in names]
+            found = [np.asarray(stored[name]) for name in kinds]  # bytes where what is in it is no array
+        if [f"{one.dtype.kind}{one.ndim}" for one in found] != [*kinds.values()] or len(
+            {len(one) for one in found}
+        ) > 1:
+            raise ValueError(f"{', '.join(kinds)} are not what they should be")
+        return found
     except Exception as error:  # zip, header and pickle code raise of every kind on what is no npz file
         raise _told(error, path, way_out) from None
 

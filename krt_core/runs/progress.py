@@ -37,7 +37,7 @@ class Progress:
         """One line, with the time, to log.txt and to the screen."""
         if self.show == "off":
             return
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+        with (self.folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
         if self.show != "none":
             say = partial(print, flush=True) if self._bar is None else self._bar.write

@@ -92,6 +92,10 @@ class Reader:
             raise RunError(f"{self.folder.name} has not finished session {session + 1}.")
         if missing := [key for key in ("classes", "metrics", "method") if key not in state]:
             raise damaged(path, f"it lacks {', '.join(missing)}", self.way_out(session))
+        if "mAP_seen" not in state["metrics"]:
+            raise damaged(path, "its metrics lack mAP_seen", self.way_out(session))
+        if state.get("session", session) != session:
+            raise damaged(path, f"it is of session {state['session'] + 1}", self.way_out(session))
         return {**state, "metrics": known(state["metrics"])}
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..machine.home import atomic_write
-from .files import read_arrays
+from .files import damaged, read_arrays
 
 POOLS = ("fixed", "seen", "own")  # of test images, see `krt_core.runs.summary.ap_of_session`
 
@@ -27,7 +27,9 @@ class Scores:
 
     @classmethod
     def read(cls, path: Path, classes: int, way_out: str) -> Scores:
-        ids, scores, packed = read_arrays(path, ("ids", "scores", "labels"), way_out)
+        ids, scores, packed = read_arrays(path, {"ids": "U1", "scores": "f2", "labels": "u2"}, way_out)
+        if packed.dtype != np.uint8 or not 0 <= packed.shape[1] * 8 - classes < 8:
+            raise damaged(path, f"it is of another run than one of {classes} classes", way_out)
         return cls(ids, scores, np.unpackbits(packed, axis=1, count=classes).astype(bool))
 
 
@@ -43,7 +45,7 @@ class Ahead:
 
     @classmethod
     def read(cls, path: Path, way_out: str) -> Ahead:
-        return cls(*read_arrays(path, ("ids", "scores"), way_out))
+        return cls(*read_arrays(path, {"ids": "U1", "scores": "f2"}, way_out))
 
 
 def write_ap(path: Path, ap: dict[str, np.ndarray]) -> None:
@@ -52,4 +54,4 @@ def write_ap(path: Path, ap: dict[str, np.ndarray]) -> None:
 
 
 def read_ap(path: Path, way_out: str) -> dict[str, np.ndarray]:
-    return dict(zip(POOLS, read_arrays(path, POOLS, way_out), strict=True))
+    return dict(zip(POOLS, read_arrays(path, dict.fromkeys(POOLS, "f1"), way_out), strict=True))

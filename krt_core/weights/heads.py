@@ -21,6 +21,7 @@ BY_OUTPUTS = {
     1000: "ImageNet-1k", 1001: "ImageNet-1k", 10450: "ImageNet-21k (winter edition)", 11221: "ImageNet-21k (MIIL)",
     11821: "ImageNet-12k", 21841: "ImageNet-21k", 21843: "ImageNet-21k", 365: "Places365",
 }  # fmt: skip
+ANCHORS = (1, 3, 4, 6, 9)  # of usual detectors at each place
 IN_COCO_AND_VOC = {
     "person", "bicycle", "car", "bus", "train", "boat", "bird",
     "cat", "dog", "horse", "sheep", "cow", "bottle", "chair",
@@ -95,6 +96,8 @@ def _head_of(name: str, tensor: Tensor) -> tuple[str, int, int | None] | None:
     shape = tuple(tensor.shape)
     whole = ".".join(stem)
     known = shape[0] in DATA_OF or shape[0] in BY_OUTPUTS
+    if leaf == "weight" and (classes := _of_anchors(stem, shape)):
+        return whole, classes, shape[1]
     if leaf in ("weight", "bias") and (max(shape[2:], default=1) > 1 or (len(shape) != 2 and not known)):
         return None  # a norm, a convolution
     if leaf in ("weight", "bias", "weight_v", "weight_orig", "qweight"):
@@ -106,6 +109,13 @@ def _head_of(name: str, tensor: Tensor) -> tuple[str, int, int | None] | None:
     if HEAD.search(leaf):  # a bare parameter: (classes, width), or the other way round
         return name, next((size for size in shape if size in DATA_OF), shape[0]), None
     return None
+
+
+def _of_anchors(stem: list[str], shape: tuple[int, ...]) -> int | None:
+    """Classes of the convolution by which a detector names what is at each place, once for each of its anchors."""
+    if len(shape) != 4 or not any(re.search("cls|class", segment) for segment in stem):
+        return None
+    return next((n for n in DATA_OF if shape[0] % n == 0 and shape[0] // n in ANCHORS), None)
 
 
 def classes_of(heads: Iterable[Head], names: Iterable[str]) -> int | None:

@@ -205,6 +205,43 @@ def test_a_class_that_one_half_does_not_list_is_named(root):
     assert open_both(Data(dataset="coco", root=str(root), classes=("ant", "cat")))[1].classes == ("ant", "cat")
 
 
+@pytest.mark.parametrize(
+    ("rename", "words"),
+    [(str.upper, "Spell them alike in both: 'ANT' and 'ant', 'BEE' and 'bee'"), ("x{}".format, "no class in common"),
+     (lambda name: name.replace("ant", "\u00e9l\u00e9phant"), "learn the others: data.classes=[bee, cat, dog]")],
+)  # fmt: skip
+def test_the_way_out_fits_the_class_lists(root, rename, words):
+    path = root / "annotations" / FILES["train"]
+    content = json.loads(path.read_text())
+    for entry in content["categories"]:
+        entry["name"] = rename(entry["name"])
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError) as caught:
+        open_both(Data(dataset="coco", root=str(root)))
+    assert words in str(caught.value) and "data.classes=[]" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer: run git lfs pull"),
+     (b"\0" * 300, "is filled with zeros"), (b"\x1f\x8b\x08\0\0", "is compressed by gzip"),
+     (b"PK\x03\x04", "is a zip archive"), (b"\n<!DOCTYPE html><html>log in</html>", "is a web page")],
+)  # fmt: skip
+def test_what_lies_in_the_place_of_a_file_is_named(root, content, words):
+    (root / "annotations" / FILES["train"]).write_bytes(content)
+    with pytest.raises(DataError, match=rf"instances_train2014.json {words}"):
+        opened(root)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("gone.json", path)])
+def test_annotations_that_are_no_file_are_named(root, make):
+    path = root / "annotations" / FILES["train"]
+    path.unlink()
+    make(path)
+    with pytest.raises(DataError, match=r"instances_train2014.json is (no file|a link to gone.json, which is not)"):
+        opened(root)
+
+
 def test_the_labels_are_those_that_pycocotools_reads(root):
     from pycocotools.coco import COCO
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from krt_core.config import Data
-from krt_core.data import digits, open_dataset
+from krt_core.data import digits, open_both, open_dataset
 from krt_core.data.pipeline import batches, to_device
 from krt_core.data.store import ImageStore, load_image
 from krt_core.errors import DataError
@@ -66,6 +67,27 @@ def test_choosing_classes(coco_root):
     assert set(some.boxes[:, 1]) == {0.0, 1.0} and (some.boxes[:, 1] == 0).sum() == (whole.boxes[:, 1] == 3).sum()
     with pytest.raises(DataError, match=r"'dgo'.*Did you mean 'dog'"):
         open_dataset(Data(dataset="coco", root=str(coco_root), classes=("dgo",)), "train")
+
+
+@pytest.mark.parametrize("layout", ["coco", "voc"])
+def test_a_part_of_the_training_images_can_be_the_test_set(coco_root, voc_root, layout):
+    root = coco_root if layout == "coco" else voc_root
+    whole = open_dataset(Data(dataset=layout, root=str(root)), "train")
+    shutil.rmtree(root / "val2014") if layout == "coco" else None
+    for path in root.rglob("*val2014.json" if layout == "coco" else "test.txt"):
+        path.unlink()  # nothing of the test half is looked at
+    train, test = open_both(Data(dataset=layout, root=str(root), holdout=0.6))
+    assert {*train.ids, *test.ids} == {*whole.ids} and len(train) + len(test) == len(whole) and len(train) and len(test)
+    assert (train.split, test.split) == ("train", "test") and "held out and tested on" in train.notes[-1]
+    for half in (train, test):
+        rows = [list(whole.ids).index(one) for one in half.ids]
+        assert (half.labels == whole.labels[rows]).all() and (half.paths == whole.paths[rows]).all()
+        boxes = [(whole.ids[int(box[0])], *box[1:]) for box in whole.boxes if whole.ids[int(box[0])] in half.ids]
+        assert [(half.ids[int(box[0])], *box[1:]) for box in half.boxes] == boxes
+    more = open_both(Data(dataset=layout, root=str(root), holdout=0.8))[1]
+    assert {*test.ids} <= {*more.ids}
+    chosen = open_both(Data(dataset=layout, root=str(root), holdout=0.6, classes=whole.classes[:1]))[1]
+    assert chosen.classes == whole.classes[:1] and (chosen.ids == test.ids).all()
 
 
 def test_voc_folder(voc_root):

@@ -1,6 +1,8 @@
 """Images of every kind, as people see them; broken ones are named."""
 
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -30,6 +32,29 @@ def test_deep_grey_has_one_scale(tmp_path):
     assert load_image(tmp_path / "a.png", 64).max() == round(40000 / 257)
     Image.fromarray(np.where(RAMP > 0.5, np.nan, 0.4 + RAMP).astype(np.float32)).save(tmp_path / "a.tif")
     assert load_image(tmp_path / "a.tif", 64)[:, 40:].max() == 0
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(2, 3), (6, 4), (4, 2)])
+def test_deep_colours_keep_their_levels_or_are_named(tmp_path, kind, channels):
+    """Pillow keeps the upper 8 of 16 bits: of 12 bits in 16 nearly nothing would be left."""
+    for scale in (65535, 4095):
+        pixels = np.full((64, 64, channels), 65535, ">u2")
+        pixels[..., : channels - (kind > 2)] = (RAMP * scale)[..., None]
+        _png(tmp_path / f"{scale}.png", 64, 16, kind, b"".join(b"\0" + row.tobytes() for row in pixels))
+    grey = load_image(tmp_path / "65535.png", 64)
+    assert grey.min() == 0 and grey.max() == 255 and len(np.unique(grey[..., 0])) >= 60
+    with pytest.raises(DataError, match=r"4095.png cannot be read \(it has 16 bits a channel and uses 12"):
+        load_image(tmp_path / "4095.png", 64)
+
+
+def _png(path, size, depth, kind, rows):
+    def chunk(name, data):
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", size, size, depth, kind, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png", "webp", "tif"])
@@ -92,7 +117,9 @@ def fifo(path):
     ("make", "words"),
     [(lambda p: p.write_bytes(b""), "the file is empty"), (lambda p: p.mkdir(), "is a folder"), (fifo, "not a file"),
      (lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
-     (lambda p: p.write_text("<html>"), "no image of a format that is known"), (lambda p: None, "is missing"),
+     (lambda p: p.write_text("<html>"), "a web page"), (lambda p: p.write_bytes(b"\0" * 999), "filled with zeros"),
+     (lambda p: p.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 99), "a HEIC photo: save it as JPEG"),
+     (lambda p: p.write_text("hello"), "no image of a format that is known"), (lambda p: None, "is missing"),
      (lambda p: p.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"), "EPS is a program")],
 )  # fmt: skip
 def test_what_is_no_image_is_named(tmp_path, make, words):

@@ -48,6 +48,10 @@ LISTS = {
     "a byte order mark": lambda r: lists(r, lambda ids: "\n".join(ids).encode("utf-8-sig")),
     "extensions": lambda r: lists(r, lambda ids: "\n".join(f"{one}.jpg" for one in ids)),
     "two paths": lambda r: lists(r, lambda ids: "\n".join(f"JPEGImages/{o}.jpg Annotations/{o}.xml" for o in ids)),
+    "commas": lambda r: lists(r, lambda ids: ",\n".join(ids)),
+    "CSV": lambda r: lists(r, lambda ids: "".join(f'"{one}",1\r\n' for one in ids)),
+    "one line": lambda r: lists(r, lambda ids: " ".join(ids)),
+    "one line of paths": lambda r: lists(r, lambda ids: "; ".join(f"JPEGImages/{one}.jpg" for one in ids)),
     "backslashes": lambda r: lists(r, lambda ids: "\r\n".join(f"D:\\set\\{one}.jpg" for one in ids)),
 }  # fmt: skip
 
@@ -59,6 +63,13 @@ def test_lists(root, change):
         data = opened(root, split)
         assert len(data) == count and data.classes == ("cat", "dog") and data.labels.sum() == count
         assert all(data.path(row).is_file() for row in range(count))
+
+
+def test_of_several_on_a_line_none_is_left_out(root):
+    with (root / "ImageSets/Main/trainval.txt").open("a") as file:
+        file.write("000006 000007 000999\n")
+    with pytest.raises(DataError, match="Annotations/000999.xml is missing, though the image list names it"):
+        opened(root)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +170,49 @@ def test_voc2007_takes_no_other_list_for_its_own(root):
 def test_damaged_annotations_are_named(root, text, words):
     (root / "Annotations/000000.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=words):
+        opened(root)
+
+
+@pytest.mark.parametrize("change", [("<annotation>", '<annotation xmlns="urn:x">'), ("object>", "Object>"),
+                                    ("<name>", "<Name>"), ("</name>", "</Name>")])  # fmt: skip
+def test_names_of_elements_in_any_case_and_space(root, change):
+    """In one file of six: its label would be gone without a word."""
+    path = root / "Annotations/000002.xml"
+    text = path.read_text().replace(*change)
+    path.write_text(text.replace("</name>", "</Name>") if "<Name>" in text else text.replace("<name>", "<Name>")
+                    if "</Name>" in text else text)  # fmt: skip
+    assert opened(root).labels.sum() == 6
+
+
+def test_why_there_are_no_labels_is_said(root):
+    for path in (root / "Annotations").iterdir():
+        path.write_text(path.read_text().replace("<difficult>0", "<difficult>1"))
+    with pytest.raises(DataError, match="all 6 objects are marked difficult"):
+        opened(root)
+    for path in (root / "Annotations").iterdir():
+        path.write_text("<annotation/>")
+    with pytest.raises(DataError, match="no XML has an object"):
+        opened(root)
+
+
+@pytest.mark.parametrize("place", ["Annotations/000001.xml", "ImageSets/Main/trainval.txt"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer: run git lfs pull"),
+     (b"\0" * 300, "is filled with zeros"), (b"\x1f\x8b\x08\0\0", "is compressed by gzip"),
+     (b"<!DOCTYPE html><html>log in</html>", "is a web page")],
+)  # fmt: skip
+def test_what_lies_in_the_place_of_a_file_is_named(root, place, content, words):
+    (root / place).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{place} {words}"):
+        opened(root)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "/", "/etc/hostname"])
+def test_a_list_of_odd_names_is_an_error_of_ours(root, name):
+    with (root / "ImageSets/Main/trainval.txt").open("a") as file:
+        file.write(f"{name}\n")
+    with pytest.raises(DataError, match=rf"^{root}/Annotations/"):
         opened(root)
 
 

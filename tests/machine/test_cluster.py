@@ -56,6 +56,7 @@ def test_what_says_that_it_is_alone_is_alone(variables, given):
         ({"RANK": "x"}, "RANK"), ({**WHOLE, "RANK": "2"}, "RANK"), ({**WHOLE, "RANK": ""}, "RANK"),
         ({**WHOLE, "MASTER_ADDR": ""}, "MASTER_ADDR"), ({**WHOLE, "MASTER_PORT": ""}, "MASTER_PORT"),
         ({**WHOLE, "MASTER_PORT": "http"}, "MASTER_PORT"), ({**WHOLE, "MASTER_PORT": "99999"}, "MASTER_PORT"),
+        ({**WHOLE, "MASTER_PORT": "0"}, "MASTER_PORT='0' must be a whole number from 1 to 65535"),
         ({**WHOLE, "LOCAL_RANK": "x"}, "LOCAL_RANK"),
     ],
 )  # fmt: skip

@@ -4,7 +4,9 @@ way out, and the way out works."""
 import json
 import re
 import shutil
+import zipfile
 
+import numpy as np
 import pytest
 from conftest import TINY, write_coco
 from interrupted import begun, log_of
@@ -13,6 +15,7 @@ from krt_core.cli import main
 from krt_core.config import load_experiment
 from krt_core.errors import KRTError, RunError
 from krt_core.lab.report import collect
+from krt_core.lab.report.html import html_report
 from krt_core.runs.folder import Run
 from krt_core.session import train
 
@@ -171,3 +174,57 @@ def test_a_state_without_what_is_needed_is_named(folders):
     path.write_text(json.dumps(state))
     with pytest.raises(RunError, match=r"session_00.state\.json lacks memory: delete the folder"):
         train(experiment, folder, show="none", device="cpu")
+
+
+ODD_STATES = {
+    "its metrics lack mAP_seen": lambda state: state["metrics"].pop("mAP_seen"),
+    "it is of session 1": lambda state: state.update(session=0),
+    "lacks the AP of": lambda state: state["metrics"]["AP_seen"].popitem(),
+}
+
+
+@pytest.mark.parametrize("words", ODD_STATES)
+def test_a_state_without_its_numbers_is_named_by_the_report(folders, words):
+    copy, _ = folders
+    folder = copy("finished")
+    path = folder / "session_02/state.json"
+    state = json.loads(path.read_text())
+    ODD_STATES[words](state)
+    path.write_text(json.dumps(state))
+    runs, left_out = collect([folder])
+    assert not runs and words in left_out[0].reason and f"{path}" in left_out[0].reason
+    assert "delete the folder" in left_out[0].reason
+
+
+def test_an_ap_that_is_null_is_a_number_in_tables(folders):
+    copy, _ = folders
+    folder = copy("finished")
+    path = folder / "session_02/state.json"
+    state = json.loads(path.read_text())
+    state["metrics"]["AP_seen"] = dict.fromkeys(state["metrics"]["AP_seen"])
+    path.write_text(json.dumps(state))
+    assert html_report(collect([folder])[0], [])
+
+
+@pytest.mark.parametrize("name", ["ap.npz", "scores.npz", "ahead.npz"])
+@pytest.mark.parametrize("content", ["bytes", "shapes", "kinds"])
+def test_archives_of_something_else_are_named(folders, name, content):
+    """Whole archives, with the right names in them."""
+    copy, _ = folders
+    path = copy("finished") / "session_01" / name
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    if content == "bytes":
+        with zipfile.ZipFile(path, "w") as archive:
+            for key in arrays:
+                archive.writestr(key, b"no array")
+    else:
+        odd = {"shapes": lambda one: one[..., None], "kinds": lambda one: np.full(one.shape, "x")}[content]
+        np.savez(path, **{key: odd(array) for key, array in arrays.items()})
+    run = Run(path.parents[1])
+    try:
+        run.scores(1), run.ahead(1), run.ap_tables
+    except RunError as error:
+        assert f"{path} is damaged" in str(error), error
+    else:
+        assert name == "ap.npz"  # the scores tell it too

@@ -136,6 +136,12 @@ HEADS = {
     "Query2Label": (net("backbone.0.body.") | zeros(query_embed__weight=(80, 8), fc__W=(1, 80, 8), fc__b=(1, 80)), 80),
     "graph": (zeros(features__0__weight=(8, 3, 3, 3), gc1__weight=(300, 64), A=(80, 80)), 80),
     "EfficientNet": (zeros(_conv_stem__weight=(8, 3, 3, 3), _fc__weight=(20, 8), _fc__bias=(20,)), 20),
+    "RetinaNet": (net("backbone.body.") | zeros(head__classification_head__cls_logits__weight=(819, 8, 3, 3)), 91),
+    "RetinaNet of 80": (net("backbone.") | zeros(bbox_head__retina_cls__weight=(720, 8, 3, 3)), 80),
+    "FCOS": (net("backbone.") | zeros(bbox_head__conv_cls__weight=(80, 8, 3, 3)), 80),
+    "EfficientDet": (net("backbone.") | zeros(class_net__predict__conv_pw__weight=(810, 8, 1, 1)), 90),
+    "SSD of VOC": (net("backbone.") | {f"head.classification_head.module_list.{i}.weight": torch.zeros(n, 8, 3, 3)
+                   for i, n in enumerate((84, 126, 126))}, 21),
     "prototypes": (net() | zeros(class_means=(80, 8)), 80),
 }  # fmt: skip
 
@@ -161,6 +167,8 @@ NO_LEAKS = {  # content, what it was trained on, classes, "leaks"
     "wide layers": (net(head="fc", outputs=1000) | zeros(stages__0__blocks__0__mlp__fc2__weight=(80, 8),
                     stages__0__blocks__0__mlp__fc2__bias=(80,), layer1__0__se__fc__weight=(20, 8, 1, 1)),
                     "ImageNet-1k", 1000, "no reason known"),
+    "a detector of something": (net("backbone.") | zeros(bbox_head__retina_cls__weight=(99, 8, 3, 3),
+                                bbox_head__cls_convs__0__conv__weight=(240, 8, 3, 3)), "unknown", None, "unknown"),
     "no classifier": (net() | zeros(conv_head__weight=(1280, 8, 1, 1), conv_head__bias=(1280,)), "unknown", None,
                       "unknown"),
     "MoCo": ({"state_dict": net("module.encoder_q.", "fc", 128)}, "without labels by its layout (MoCo)", None,

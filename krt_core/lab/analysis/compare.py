@@ -46,4 +46,4 @@ def authors_curves(run: Run, key: str = "seen") -> dict[str, np.ndarray]:
     """Published curves for the setting of a run, by name, in percent; empty where there are none. key: "base", "seen"
     or "new"."""
     protocol = run.protocol
-    return author_curves(run.experiment.data.dataset, *protocol.as_published, key, protocol.classes)
+    return author_curves(run.experiment.data.tested_as, *protocol.as_published, key, protocol.classes)

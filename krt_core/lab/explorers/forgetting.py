@@ -105,8 +105,7 @@ class ForgettingExplorer(Explorer):
     def _new_setting(self) -> None:
         self._all = self.settings[self.value("setting")]
         self._groups, self._one, protocol = by_label(self._all), named(self._all), self._all[0].protocol
-        data = self._all[0].experiment.data.dataset
-        self._ap = author_ap(data, *protocol.as_published, protocol.classes)
+        self._ap = author_ap(self._all[0].experiment.data.tested_as, *protocol.as_published, protocol.classes)
         self.controls["methods"].options = list(self._groups)
         self.controls["methods"].value = list(self._groups)
         classes = [(name, column) for column, name in enumerate(protocol.classes)]

@@ -100,6 +100,10 @@ def _unfinished(run: Run) -> str:
         for session in range(len(run.protocol.sessions)):
             if not {"seconds", "metrics"} <= run.session_state(session).keys():
                 return f"{run.session_folder(session) / 'state.json'} lacks seconds or metrics"
+        ap = run.session_state(session)["metrics"].get("AP_seen", {})
+        if missing := [name for name in run.protocol.classes if name not in ap]:
+            state = run.session_folder(session) / "state.json"
+            return f"{state} lacks the AP of {', '.join(missing[:3])}: {run.way_out(session)}"
         return ""
     if run.written_summary():
         return "its DONE file belongs to another configuration than its experiment.yaml"

@@ -112,6 +112,8 @@ def setting_of(run: Run) -> tuple[str, str]:
         name = f"{Path(data.root or 'data').name} (read by {name})"
     if data.classes:
         name += f", {len(data.classes)} classes"
+    if data.holdout:
+        name += f", tested on {100 * data.holdout:g} % of the training images"
     return name, run.experiment.protocol.name
 
 

@@ -146,8 +146,8 @@ def _setting(dataset: str, protocol: str, runs: list[Run]) -> Setting:
     lines = tuple(sorted((_line(methods[label], label, group) for label, group in groups.items()), key=_rank))
     data, made = runs[0].experiment.data, runs[0].protocol
     published, reference = (), {f"mAP_{key}": {} for key in ("seen", "base", "new")}
-    if not data.classes and published_classes(data.dataset) == set(made.classes):
-        found = published_results(data.dataset, *made.as_published)
+    if not data.classes and published_classes(data.tested_as) == set(made.classes):
+        found = published_results(data.tested_as, *made.as_published)
         published = tuple(_published_line(result) for result in found)
         reference = {
             f"mAP_{key}": author_curves(data.dataset, *made.as_published, key) for key in ("seen", "base", "new")

@@ -16,6 +16,7 @@ from krt_core.cli import main
 from krt_core.config import load_experiment
 from krt_core.errors import DataError, RunError
 from krt_core.lab import figures as plots
+from krt_core.lab.analysis.compare import authors_curves
 from krt_core.lab.report import collect, definitions, label_of, runs_table, summary_table
 from krt_core.lab.report import latex as report_latex
 from krt_core.lab.report import published as reference
@@ -264,6 +265,14 @@ def test_no_published_line_beside_anything_else(make):
     run = make()
     text = html_report([run])
     assert "published" not in text.split("</style>")[1] and "dagger" not in latex_report([run])
+
+
+def test_no_published_line_beside_runs_tested_on_held_out_images():
+    run = coco(["data.holdout=0.1"])
+    text = html_report([run])
+    assert "tested on 10 % of the training images" in text and "dagger" not in latex_report([run])
+    assert "published" not in text.split("</style>")[1] and not authors_curves(run)
+    assert len(settings_of([run, coco()])) == 2
 
 
 def test_an_f1_at_another_threshold_says_so(monkeypatch):

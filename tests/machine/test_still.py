@@ -1,0 +1,37 @@
+"""A backbone that stands still, in two processes as in one: ridge regression and KRT, from features that are kept."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from test_several import in_processes, write
+
+from krt_core.config import load_experiment
+from krt_core.runs.folder import Run
+from krt_core.session import train
+
+pytestmark = pytest.mark.ddp
+JOBS = {
+    "ridge": {"method": "ridge", "ridge.weights": "rare"},
+    "krt": {"method": "krt", "model.freeze": "all", "train.augment": "none"},
+    "first": {"method": "ridge", "model.freeze": "first", "train.batch_norm": "frozen", "train.augment": "none"},
+}
+
+
+def test_two_processes_equal_one(tmp_path, monkeypatch):
+    for name, changes in JOBS.items():
+        write(tmp_path, name, **changes)
+    in_processes(2, tmp_path, *((name, f"{name}-two") for name in JOBS))
+    monkeypatch.setenv("KRT_HOME", str(tmp_path / "alone"))  # with features of its own
+    for name in JOBS:
+        two = Run(tmp_path / f"{name}-two")
+        one = train(load_experiment(tmp_path / f"{name}.yaml"), tmp_path / f"{name}-one", show="none")
+        for session in range(3):
+            assert np.allclose(one.scores(session).scores, two.scores(session).scores, atol=1e-5), (name, session)
+        if name != "krt":
+            assert one.method_state(2)["penalty"] == two.method_state(2)["penalty"]
+        if name == "ridge":  # sums in float64
+            mine, theirs = one.method_state(2)["sums"], two.method_state(2)["sums"]
+            assert torch.allclose(mine["Q"], theirs["Q"], rtol=1e-9)
+            assert torch.allclose(mine["groups"][0]["G"], theirs["groups"][0]["G"], rtol=1e-9)
+    assert TINY["train.precision"] == "float32"
