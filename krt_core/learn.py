@@ -75,7 +75,7 @@ class Learner:
                 nn.utils.clip_grad_norm_(learned, config.clip_norm)
             self.scaler.step(self.optimiser)
             self.scaler.update()
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimiser.zero_grad()
             self.schedule.step()
             finite = torch.isfinite(result["loss"].detach())  # stays on the device: asking would wait for it
             finite_steps += finite

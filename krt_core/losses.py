@@ -36,7 +36,7 @@ def token_distillation(old: Tensor, new: Tensor) -> Tensor:
     Source: Dong et al., ICCV 2023, eq. 7.
     """
     old, new = full_precision(old), full_precision(new[:, : old.shape[1]])
-    return (1 - F.cosine_similarity(old.flatten(1), new.flatten(1), dim=1)).mean()
+    return (1 - F.cosine_similarity(old.flatten(1), new.flatten(1))).mean()
 
 
 def pod_spatial(old: Sequence[Tensor], new: Sequence[Tensor]) -> Tensor:
@@ -49,7 +49,7 @@ def pod_spatial(old: Sequence[Tensor], new: Sequence[Tensor]) -> Tensor:
 
     def pooled(stage: Tensor) -> Tensor:
         energy = full_precision(stage).square()
-        return F.normalize(torch.cat([energy.sum(dim=3).flatten(1), energy.sum(dim=2).flatten(1)], dim=1), dim=1)
+        return F.normalize(torch.cat([energy.sum(dim=3).flatten(1), energy.sum(dim=2).flatten(1)], dim=1))
 
     distances = [(pooled(a) - pooled(b)).norm(dim=1).mean() for a, b in zip(old, new, strict=True)]
     return torch.stack(distances).mean()

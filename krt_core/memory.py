@@ -52,7 +52,7 @@ class Memory:
         if self.replay.budget:
             self.ranked = [ranking[:quota] for ranking in self.ranked]
         rng = np.random.default_rng([seed, session])
-        taken = set() if self.replay.duplicates else {image for ranking in self.ranked for image in ranking}
+        taken = set(self.images.tolist())
         for column in range(labels.shape[1]):
             candidates = np.flatnonzero(labels[:, column])
             if not self.replay.duplicates:
@@ -106,6 +106,7 @@ def herding(features: np.ndarray, count: int, max_steps: int = 1000, rows: np.nd
     normed = features.copy() if rows is None else features[rows]  # the only copy
     if not len(normed):
         return np.zeros(0, dtype=np.int64)
+    count = min(count, len(normed))
     for start in range(0, len(normed), BLOCK):
         block = normed[start : start + BLOCK]
         block /= np.linalg.norm(block, axis=1, keepdims=True) + 1e-8  # as published; decides between equals
@@ -113,10 +114,10 @@ def herding(features: np.ndarray, count: int, max_steps: int = 1000, rows: np.nd
     residual = mean.copy()
     chosen: dict[int, None] = {}  # an ordered set
     for _ in range(max_steps):
-        if len(chosen) >= min(count, len(normed)):
+        if len(chosen) == count:
             break
         best = int((normed @ residual).argmax())
         chosen[best] = None
         residual = residual + mean - normed[best]
     rest = [row for row in (normed @ mean).argsort()[::-1].tolist() if row not in chosen]  # the steps may run out
-    return np.array([*chosen, *rest][: min(count, len(normed))], dtype=np.int64)
+    return np.array([*chosen, *rest][:count], dtype=np.int64)

@@ -8,6 +8,7 @@ loop on its share of the images; only the main one writes.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,7 +89,6 @@ class _Training:
         self.model, self.weights = first_network(e, runtime, allow_leak, progress.log)
         self.old_model: Network | None = None
         self.ahead: Ahead | None = None  # the last session's model on this session's images
-        self.spent_before = 0.0  # seconds that earlier, interrupted starts gave to the current session
 
     def _open_data(self) -> None:
         e, run = self.experiment, self.run
@@ -131,12 +131,11 @@ class _Training:
 
     def session(self, index: int, resume: dict[str, Any] | None) -> None:
         began, best = time.perf_counter(), None
-        self.spent_before = resume["seconds"] if resume else 0.0
+        self.spent_before = resume["seconds"] if resume else 0.0  # by earlier, interrupted starts, on this session
         reset_peak_memory(self.runtime.device)
 
         # 1. See: the session's images, with labels of its own classes only, and the stored exemplars.
-        memory = self.memory if self.method.replays else None
-        view = session_view(self.protocol, self.train_labels, index, memory, self.method.sees)
+        view = session_view(self.protocol, self.train_labels, index, self.memory, self.method.sees)
 
         # 2. Grow: a token and a head for the new classes; the model so far stays as the old model.
         if learning := self.protocol.taught(index, self.method.sees):
@@ -147,7 +146,6 @@ class _Training:
             # 3. Learn: the method turns batches into a loss, or learns in closed form; validate on the way.
             best = self.epochs(index, learner, resume) if learner else self.fit(index, context, view)
             self.method.end_session(context)
-            self.old_model = None
 
         # 4. Test: one pass over the fixed pool, from which every subset is scored.
         scores = self.tester.pool_of(best) if best else self.tester.pool(self.model, index, self.method, not learning)
@@ -244,7 +242,7 @@ class _Training:
     def epochs(self, index: int, learner: Learner, resume: dict[str, Any] | None) -> dict[str, Any] | None:
         """Train the session; returns epoch, mAP and scores of its best epoch where that is what is to be reported."""
         t, began = self.experiment.train, time.perf_counter()
-        saved = began  # what was there before can be repeated from disk
+        saved = -math.inf  # the first epoch is kept at once
         first, best = (resume["epoch"], resume["best"]) if resume else (0, None)
 
         def on_step() -> None:
@@ -263,7 +261,7 @@ class _Training:
                 continue
             self._tell(record)
             now = time.perf_counter()
-            if not last and (epoch == first or now - saved + made["seconds"] > RESUME_EVERY):
+            if not last and now - saved + made["seconds"] > RESUME_EVERY:
                 saved = now
                 self.run.save_resume({
                     "session": index, "epoch": epoch + 1, "made_with": self.going.made_with,
@@ -307,8 +305,7 @@ class _Training:
             self._choose_exemplars(index, own, features)
         if not looks_ahead:
             return None
-        memory = self.memory if self.method.replays else None
-        coming = session_view(self.protocol, self.train_labels, index + 1, memory, self.method.sees).rows
+        coming = session_view(self.protocol, self.train_labels, index + 1, self.memory, self.method.sees).rows
         return Ahead(self.train_set.ids[coming], scores[np.searchsorted(rows, coming)])
 
     def _predict(self, rows: np.ndarray, model: Network, features: np.ndarray | None = None) -> tuple:

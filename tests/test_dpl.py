@@ -65,6 +65,8 @@ def test_the_band_is_open():
     scores = np.array([[0.9], [0.1]], np.float32)  # 0.5 per image at 0.8
     assert search_threshold(scores, 0.5, tolerance=1e-9).converged
     assert not search_threshold(scores, 0.75, tolerance=0.25).converged  # as far away as the tolerance is not within
+    ties = np.full((10, 2), 0.4, np.float32)  # none or two per image: none is as far from 0.1 as the tolerance
+    assert exact_threshold(ties, 0.1).found == 0 and not exact_threshold(ties, 0.1).converged
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -85,6 +87,8 @@ def test_the_exact_threshold_stands_midway():
     assert exact_threshold(scores, 2 / 3).threshold == pytest.approx(0.3)
     assert exact_threshold(scores, 0.0).threshold == pytest.approx(0.9)  # between the highest score and 1
     assert exact_threshold(scores, 1.0).threshold == pytest.approx(0.1)  # between 0 and the lowest
+    none = np.array([[0.0], [0.5]], np.float32)  # a score of 0 is above nothing but what is less
+    assert exact_threshold(none, 1.0).threshold == -0.5 and exact_threshold(none, 1.0).found == 1
 
 
 def test_which_rule_finds_and_where_it_begins():
@@ -129,3 +133,45 @@ def test_a_record_survives_json():
     assert type(record)(**record.as_dict()) == record
     with pytest.raises(AttributeError):
         record.threshold = 0.5
+
+
+def test_threshold_meets_the_band():
+    probabilities = np.random.default_rng(0).random((400, 10))
+    record = search_threshold(probabilities, target=1.5)
+    assert record.converged and abs(record.found - 1.5) < 0.1
+    assert record.found == pytest.approx((probabilities > record.threshold).sum() / 400)
+    again = search_threshold(probabilities, target=1.5, start=record.threshold)
+    assert again.steps == 0 and again.threshold == record.threshold
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.7])
+def test_threshold_never_dies_on_saturated_scores(value):
+    record = search_threshold(np.full((3, 10), value), target=2.9)
+    assert not record.converged and record.found in (0.0, 10.0)
+    assert record.found == 0.0  # 0 is nearer to 2.9 than 10 is
+    with pytest.raises(ValueError, match="non-empty"):
+        search_threshold(np.zeros((0, 10)), 1.0)
+
+
+def test_the_exact_rule_meets_the_target_where_scores_allow_it():
+    rng = np.random.default_rng(0)
+    scores = rng.random((400, 7)).astype(np.float32)
+    for target in (0.3, 1.7, 4.0):
+        record = exact_threshold(scores, target)
+        assert record.converged and (scores > record.threshold).sum() / 400 == pytest.approx(target, abs=1 / 400)
+    ties = np.full((10, 2), 0.4, np.float32)  # all or nothing: the nearer of 0 and 2 per image
+    assert exact_threshold(ties, 1.8).found == 2 and exact_threshold(ties, 0.1).found == 0
+    assert (ties > exact_threshold(ties, 1.8).threshold).all()
+
+
+@pytest.mark.parametrize("rule", ["published", "exact"])
+def test_thresholds_per_class_give_each_class_its_share(rule):
+    rng = np.random.default_rng(1)
+    scores = np.stack([rng.beta(a, 2, 600) for a in (0.5, 1, 3)], axis=1).astype(np.float32)  # rare to frequent
+    record = find_thresholds(scores, 0.9, rule, np.array([0.1, 0.3, 0.6]))
+    named = (scores > record.values).mean(axis=0)
+    assert record.converged and record.values.shape == (3,)
+    np.testing.assert_allclose(named, [0.09, 0.27, 0.54], atol=0.034)
+    assert record.found == pytest.approx(named.sum()) and record.threshold == pytest.approx(record.values.mean())
+    later = find_thresholds(np.c_[scores, scores[:, :1]], 0.9, rule, np.full(4, 0.25), record)  # one class more
+    assert later.values.shape == (4,)

@@ -20,10 +20,10 @@ from krt_core.session import train
 from krt_core.weights.convert import network_of
 
 
-def rates(kind: str, steps: int = 10, warmup: float = 0.2) -> list[float]:
+def rates(kind: str, steps: int = 10, warmup: float = 0.2, more: int = 0) -> list[float]:
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-5)
     schedule, out = make_schedule(optimiser, kind, 1.0, steps, warmup), []
-    for _ in range(steps):
+    for _ in range(steps + more):
         out.append(optimiser.param_groups[0]["lr"])
         optimiser.step()
         schedule.step()
@@ -34,6 +34,9 @@ def test_schedules():
     cosine = [0.5, 1.0] + [(1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)]
     assert rates("cosine") == pytest.approx(cosine)
     assert rates("constant") == [1.0] * 10
+    assert rates("cosine", 4, 1.0) == [0.25, 0.5, 0.75, 1.0]  # nothing left to go down
+    assert rates("cosine", 4, 0.01) == pytest.approx([1.0] + [(1 + math.cos(math.pi * k / 3)) / 2 for k in range(3)])
+    assert rates("cosine", 5, 0.8, more=1) == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 0.0])
     optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1e-5)
     published = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1.0, steps_per_epoch=5, epochs=2, pct_start=0.2)
     expected = []
@@ -50,6 +53,8 @@ def test_optimisers(kind, of):
     made = make_optimiser(nn.Linear(2, 2), 0.1, kind, own=[own])
     assert type(made).__name__ == of and made.param_groups[1]["params"][-1] is own
     assert [group["weight_decay"] for group in made.param_groups] == [0.0, 0.1]
+    assert all(group["lr"] == 1e-5 and group["fused"] for group in made.param_groups)
+    assert made.defaults.get("momentum", 0.9) == 0.9
 
 
 @pytest.mark.parametrize("backbone", ["resnet10t", "vit_tiny_patch16_224"])
@@ -64,6 +69,7 @@ def test_layers_below_learn_more_slowly(tiny, backbone):
     body = [rate[p] for name, p in named.items() if name.startswith("backbone.body.")]
     heads = {rate[p] for name, p in named.items() if not name.startswith("backbone.body.")}
     assert heads == {1.0} and body[0] == min(body) < max(body) <= 1.0
+    assert all(math.log2(r).is_integer() for r in body)  # half as fast from layer to layer
     decays = {p: group["weight_decay"] for group in optimiser.param_groups for p in group["params"]}
     assert all(
         decays[p] == (0.1 if p.dim() > 1 and not n.endswith("bias") else 0) for n, p in named.items() if p in decays

@@ -46,6 +46,21 @@ def test_cf1_is_the_mean_of_f1_not_the_f1_of_means():
     assert out["CF1"] != pytest.approx(2 * out["CP"] * out["CR"] / (out["CP"] + out["CR"]))
 
 
+def test_f1_of_a_rare_class_worked_by_hand():
+    """Two images have the class; four are named, one of them rightly."""
+    labels = np.array([[1], [0], [0], [0], [1], [0]], dtype=bool)
+    scores = np.array([[0.9], [0.9], [0.9], [0.9], [0.8], [0.8]])  # 0.8 is not above 0.8
+    out = m.precision_recall_f1(scores, labels)
+    assert out == pytest.approx(dict(CP=25, CR=50, CF1=100 / 3, OP=25, OR=50, OF1=100 / 3))
+    only = m.precision_recall_f1(np.array([[0.9]]), np.array([[True]]))
+    assert only == pytest.approx(dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), 100))
+
+
+def test_scores_of_other_classes_than_the_labels_are_refused():
+    with pytest.raises(ValueError):
+        m.average_precision(np.ones((3, 2)), np.ones((3, 3), bool))
+
+
 def test_nothing_predicted_and_no_positives():
     out = m.precision_recall_f1(np.zeros((3, 2)), np.ones((3, 2), bool))
     assert np.isnan(out["OP"]) and out["OF1"] == 0 and out["CF1"] == 0
@@ -66,6 +81,20 @@ def test_forgetting_definitions_on_a_table_worked_by_hand():
     assert m.forgetting({"fixed": ap[:1, :2]}, [0, 0]) == {}
     with pytest.raises(ValueError, match="'max' or 'first'"):
         m.forgetting_per_class(ap, first, "worst")
+
+
+def test_forgetting_over_two_sessions_and_where_nothing_new_was_learned():
+    assert m.forgetting({"own": np.array([[80.0, np.nan], [70, 60]])}, [0, 1]) == dict.fromkeys(
+        ["max_class_own", "max_task_own", "first_class_own", "first_task_own"], 10
+    )
+    assert m.forgetting({"own": np.array([[80.0], [90], [75]])}, [0]) == {
+        "max_class_own": 15, "max_task_own": 15, "first_class_own": 5, "first_task_own": 5,
+    }  # fmt: skip
+
+
+def test_a_task_has_the_mean_of_its_classes():
+    table = m.task_table(np.array([[80.0, 60, np.nan], [70, 40, 90]]), [0, 0, 1])
+    np.testing.assert_array_equal(table, [[70, np.nan], [55, 90]])
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -1,12 +1,23 @@
 import os
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from krt_core.config import load_experiment
+from krt_core.config import Replay, load_experiment
 from krt_core.errors import ConfigError, DataError
-from krt_core.protocol import check_labels, make_protocol, protocol_of, seen_frequency
+from krt_core.memory import Memory
+from krt_core.protocol import (
+    Session,
+    View,
+    check_labels,
+    make_protocol,
+    planned_images,
+    protocol_of,
+    seen_frequency,
+    session_view,
+)  # fmt: skip
 
 LETTERS = tuple("hgfedcba")
 
@@ -130,3 +141,68 @@ def test_a_class_that_disjoint_sessions_leave_without_an_image_is_named():
     with pytest.raises(DataError, match="every image of a also shows a class that is learned later"):
         check_labels(disjoint, labels, "train", True)
     check_labels(disjoint, labels, "test")
+    with pytest.raises(ValueError):
+        check_labels(disjoint, labels[:, :2], "test")  # a column for each class
+
+
+def test_frequency_of_old_classes_uses_only_what_was_shown():
+    labels = np.zeros((10, 4), bool)
+    labels[:4, 0] = labels[3:6, 1] = labels[5:, 2] = labels[8:, 3] = True
+    protocol = make_protocol(tuple("abcd"), 2, 1)
+    assert seen_frequency(protocol, labels, 1).tolist() == [0.4, 0.3]  # ten images by then: four with a, three with b
+    hidden = labels.copy()
+    hidden[:, 3] = ~hidden[:, 3]  # a class of the future
+    assert seen_frequency(protocol, hidden, 1).tolist() == [0.4, 0.3]
+    assert len(seen_frequency(protocol, labels, 0)) == 0
+    one = np.eye(1, 4, dtype=bool)  # a single image, of class a
+    assert seen_frequency(protocol, one, 1).tolist() == [1, 0] and seen_frequency(protocol, ~one & one, 1).sum() == 0
+
+
+# Six images of four classes, learned as a and b, then c, then d; the last one has no label.
+SIX = np.array([[1, 0, 0, 0], [1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0]], dtype=bool)
+ABCD = make_protocol(tuple("abcd"), 2, 1)
+
+
+def seen(index, memory=None, sees="session"):
+    """Rows, labels as words and the number of its own rows of a session's view."""
+    view = session_view(ABCD, SIX, index, memory, sees)
+    return view.rows.tolist(), ["".join("abcd"[c] for c in np.flatnonzero(line)) for line in view.labels], view.own
+
+
+def test_what_a_session_sees_worked_by_hand():
+    assert seen(0) == seen(0, Memory(Replay(per_class=1))) == ([0, 1, 2], ["a", "a", "b"], 3)
+    assert seen(1) == ([1, 3, 4], ["c", "c", "c"], 3)
+    two = Memory(Replay(per_class=1), [[0], [2]], [0, 0])
+    assert seen(1, two) == ([1, 3, 4, 0, 2], ["c", "c", "c", "a", "b"], 3)
+    three = Memory(Replay(per_class=1), [[1], [2], [4]], [0, 0, 1])
+    assert seen(2, three) == ([2, 4, 1, 2, 4], ["d", "d", "ac", "bd", "cd"], 2)  # the stored ones with later classes
+    views = [session_view(ABCD, SIX, t, None, "session").labels for t in range(3)]
+    assert [y.shape for y in views] == [(3, 2), (3, 3), (2, 4)] and {y.dtype for y in views} == {np.dtype(bool)}
+
+
+def test_a_method_that_sees_everything_learns_once():
+    assert seen(0, sees="all") == ([0, 1, 2, 3, 4], ["a", "ac", "bd", "c", "cd"], 5)
+    assert seen(1, sees="all") == ([], [], 0) and session_view(ABCD, SIX, 1, None, "all").labels.shape == (0, 4)
+    assert ABCD.taught(0, "all") == Session(0, 0, 4) and ABCD.taught(1, "all") is None
+    assert [ABCD.taught(t, "session") for t in range(3)] == [Session(0, 0, 2), Session(1, 2, 3), Session(2, 3, 4)]
+
+
+def test_how_many_images_a_session_will_show():
+    def planned(memory, sees="session"):
+        return [planned_images(ABCD, SIX, index, memory, sees) for index in range(3)]
+
+    assert planned(None) == planned(Memory(Replay())) == [3, 3, 2]
+    assert planned(Memory(Replay(per_class=2))) == [3, 3 + 4, 2 + 6]  # two of each older class
+    assert planned(Memory(Replay(budget=5))) == [3, 3 + 5, 2 + 5]
+    assert planned(None, "all") == [5, 0, 0]
+
+
+def test_names_of_a_session_and_of_the_published_split():
+    assert [ABCD.class_names(t) for t in range(3)] == [("a", "b"), ("c",), ("d",)]
+    assert ABCD.as_published == (2, 1)
+
+
+def test_nothing_of_a_protocol_can_be_changed_behind_a_run():
+    for made, field in ((ABCD, "base"), (ABCD.sessions[0], "stop"), (View(np.zeros(0), np.zeros(0), 0), "own")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(made, field, 9)

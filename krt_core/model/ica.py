@@ -34,9 +34,8 @@ class Attention(NamedTuple):
 class CrossAttention(nn.Module):
     """Weights of one multi-head cross-attention without query, key and value biases."""
 
-    def __init__(self, dim: int, heads: int):
+    def __init__(self, dim: int):
         super().__init__()
-        self.heads = heads
         self.q = nn.Linear(dim, dim, bias=False)
         self.k = nn.Linear(dim, dim, bias=False)
         self.v = nn.Linear(dim, dim, bias=False)
@@ -64,7 +63,7 @@ class IncrementalCrossAttention(nn.Module):
         self.transfer_token = nn.Parameter(_truncated_normal(1, 1, dim))
         self.retention_tokens = nn.ParameterList()
         self.norm1 = nn.LayerNorm(dim)
-        self.attention = CrossAttention(dim, heads)
+        self.attention = CrossAttention(dim)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = TokenMLP(dim, int(dim * mlp_ratio))
         self.apply(_init_linear)

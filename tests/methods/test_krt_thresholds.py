@@ -1,10 +1,13 @@
 """KRT's thresholds over several sessions, against the paper's words: how many pseudo labels are expected of a session,
 and that its search begins where the last one ended."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
-from krt_core.dpl import TOLERANCE, search_threshold
+from krt_core.dpl import TOLERANCE, ThresholdRecord, search_threshold
 from krt_core.methods import Context
 from krt_core.methods.krt import KRT
 from krt_core.protocol import make_protocol
@@ -70,3 +73,14 @@ def test_records_survive_a_restart(tiny):
     krt.start_session(second)
     again.start_session(second)
     assert krt.records == again.records and set(again.records) == {1, 2}
+
+
+def test_pseudo_labels_set_confident_old_classes_and_nothing_else(tiny):
+    experiment = tiny()
+    krt = KRT(experiment.options, experiment)
+    krt.context = SimpleNamespace(session=SimpleNamespace(index=1))
+    krt.records = {1: ThresholdRecord(0.7, 0.5, 0.5, 0, True)}
+    labels = torch.tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])  # the second image is replayed: an old label is known
+    old_logits = torch.logit(torch.tensor([[0.71, 0.69], [0.1, 0.9]]))
+    assert krt.restore(labels, old_logits).tolist() == [[1, 0, 1], [1, 1, 0]]  # set, never unset
+    assert labels.tolist() == [[0, 0, 1], [1, 0, 0]]

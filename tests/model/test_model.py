@@ -7,7 +7,7 @@ from krt_core.config import Model
 from krt_core.errors import ConfigError
 from krt_core.model import Network
 from krt_core.model.backbone import Backbone, make_backbone
-from krt_core.model.ica import IncrementalCrossAttention, looped
+from krt_core.model.ica import IncrementalCrossAttention, SessionHead, looped
 
 
 def _ica(sessions=3, dim=32, heads=4, dtype=torch.float64, query="transfer"):
@@ -50,6 +50,47 @@ def test_closed_form_agrees_in_float32_and_under_autocast(query):
     with torch.autocast("cpu", torch.bfloat16):
         half = ica(x)[0]
     assert (half.float() - looped(ica, x)[0]).abs().mean() < 0.05 * looped(ica, x)[0].abs().mean()
+
+
+def test_first_weights_are_small_and_the_block_is_as_published():
+    """8 heads, an MLP four times as wide, truncated normals of 0.02, biases 0 and none of query, key and value."""
+    torch.manual_seed(0)
+    ica = IncrementalCrossAttention(64)
+    ica.add_session()
+    assert ica.heads == 8 and ica.query == "transfer" and ica.mlp.fc1.weight.shape == (256, 64)
+    named = dict(nn.ModuleDict({"ica": ica, "head": SessionHead(64, 200)}).named_parameters())
+    for name, parameter in named.items():
+        if name.startswith(("ica.norm", "head.norm")) and name.endswith("weight"):
+            assert (parameter == 1).all(), name
+        elif name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        else:
+            few = 0.3 if parameter.numel() < 100 else 0.1
+            assert float(parameter.detach().std()) == pytest.approx(0.02, rel=few), name
+            assert float(parameter.detach().mean()) == pytest.approx(0, abs=0.01), name
+    assert not {name for name in named if name.endswith(("q.bias", "k.bias", "v.bias"))}
+    with pytest.raises(ValueError, match="query must be"):
+        IncrementalCrossAttention(64, query="both")
+
+
+def test_a_token_is_added_where_the_others_are():
+    ica = IncrementalCrossAttention(16).to("meta", torch.float64)
+    ica.add_session()
+    token = ica.retention_tokens[0]
+    assert (token.device.type, token.dtype, token.shape, token.requires_grad) == (
+        "meta",
+        torch.float64,
+        (1, 1, 16),
+        True,
+    )
+
+
+@pytest.mark.parametrize("query", ["transfer", "retention"])
+def test_attention_comes_on_request_alone(query):
+    ica, x = _ica(query=query), torch.randn(2, 5, 32, dtype=torch.float64)
+    tokens, attention = ica(x)
+    assert attention is None and ica.attend(x)[1] is None
+    torch.testing.assert_close(tokens, ica(x, with_attention=True)[0])
 
 
 def _network(head="ica"):

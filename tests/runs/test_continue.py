@@ -41,6 +41,13 @@ def test_every_start_is_recorded_and_each_session_tells_its_own(tiny, tmp_path, 
     assert f"marked as mixed: commit: {first['commit']}, then another1234" in log_of(folder)
 
 
+def test_a_session_does_not_name_the_starts_of_the_one_before(tiny, tmp_path, monkeypatch):
+    folder = begun(tiny(**QUICK), tmp_path / "run", at=(0, 1))
+    monkeypatch.setattr(device, "git_commit", lambda: "another1234")
+    run = train(tiny(**QUICK), folder, show="none", device="cpu")
+    assert [run.session_state(t)["starts"] for t in (0, 1)] == [[0, 1], [1]]
+
+
 def test_a_start_like_the_one_before_makes_no_mixture(tiny, tmp_path):
     run = train(tiny(**QUICK), begun(tiny(**QUICK), tmp_path / "run"), show="none", device="cpu")
     assert len(run.starts) == 2 and not run.mixed and "mixed" not in run.summary
