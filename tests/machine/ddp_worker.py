@@ -1,6 +1,7 @@
 """Run by test_distributed.py under torchrun: trainings, with a part broken on purpose if asked for."""
 
 import math
+import os
 import sys
 from contextlib import ExitStack
 from unittest.mock import patch
@@ -73,3 +74,5 @@ if __name__ == "__main__":
             preset, folder = job.split("=")
             train(load_experiment(preset), folder, show="none", device="cpu")
     leave_world()
+    sys.stdout.flush()
+    os._exit(0)  # as `krt train` ends: threads that are taken apart at the end may abort

@@ -3,6 +3,7 @@ again. At the begin of each epoch every process writes a hash of its batch-norm 
 
 import contextlib
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -40,3 +41,5 @@ if __name__ == "__main__":
             with contextlib.suppress(KeyboardInterrupt):
                 train(load_experiment(preset), folder, show="none", device="cpu")
     leave_world()
+    sys.stdout.flush()
+    os._exit(0)  # as `krt train` ends: threads that are taken apart at the end may abort
