@@ -270,3 +270,8 @@ def test_attention_says_what_is_missing(trained, coco_root):
     finished(overrides=["method=finetune"], folder="outputs/other/plain")
     with pytest.raises(RunError, match="no finished run with incremental cross-attention"):
         AttentionExplorer("outputs/other")
+
+
+def test_the_garbage_collector_is_left_as_it_is():
+    """Importing the explorers sets nothing of the whole process."""
+    assert gc.get_freeze_count() == 0 and gc.isenabled()
