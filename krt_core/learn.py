@@ -51,9 +51,9 @@ class Learner:
     def epoch(
         self, store: ImageStore, seed: tuple[int, ...], on_step: Callable[[], None], max_steps: int | None = None
     ) -> dict[str, float]:
-        """One pass; returns the mean of each part of the loss over steps (summed over processes), rate, images and
-        seconds. Everything random in it follows from ``seed``, which ends with session and epoch, so a repeated epoch
-        is the same epoch.
+        """One pass; returns the mean of each part of the loss over steps (summed over processes), rate (of the layers
+        that learn fastest), images and seconds. Everything random in it follows from ``seed``, which ends with session
+        and epoch, so a repeated epoch is the same epoch.
 
         Steps whose loss overflowed float16, which change no weight, are left out of the means and counted as
         ``overflowed`` (by each process). Raises RunError where the loss is not finite otherwise, or in every step.
@@ -100,7 +100,7 @@ class Learner:
                 "or train.lr, set train.clip_norm, or train.precision=float32."
             )
         return {
-            **means, **({"overflowed": overflowed} if overflowed else {}), "lr": self.schedule.get_last_lr()[0],
+            **means, **({"overflowed": overflowed} if overflowed else {}), "lr": max(self.schedule.get_last_lr()),
             "images": images, "seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1),
         }  # fmt: skip
 

@@ -18,6 +18,7 @@ from krt_core.learn import Learner, fit, planned_steps, set_seed
 from krt_core.machine.device import choose_runtime
 from krt_core.machine.distributed import World
 from krt_core.protocol import View
+from krt_core.session import train
 
 START = 3.0  # the one weight before the first step
 
@@ -78,6 +79,12 @@ def test_the_first_session_has_a_rate_of_its_own_and_the_schedule_knows_all_step
     assert made.schedule.get_last_lr() == [0.5, 0.5]
     rates = [made.epoch(store, (0, 1, epoch), lambda: None)["lr"] for epoch in range(2)]
     assert rates == pytest.approx([0.5 * (1 + np.cos(np.pi * 2 / 5)) / 2, 0])  # down to 0 after two times three steps
+
+
+def test_the_rate_that_is_told_is_the_one_that_was_set_whatever_layers_below_have(tiny, tmp_path):
+    slower = dict(train__layer_decay=0.5, train__schedule="constant", train__base_lr=0.01, model__stride=0)
+    experiment = tiny(method="finetune", train__epochs=1, **slower)
+    assert train(experiment, tmp_path / "run", show="none", max_steps=1).epochs[0]["lr"] == 0.01
 
 
 def test_an_epoch_is_the_same_again_by_its_seed(tiny):
