@@ -31,7 +31,7 @@ from krt_core.model.network import Network
 from krt_core.protocol import make_protocol
 
 from .gpu_step import pytorchs_tf32
-from .measure import side_by_side
+from .measure import side_by_side, training_step
 from .speed import method_in_session, network_with
 
 STORED = 512  # generated images in memory
@@ -160,13 +160,7 @@ def shared_step(runtime: Runtime, backbone: str, batch: int, size: int, repeats:
     given, optimiser = Batch(images, labels, np.arange(own), own / batch), make_optimiser(network, 1e-4)
 
     def step() -> None:
-        network.train()
-        with runtime.autocast():
-            loss = method.loss(given)["loss"]
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        loss.item()
+        training_step(network, method, given, optimiser, runtime).item()
 
     found = {"step_ms": _ms(step, repeats)}
     if world.size > 1:

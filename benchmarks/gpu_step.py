@@ -20,7 +20,7 @@ from krt_core.model.inference import for_inference
 from krt_core.protocol import make_protocol
 
 from . import published
-from .measure import side_by_side
+from .measure import side_by_side, training_step
 from .speed import THRESHOLD, WEIGHT, method_in_session, network_with
 
 TRAIN_IMAGES = (18599, 28071, 27930, 17218, 51104, 18851, 16845, 21750)  # COCO B0-C10, images of each session
@@ -59,13 +59,7 @@ def step_and_look(backbone: str, sessions: int, batch: int, runtime: Runtime, si
     given = Batch(images, labels, np.arange(batch))
 
     def ours() -> None:
-        model.train()
-        with runtime.autocast():
-            loss = method.loss(given)["loss"]
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        loss.item()
+        training_step(model, method, given, optimiser, runtime).item()
 
     @pytorchs_tf32()
     def as_published() -> None:

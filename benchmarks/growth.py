@@ -33,7 +33,7 @@ from krt_core.protocol import make_protocol
 from krt_core.runs.summary import ap_tables
 from krt_core.weights.convert import network_of
 
-from .measure import seconds, side_by_side
+from .measure import seconds, side_by_side, training_step
 
 BATCH, SIZE = 32, 64  # a small backbone: what grows should show
 
@@ -65,12 +65,7 @@ def grown(sessions: int, classes: int, runtime):
     batch = Batch(images, labels, np.arange(BATCH))
 
     def step() -> None:
-        model.train()
-        with runtime.autocast():
-            loss = method.loss(batch)["loss"]
-        loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        training_step(model, method, batch, optimiser, runtime)
 
     looking = for_inference(model, runtime.dtype)
 

@@ -11,6 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+
+from krt_core.data.pipeline import Batch
+from krt_core.machine.device import Runtime
+from krt_core.methods import Method
 
 
 def reset_peak() -> int:
@@ -48,6 +53,19 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_c
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return clock() - began
+
+
+def training_step(
+    model: nn.Module, method: Method, batch: Batch, optimiser: torch.optim.Optimizer, runtime: Runtime
+) -> Tensor:
+    """One step as the session loop makes it; the loss, for which nothing has waited yet."""
+    model.train()
+    with runtime.autocast():
+        loss = method.loss(batch)["loss"]
+    loss.backward()
+    optimiser.step()
+    optimiser.zero_grad()
+    return loss
 
 
 def side_by_side(

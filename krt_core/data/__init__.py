@@ -28,7 +28,12 @@ def open_dataset(config: Data, split: Split) -> MultiLabelDataset:
     ``mylab.tags:read``, is called with the folder and the split, every time. Raises DataError, with the command that
     gets the data, when the folder is missing or does not hold what the layout promises.
     """
-    half = _held_out(_whole(config, "train"), config.holdout, split) if config.holdout else _whole(config, split)
+    return _half(config, _whole(config, "train" if config.holdout else split), split)
+
+
+def _half(config: Data, whole: MultiLabelDataset, split: Split) -> MultiLabelDataset:
+    """Its classes that are to be learned; of the training images, where some are held out, those of the half."""
+    half = _held_out(whole, config.holdout, split) if config.holdout else whole
     return half.select_classes(config.classes) if config.classes else half
 
 
@@ -47,9 +52,10 @@ def open_both(config: Data) -> tuple[MultiLabelDataset, MultiLabelDataset]:
 
     DataError where they name different classes, and where a published set does not have its published sizes.
     """
-    whole = _whole(config, "train")
-    check_sizes(whole, None if config.holdout else _whole(config, "test"))
-    train, test = open_dataset(config, "train"), open_dataset(config, "test")
+    learned = _whole(config, "train")
+    tested = learned if config.holdout else _whole(config, "test")
+    check_sizes(learned, None if config.holdout else tested)
+    train, test = _half(config, learned, "train"), _half(config, tested, "test")
     for one, other in ((train, test), (test, train)):
         if lacks := [name for name in one.classes if name not in other.classes]:
             raise DataError(

@@ -68,7 +68,8 @@ def misfit(value: Any, shape: Any, place: str = "") -> str:
 
 
 def _sensible(number: float) -> bool:
-    return (isinstance(number, float) and math.isnan(number)) or -1e15 < number < 2**63
+    """A float that is finite (the loss of a training that runs away is huge) or NaN, an integer that arrays hold."""
+    return not math.isinf(number) if isinstance(number, float) else -(2**63) <= number < 2**63
 
 
 def _told(place: str, what: str, value: Any) -> str:

@@ -1,5 +1,6 @@
 """Methods, readers, transforms and callbacks from outside the package, by their dotted places."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from krt_core import data
 from krt_core.config import load_experiment
+from krt_core.data.custom import read_by
 from krt_core.errors import ConfigError, DataError, RunError
 from krt_core.lab.explorers import background
 from krt_core.lab.report import labels_of
@@ -192,12 +195,19 @@ def write_tags(coco_root: Path, lab: Path) -> None:
         (lab / "data" / f"tags_{split}.csv").write_text("\n".join(lines) + "\n")
 
 
-def test_a_reader_of_ones_own(tiny, coco_root, lab):
+def test_a_reader_of_ones_own(tiny, coco_root, lab, monkeypatch):
     write_tags(coco_root, lab)
     own = tiny(data__dataset="mylab:read", data__root="data", method="finetune", train__epochs=1)
     run, other = train(own, show="none"), train(tiny(method="finetune", train__epochs=1), show="none")
     assert run.protocol.classes == other.protocol.classes and own.hash() != tiny(method="finetune").hash()
     np.testing.assert_array_equal(run.scores(1).labels, other.scores(1).labels)
+    calls = []
+    monkeypatch.setattr(data, "read_by", lambda place, root, split: calls.append(split) or read_by(place, root, split))
+    data.open_both(own.data)
+    assert calls == ["train", "test"]  # once each: it may be slow
+    calls.clear()
+    data.open_both(dataclasses.replace(own.data, holdout=0.5))
+    assert calls == ["train"]
     with pytest.raises(DataError, match=r"mylab:read_wrong, train split of .*data: labels must be a boolean \(40, 4\)"):
         train(tiny(data__dataset="mylab:read_wrong", data__root="data"), show="none")
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import TINY, write_coco
 from interrupted import begun, log_of
 
+from benchmarks.made_up_runs import finished
 from krt_core.cli import main
 from krt_core.config import load_experiment
 from krt_core.errors import KRTError, RunError
@@ -228,3 +229,12 @@ def test_archives_of_something_else_are_named(folders, name, content):
         assert f"{path} is damaged" in str(error), error
     else:
         assert name == "ap.npz"  # the scores tell it too
+
+
+def test_the_loss_of_a_training_that_runs_away_damages_nothing(tmp_path):
+    """A line that was taken for damage would end the curve there, and be gone for good when the run goes on."""
+    run = finished(images=12, folder=str(tmp_path / "run"))
+    (run.folder / "metrics.jsonl").unlink(missing_ok=True)
+    for epoch, loss in enumerate((1.0, 3e25, -4e18, None)):
+        run.append_epoch({"session": 0, "epoch": epoch, "loss": loss})
+    assert [line["epoch"] for line in run.epochs] == [0, 1, 2, 3]
