@@ -26,6 +26,7 @@ from .learn import Learner, embedded, fit, planned_steps, set_seed
 from .machine.device import Runtime, choose_runtime, peak_memory_mb, reset_peak_memory
 from .memory import Memory
 from .methods import Context, method_class
+from .methods.start import start_from_ridge
 from .model import Network
 from .model.inference import for_inference
 from .model.still import kept_features
@@ -253,6 +254,8 @@ class _Training:
         if resume:
             self.model.load_state_dict(resume["model"])
             learner.load_state(resume["learner"])
+        elif config.head_start == "ridge":
+            start_from_ridge(context)
         return context, learner
 
     def _agree(self) -> None:
