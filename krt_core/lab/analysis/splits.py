@@ -23,7 +23,7 @@ def split_table(protocol: Protocol, train: MultiLabelDataset, test: MultiLabelDa
 
 
 def split_words(protocol: Protocol, train: MultiLabelDataset, test: MultiLabelDataset) -> str:
-    """Two lines: images, classes and protocol; labels per image."""
+    """Two lines: images, classes and protocol; labels per image, of those that are known."""
     mean, test_mean = train.labels.sum(axis=1).mean(), test.labels.sum(axis=1).mean()
     return (
         f"{train.name}: {len(train)} training and {len(test)} test images, {len(train.classes)} classes, "
