@@ -21,6 +21,7 @@ from krt_core.lab.analysis.pseudo_labels import (
     pseudo_labels,
     quality,
 )
+from krt_core.lab.analysis.splits import split_words
 from krt_core.lab.explorers.pseudo_labels import ALL, LabelInspector
 from krt_core.lab.figures.data import co_occurrence, session_sizes
 from krt_core.lab.figures.pseudo_labels import (
@@ -440,3 +441,6 @@ def test_figures_of_data_with_unknown_labels():
     assert shares.flatten()[[1, 2]].tolist() == [50, 50] and np.isnan(shares.flatten()[[0, 3]]).all()
     visible = session_sizes(protocol, labels).axes[1].containers[0]
     assert [bar.get_height() for bar in visible] == [3, 3]
+    one = MultiLabelDataset("two", "train", Path("/nowhere"), np.arange(5), np.arange(5), labels > 0, ("a", "b"))
+    words = [split_words(protocol, train_set, one) for train_set in (one, one.with_unknown(labels < 0))]
+    assert words[1] == f"{words[0]}; 20 % of the training labels are unknown"
