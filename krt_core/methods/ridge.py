@@ -44,12 +44,14 @@ def set_head(head: nn.Linear, W: Tensor, b: Tensor) -> None:
 
 class Ridge(Method):
     Options = RidgeOptions
+    knows_unknown = True
 
     def __init__(self, options: RidgeOptions, experiment: Experiment):
         super().__init__(options, experiment)
         self.statistics: Statistics | None = None
         self.curve = torch.zeros(len(PENALTIES), dtype=torch.float64)  # errors of classes so far, by penalty
         self.penalty = options.penalty
+        self.hidden = 0 if options.old == "zero" else -1
 
     def fit(self, context: Context) -> None:
         """Add the session's images to the sums, choose the penalty, and set the head's weights."""
@@ -75,17 +77,14 @@ class Ridge(Method):
     def _labels(self, context: Context, embedded: Tensor, labels: Tensor, sums: Statistics) -> tuple[Tensor, Tensor]:
         """Labels (m, C) in [0, 1] to regress on, and which are known (m, C)."""
         known, start = labels >= 0, context.session.start
-        labels, hidden = labels.clamp(min=0), labels[:, :start] <= 0
         if start and self.options.old in ("soft", "class_mean"):
             W, b = sums.solution(self.penalty)
             said = (
                 (embedded @ W + b).clamp(0, 1) if self.options.old == "soft" else sums.frequency.expand(len(labels), -1)
             )
-            labels[:, :start] = torch.where(hidden, said[:, :start], labels[:, :start])
+            labels[:, :start] = torch.where(known[:, :start], labels[:, :start], said[:, :start])
             known[:, :start] = True
-        elif self.options.old == "unknown":
-            known[:, :start] &= ~hidden
-        return labels, known
+        return labels.clamp(min=0), known
 
     def _weights(self, context: Context, own: Tensor) -> Tensor:
         """(m,) what each image counts for; as in L3A, the more, the rarer its classes are in the session."""
@@ -148,3 +147,4 @@ class JointRidge(Ridge):
 
     sees = "all"
     replays = False
+    knows_unknown = True
