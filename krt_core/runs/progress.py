@@ -94,11 +94,12 @@ class Progress:
         text = f"{loss}{record['images_per_second']:.0f} images/s"
         if "mAP_seen" in record:
             text += f", mAP seen {record['mAP_seen']:.2f}"
+            text += f" ({record['mAP_of']} images)" if "mAP_of" in record else ""
         if overflowed := record.get("overflowed"):
             text += f", {overflowed} step{'s' * (overflowed != 1)} overflowed float16 and changed nothing"
         self.log(f"  session {record['session'] + 1} epoch {record['epoch'] + 1}: {text}")
         if self._board is not None:
-            for key in record.keys() - {"session", "epoch"}:
+            for key in record.keys() - {"session", "epoch", "mAP_of"}:
                 self._board.add_scalar(f"session_{record['session']:02d}/{key}", record[key], record["epoch"])
 
     def decoding(self, what: str, done: int, total: int) -> None:

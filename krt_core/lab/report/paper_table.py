@@ -16,7 +16,7 @@ from ...protocol import Protocol
 from ...runs.folder import Run
 from . import definitions
 from .naming import LEAK, MIXED, buffer_of, data_of, methods_and_labels, replicate_of, setting_of
-from .published import PublishedResult, author_curves, published_classes, published_results
+from .published import PublishedResult, author_curves, published_classes, published_results, tested_as
 
 HIGHER_IS_BETTER = {"average_mAP": True, "last_mAP": True, "CF1": True, "OF1": True, "forgetting": False}
 
@@ -145,13 +145,12 @@ def _setting(dataset: str, protocol: str, runs: list[Run]) -> Setting:
         methods[label] = method
     lines = tuple(sorted((_line(methods[label], label, group) for label, group in groups.items()), key=_rank))
     data, made = runs[0].experiment.data, runs[0].protocol
+    tested = tested_as(runs[0].experiment)
     published, reference = (), {f"mAP_{key}": {} for key in ("seen", "base", "new")}
-    if not data.classes and published_classes(data.tested_as) == set(made.classes):
-        found = published_results(data.tested_as, *made.as_published)
+    if not data.classes and published_classes(tested) == set(made.classes):
+        found = published_results(tested, *made.as_published)
         published = tuple(_published_line(result) for result in found)
-        reference = {
-            f"mAP_{key}": author_curves(data.dataset, *made.as_published, key) for key in ("seen", "base", "new")
-        }
+        reference = {f"mAP_{key}": author_curves(tested, *made.as_published, key) for key in ("seen", "base", "new")}
     return Setting(dataset, protocol, lines, published, reference, tuple(_remarks(lines, bool(published))))
 
 
