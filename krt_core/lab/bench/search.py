@@ -105,14 +105,17 @@ class Contest:
     one setting, and nothing to choose."""
 
     def __init__(
-        self, preset: str, method: str, search: Search, settings: list[Setting], trials: list[list[Any]], runs: int
-    ):
+        self, preset: str, method: str, search: Search, settings: list[Setting], trials: list[list[Any]],
+        replicates: list[tuple[int, int | None]], changes: Setting,
+    ):  # fmt: skip
         self.preset, self.method, self.search, self.settings, self.trials = preset, method, search, settings, trials
-        self.runs = runs  # that the winner is trained in
+        self.replicates = replicates  # seed and class order of the runs that the winner is trained in
+        self.changes = changes  # to the preset, whatever the setting
 
     @property
     def name(self) -> str:
-        return f"{self.method} on {Path(self.preset).stem}"
+        variant = f" with {said(self.changes)}" if self.changes else ""
+        return f"{self.method} on {Path(self.preset).stem}{variant}"
 
     @cached_property
     def scores(self) -> list[list[Score | None]]:
@@ -148,12 +151,13 @@ class Contest:
         few = f" (all it has, of {self.search.trials} allowed)" if len(self.settings) < self.search.trials else ""
         if self.chosen is not None:
             score = f", {self.search.by.replace('_', ' ')} {self.score:.2f} on validation" if self.trials else ""
-            return f"{self.name}: {said(self.chosen)} chosen of {asked}{few}{score}; {self.runs} runs"
+            return f"{self.name}: {said(self.chosen)} chosen of {asked}{few}{score}; {len(self.replicates)} runs"
         jobs = [job for jobs in self.trials for job in jobs]
         done = sum(score is not None for scores in self.scores for score in scores)
         failed = [f"{job.id} failed ({reasons[job.id]})" for job in jobs if job.id in reasons]
         waits = f"; {', '.join(failed)}: --retry-failed starts it again" if failed else ""
-        return f"{self.name}: {done} of {len(jobs)} trials of {asked}{few} are done; its {self.runs} runs wait{waits}"
+        runs = f"its {len(self.replicates)} runs wait{waits}"
+        return f"{self.name}: {done} of {len(jobs)} trials of {asked}{few} are done; {runs}"
 
     def rows(self, states: dict[str, str]) -> Iterator[dict[str, Any]]:
         """A row for each trial; states: by the id of its job."""
@@ -162,7 +166,7 @@ class Contest:
                 e = job.experiment
                 found = score._asdict() if score else dict.fromkeys(Score._fields)
                 yield {
-                    "preset": Path(self.preset).stem, "method": self.method, "setting": i + 1,
+                    "contest": self.name, "setting": i + 1,
                     **{key: str(value) if isinstance(value, (list, dict)) else value
                        for key, value in self.settings[i].items()},
                     "seed": e.seed, "class_order": e.protocol.order_name, "state": states.get(job.id, ""), **found,

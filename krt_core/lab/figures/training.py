@@ -61,7 +61,9 @@ def training_progress(runs: Sequence[Run]) -> Figure:
     for which in (above.yaxis.set_major_formatter, above.yaxis.set_minor_formatter):
         which(LogFormatter(minor_thresholds=(2, 1)))  # 70, 80, ... rather than powers of ten
     if validated:
-        below.set_title("large: after a session, small: inside it", fontsize=8, color="0.35")
+        of = sorted({str(e["mAP_of"]) for run in runs for e in run.epochs if "mAP_of" in e})
+        images = f" ({' or '.join(of)} images)" if of else ""
+        below.set_title(f"large: after a session, small: inside it{images}", fontsize=8, color="0.35")
     if not drawn:
         below.set_ylim(0, 100)
     figure.suptitle("Training progress" if drawn else "Training progress: no epoch is finished yet")

@@ -118,6 +118,14 @@ def setting_of(run: Run) -> tuple[str, str]:
     return name, run.experiment.protocol.name
 
 
+def epoch_chosen_on(run: Run) -> str:
+    """On which images the epochs were chosen that a run reports: "test" or "validation"; "" for the last epochs."""
+    e = run.experiment
+    if e.train.report == "last":
+        return ""
+    return "validation" if e.data.validation else "test"
+
+
 def buffer_of(run: Run) -> str:
     """The exemplars of a run as tables of papers give them: "0", "20/class" or "1000"."""
     replay = run.experiment.replay
