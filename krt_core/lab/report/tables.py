@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ...runs.folder import Run
-from .naming import labels_of, replicate_of, setting_of
+from .naming import epoch_chosen_on, labels_of, replicate_of, setting_of
 
 METRICS = ("average_mAP", "last_mAP", "forgetting", "CF1", "OF1")  # what every DONE file holds, as CSV files have it
 
@@ -22,7 +22,7 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
              "seed": s["seed"], "class_order": run.experiment.protocol.order_name,
              **{key: s[key] for key in METRICS}, "exemplars": s["exemplars"], "seconds": s["seconds"],
              "peak_memory_mb": s.get("peak_memory_mb"), "leak": s["weights"].get("leak") or "", "commit": s["commit"],
-             "mixed": "; ".join(run.mixed)}
+             "mixed": "; ".join(run.mixed), "epoch_chosen_on": epoch_chosen_on(run)}
         )  # fmt: skip
     return pd.DataFrame(lines)
 
