@@ -35,7 +35,7 @@ from .runs.continuing import Continuing
 from .runs.folder import Ahead, Run
 from .runs.progress import Progress
 from .runs.starts import made_with_of
-from .runs.state import join, split
+from .runs.state import join, nbytes, split
 from .weights.start import first_network
 
 RESUME_EVERY = 60.0  # seconds between two resume.pt, which may be half a gigabyte; what a crash costs beside an epoch
@@ -171,6 +171,7 @@ class _Training:
             "peak_memory_mb": round(peak_memory_mb(self.runtime.device), 1), "metrics": metrics,
             "method": self.method.state(), "memory": self.memory.state(),
             "exemplar_ids": [self.train_set.ids[ranking].tolist() for ranking in self.memory.ranked],
+            "exemplar_bytes": self.train_set.bytes_of(self.memory.images), "method_bytes": nbytes(self.method.state()),
             "weights": self.weights, "made_with": self.going.made_with, "starts": self.going.starts,
         }  # fmt: skip
         if self.world.main:
