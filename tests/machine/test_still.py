@@ -1,4 +1,4 @@
-"""A backbone that stands still, in two processes as in one: ridge regression and KRT, from features that are kept."""
+"""A backbone that stands still, in two processes as in one: every method, from features that are kept."""
 
 import numpy as np
 import pytest
@@ -11,10 +11,16 @@ from krt_core.runs.folder import Run
 from krt_core.session import train
 
 pytestmark = pytest.mark.ddp
+FIRST = {"model.freeze": "first", "train.batch_norm": "frozen", "train.augment": "none"}
+ALL = {"model.freeze": "all", "train.augment": "none"}
 JOBS = {
     "ridge": {"method": "ridge", "ridge.weights": "rare"},
-    "krt": {"method": "krt", "model.freeze": "all", "train.augment": "none"},
-    "first": {"method": "ridge", "model.freeze": "first", "train.batch_norm": "frozen", "train.augment": "none"},
+    "ridge-first": {"method": "ridge", **FIRST},
+    "krt": {"method": "krt", **ALL},
+    "krt-first": {"method": "krt", **FIRST},
+    "finetune": {"method": "finetune", **ALL},
+    "joint": {"method": "joint", **ALL},
+    "pod-first": {"method": "pod", **FIRST},
 }
 
 
@@ -28,7 +34,11 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
         one = train(load_experiment(tmp_path / f"{name}.yaml"), tmp_path / f"{name}-one", show="none")
         for session in range(3):
             assert np.allclose(one.scores(session).scores, two.scores(session).scores, atol=1e-5), (name, session)
-        if name != "krt":
+        first, last = one.model_state(0), one.model_state(2)
+        assert all(torch.equal(first[key], last[key]) for key in first if key.startswith("backbone.")), name
+        if name.startswith("pod"):
+            assert "POD has nothing to distil, this is fine-tuning" in (two.folder / "log.txt").read_text()
+        if name.startswith("ridge"):
             assert one.method_state(2)["penalty"] == two.method_state(2)["penalty"]
         if name == "ridge":  # sums in float64
             mine, theirs = one.method_state(2)["sums"], two.method_state(2)["sums"]
