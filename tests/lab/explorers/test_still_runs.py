@@ -11,6 +11,7 @@ from krt_core.lab.explorers.attention import AttentionExplorer
 from krt_core.lab.explorers.forgetting import ForgettingExplorer
 from krt_core.lab.explorers.gallery import Gallery
 from krt_core.lab.explorers.pseudo_labels import LabelInspector
+from krt_core.lab.figures import training_loss
 from krt_core.lab.report import names_of
 from krt_core.session import train
 
@@ -49,3 +50,14 @@ def test_every_view_opens_at_once(both):
             shown = [getattr(child, "value", "") for child in explorer.tabs.children[number].children]
             assert not any("<pre>" in str(words) for words in shown), (kind, title, shown)
         assert slowest < 20, kind
+
+
+def test_losses_are_drawn_for_what_has_some(tiny, tmp_path):
+    how = {"method": "ridge", "train__augment": "none"}
+    closed = train(tiny(**how), tmp_path / "closed", show="none")
+    begun = train(tiny(**how, model__freeze="first"), tmp_path / "begun", show="none")
+    (axis,) = training_loss([closed, begun]).axes
+    drawn = [line for line in axis.lines if not line.get_label().startswith("_")]
+    assert [line.get_label() for line in drawn] == ["ridge, frozen after session 1, seed 0"]
+    assert list(drawn[0].get_xdata()) == [1, 2]  # two epochs of the first session
+    assert "closed form" in training_loss([closed]).axes[0].get_title()
