@@ -25,7 +25,8 @@ from .evaluate import Tester, predict, session_metrics
 from .learn import Learner, embedded, fit, planned_steps, set_seed
 from .machine.device import Runtime, choose_runtime, peak_memory_mb, reset_peak_memory
 from .memory import Memory
-from .methods import Context, method_class
+from .methods import Context, check_knows, method_class
+from .methods.start import start_from_ridge
 from .model import Network
 from .model.inference import for_inference
 from .model.still import kept_features
@@ -35,7 +36,7 @@ from .runs.continuing import Continuing
 from .runs.folder import Ahead, Run
 from .runs.progress import Progress
 from .runs.starts import made_with_of
-from .runs.state import join, nbytes, split
+from .runs.state import join, split
 from .weights.start import first_network
 
 RESUME_EVERY = 60.0  # seconds between two resume.pt, which may be half a gigabyte; what a crash costs beside an epoch
@@ -96,9 +97,10 @@ class _Training:
         with self.world.main_first():
             self.train_set, test_set = open_both(e.data)
         self.protocol = protocol_of(e.protocol, self.train_set.classes)
-        self.train_labels = self.protocol.reorder(self.train_set.labels)
+        check_knows(e.method, self.train_set)
+        self.train_labels = self.protocol.reorder(self.train_set.truth)
         check_labels(self.protocol, self.train_labels, f"{self.train_set.name} train", True)
-        check_labels(self.protocol, self.protocol.reorder(test_set.labels), f"{test_set.name} test")
+        check_labels(self.protocol, self.protocol.reorder(test_set.truth), f"{test_set.name} test")
         several = f" in {self.world.size} processes" if self.world.size > 1 else ""
         self.progress.log(
             f"{run.folder.name}: {len(self.train_set)} training and {len(test_set)} test images, "
@@ -141,7 +143,8 @@ class _Training:
         reset_peak_memory(self.runtime.device)
 
         # 1. See: the session's images, with labels of its own classes only, and the stored exemplars.
-        view = session_view(self.protocol, self.train_labels, index, self.memory, self.method.sees)
+        method = self.method
+        view = session_view(self.protocol, self.train_labels, index, self.memory, method.sees, method.hidden)
 
         # 2. Grow: a token and a head for the new classes; the model so far stays as the old model.
         if learning := self.protocol.taught(index, self.method.sees):
@@ -167,12 +170,11 @@ class _Training:
             "new_classes": list(self.protocol.class_names(index)), "train_images": view.own,
             "replayed_images": len(view.rows) - view.own, "test_images": len(scores.ids),
             "reported_epoch": best["epoch"] if best else self.experiment.train.epochs - 1,
-            "seconds": round(self.spent_before + time.perf_counter() - began, 2),
+            "seconds": round(self.spent_before + time.perf_counter() - began, 2), "weights": self.weights,
             "peak_memory_mb": round(peak_memory_mb(self.runtime.device), 1), "metrics": metrics,
-            "method": self.method.state(), "memory": self.memory.state(),
+            "method": method.state(), "memory": self.memory.state(), "starts": self.going.starts,
             "exemplar_ids": [self.train_set.ids[ranking].tolist() for ranking in self.memory.ranked],
-            "exemplar_bytes": self.train_set.bytes_of(self.memory.images), "method_bytes": nbytes(self.method.state()),
-            "weights": self.weights, "made_with": self.going.made_with, "starts": self.going.starts,
+            "exemplar_bytes": self.train_set.bytes_of(self.memory.images), "made_with": self.going.made_with,
         }  # fmt: skip
         if self.world.main:
             self.run.write_session(index, self.model.state_dict(), scores, state, self.ahead, self.model.still)
@@ -254,6 +256,8 @@ class _Training:
         if resume:
             self.model.load_state_dict(resume["model"])
             learner.load_state(resume["learner"])
+        elif config.head_start == "ridge":
+            start_from_ridge(context)
         return context, learner
 
     def _agree(self) -> None:

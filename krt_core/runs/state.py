@@ -47,8 +47,3 @@ def join(state: Any, tensors: dict[str, Tensor]) -> Any:
             return tensors[state[MARK]]
         return {key: join(value, tensors) for key, value in state.items()}
     return [join(value, tensors) for value in state] if isinstance(state, list) else state
-
-
-def nbytes(state: dict[str, Any]) -> int:
-    """Bytes of the tensors of a method's state."""
-    return sum(tensor.nbytes for tensor in split(state)[1].values())

@@ -30,7 +30,7 @@ def sessions(seed=0):
         start, stop = stop, stop + size
         x = rng.normal(size=(25, D)).astype(np.float32)
         y = (rng.random((25, stop)) < 0.4).astype(np.float32)
-        y[:, :start] *= rng.random((25, start)) < 0.2
+        y[:, :start][rng.random((25, start)) < 0.8] = -1  # hidden from the session
         y[np.arange(25), rng.integers(start, stop, 25)] = 1  # every image shows a class of its session
         yield x, y, start, stop
 
@@ -43,6 +43,7 @@ def ours(**options):
     heads, found = [], []
     for index, (x, y, start, stop) in enumerate(sessions()):
         heads.append(torch.nn.Linear(D, stop - start).requires_grad_(False))
+        y = np.where(y < 0, method.hidden, y)
         batch = Batch(torch.zeros(len(x)), torch.from_numpy(y), np.arange(len(x)))
         context = SimpleNamespace(
             model=SimpleNamespace(width=D, heads=heads), session=Session(index, start, stop), world=World(),
@@ -59,11 +60,12 @@ def plainly(old, weights="equal"):
     X, Y, omega, found = np.zeros((0, D)), np.zeros((0, 0)), np.zeros(0), []
     for x, y, start, stop in sessions():
         x, y = x.astype(float), y.astype(float)
-        hidden = y[:, :start] == 0
-        if start and old != "zero":
-            W, b = found[-1] if found else (None, None)
+        hidden = y[:, :start] < 0
+        if start:
+            W, b = found[-1]
             instead = {
-                "soft": (x @ W + b).clip(0, 1), "unknown": np.full(hidden.shape, np.nan),
+                "zero": np.zeros(hidden.shape), "unknown": np.full(hidden.shape, np.nan),
+                "soft": (x @ W + b).clip(0, 1),
                 "class_mean": np.tile((omega @ Y) / omega.sum(), (len(x), 1)),
             }[old]  # fmt: skip
             y[:, :start] = np.where(hidden, instead, y[:, :start])
