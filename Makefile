@@ -8,7 +8,7 @@ DEMO   := outputs/demo
 PHOTOS  ?= $(or $(KRT_VOC_SUB),$(KRT_COCO_SUB))
 RESULTS := outputs/photos
 # Each on features that are kept; the trainings of a backbone are for a GPU, or a night.
-PHOTO_METHODS := '[ridge, krt, krt replay.per_class=10, finetune, joint_ridge]'
+PHOTO_METHODS := '[ridge, krt, krt replay.per_class=10, masked, finetune, joint_ridge]'
 NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attention_maps 05_gallery
 export KRT_HOME := $(CURDIR)
 

@@ -93,7 +93,7 @@ def test_the_whole_story_on_a_few_photos(tmp_path):
     done = make(venv=tmp_path / "venv", KRT_HOME=tmp_path, PHOTOS=folder, RESULTS=results)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     methods = {run.experiment.method for run in finished_runs(results / "runs")}
-    assert methods == {"ridge", "krt", "finetune", "joint_ridge"}
+    assert methods == {"ridge", "krt", "masked", "finetune", "joint_ridge"}
     assert (results / "report.html").is_file() and "of sums" in (results / "report.html").read_text()
     assert {path.stem for path in (results / "figures").glob("*.png")} >= {
         "session_sizes", "sample_images", "mAP_seen", "class_session", "thresholds", "token_mass", "gallery",
