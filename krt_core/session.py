@@ -168,11 +168,11 @@ class _Training:
             "replayed_images": len(view.rows) - view.own, "test_images": len(scores.ids),
             "reported_epoch": best["epoch"] if best else self.experiment.train.epochs - 1,
             **({"epoch_chosen_on": self.validator.images} if best else {}),
-            "seconds": round(self.spent_before + time.perf_counter() - began, 2),
+            "seconds": round(self.spent_before + time.perf_counter() - began, 2), "weights": self.weights,
             "peak_memory_mb": round(peak_memory_mb(self.runtime.device), 1), "metrics": metrics,
-            "method": self.method.state(), "memory": self.memory.state(),
+            "method": self.method.state(), "memory": self.memory.state(), "starts": self.going.starts,
             "exemplar_ids": [self.train_set.ids[ranking].tolist() for ranking in self.memory.ranked],
-            "weights": self.weights, "made_with": self.going.made_with, "starts": self.going.starts,
+            "exemplar_bytes": self.train_set.bytes_of(self.memory.images), "made_with": self.going.made_with,
         }  # fmt: skip
         if self.world.main:
             self.run.write_session(index, self.model.state_dict(), scores, state, self.ahead, self.model.still)

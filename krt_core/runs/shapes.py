@@ -23,11 +23,13 @@ STATE = {
     "peak_memory_mb": NUMBER, "metrics": {str: NUMBER, "AP_seen": {str: NUMBER}}, "method": dict, "memory": dict,
     "exemplar_ids": [[str]], "weights": WEIGHTS, "made_with": (MADE_WITH, None), "starts": [int],
     "replayed_images": int, "reported_epoch": int, "epoch_chosen_on": str,
+    "exemplar_bytes": NUMBER, "method_bytes": NUMBER,
 }  # fmt: skip
 SUMMARY = {
     "method": str, "dataset": str, "protocol": str, "seed": int, "average_mAP": NUMBER, "last_mAP": NUMBER,
     "forgetting": NUMBER, "forgetting_definitions": {str: NUMBER}, "mAP_per_session": [NUMBER], "seconds": NUMBER,
     "peak_memory_mb": NUMBER, "exemplars": int, "weights": WEIGHTS, "config_hash": str, "commit": TEXT, "mixed": [str],
+    "exemplar_bytes": NUMBER, "method_bytes": NUMBER,
     **dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), NUMBER),
 }  # fmt: skip
 START = {

@@ -15,22 +15,21 @@ from .figure import PALETTE, new_figure, style_of
 
 
 def training_loss(runs: Sequence[Run]) -> Figure:
-    """Mean loss of every epoch; vertical lines separate the sessions."""
-    figure, axis = new_figure(9, 3.4)
-    for i, (run, name) in enumerate(zip(runs, names_of(runs), strict=True)):
-        epochs = run.epochs
-        axis.plot(range(1, len(epochs) + 1), [e.get("loss", np.nan) for e in epochs], color=PALETTE[i % len(PALETTE)],
-                  label=name)  # fmt: skip
+    """Mean loss of every epoch; vertical lines separate the sessions. What is learned in closed form has none."""
+    figure, axis = new_figure(9, 3.8)
     per_session = runs[0].experiment.train.epochs
+    for i, (run, name) in enumerate(zip(runs, names_of(runs), strict=True)):
+        epochs = [(e["session"] * per_session + e["epoch"] + 1, e["loss"]) for e in run.epochs if "loss" in e]
+        if epochs:
+            axis.plot(*zip(*epochs, strict=True), color=PALETTE[i % len(PALETTE)], label=name)
     for t in range(1, len(runs[0].protocol.sessions)):
         axis.axvline(t * per_session + 0.5, color="0.8", lw=1)
-    axis.set(
-        xlabel="epoch, over all sessions",
-        ylabel="loss (summed over a batch)",
-        yscale=_scale(runs),
-        title="Training loss",
-    )
-    axis.legend(fontsize=9)
+    axis.set(xlabel="epoch, over all sessions", ylabel="loss (summed over a batch)", title="Training loss")
+    if axis.get_legend_handles_labels()[0]:
+        axis.set_yscale(_scale(runs))
+        figure.legend(fontsize=9, loc="outside lower center", ncols=2)
+    else:
+        axis.set_title("No loss: learned in closed form")
     return figure
 
 

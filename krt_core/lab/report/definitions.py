@@ -9,7 +9,8 @@ RESULTS = (
     f"far; last mAP, CF1, OF1: after the last session, F1 at score > {F1_THRESHOLD}, CF1 the mean of the "
     "per-class F1. Forgetting, in points: best AP after an earlier session minus last AP, on the whole test"
     " set, averaged over the classes of all sessions but the last. Time: median over runs; peak memory: "
-    f"largest of all runs. {SPREAD} Bold: the best of our lines, upper bounds and LEAK lines aside. – : not "
+    f"largest of all runs. Backbone: trained in every session, in the first session alone, or frozen "
+    f"(its first weights). {SPREAD} Bold: the best of our lines, upper bounds and LEAK lines aside. – : not "
     "known or not defined."
 )
 
@@ -51,8 +52,9 @@ COSTS = (
     "Time: median over runs of the wall-clock time of a whole run, training, testing and choosing exemplars"
     " included; compare it on the same hardware only. Peak memory: largest over sessions and runs, of the "
     "tensors of the main process on a GPU, or of the whole process on a CPU since its start (so a run that "
-    "shares a process with earlier runs has theirs too); – for runs made before it was recorded. Images "
-    "stored: exemplars at the end, median over runs."
+    "shares a process with earlier runs has theirs too); – for runs made before it was recorded. Stored: "
+    "exemplars at the end with the bytes of their files, and the bytes of what else the method keeps, as ridge "
+    "regression its sums; median over runs."
 )
 
 RUNS = (

@@ -118,13 +118,13 @@ def _classes(setting: Setting) -> list[tuple[str, list[str], list[tuple]]]:
 def _costs(setting: Setting) -> Rows:
     rows = []
     for line in setting.lines:
-        seconds, stored = line.values["seconds"], line.values["exemplars"]
+        seconds = line.values["seconds"]
         cells = {
             "time": _time(seconds),
             "least – most": f"{_time(seconds.min())} – {_time(seconds.max())}" if len(seconds) > 1 else "–",
             "per session": _time(seconds / len(setting.classes.sessions)),
             "peak memory": _memory(line.values["peak_memory_mb"]),
-            "images stored": f"{np.median(stored):.0f}" if len(stored) else "–",
+            "stored": line.stored,
             "hardware": "; ".join(sorted({_hardware(run) for run in line.runs})),
         }
         rows.append((line, cells))

@@ -14,10 +14,23 @@ import numpy as np
 from ...methods import class_of
 from ...protocol import Protocol
 from ...runs.folder import Run
+from ...runs.summary import STORED
 from . import definitions
-from .naming import LEAK, MIXED, buffer_of, data_of, epoch_chosen_on, methods_and_labels, replicate_of, setting_of
+from .naming import (
+    LEAK,
+    MIXED,
+    backbone_of,
+    buffer_of,
+    data_of,
+    epoch_chosen_on,
+    methods_and_labels,
+    replicate_of,
+    setting_of,
+    stored_words,
+)
 from .published import PublishedResult, author_curves, published_classes, published_results, tested_as
 
+KEPT = ("exemplars", *STORED)
 HIGHER_IS_BETTER = {"average_mAP": True, "last_mAP": True, "CF1": True, "OF1": True, "forgetting": False}
 
 
@@ -36,6 +49,16 @@ class Line:
     bound: bool = False  # trained on all labels at once
     source: str = ""  # where a published line comes from
     note: str = ""
+
+    @property
+    def backbone(self) -> str:
+        """See `backbone_of`; "–" for a published line."""
+        return backbone_of(self.runs[0]) if self.runs else "–"
+
+    @property
+    def stored(self) -> str:
+        """See `stored_words`; medians over the runs."""
+        return stored_words(*(float(np.median(v)) if len(v := self.values[key]) else np.nan for key in KEPT))
 
     @property
     def published(self) -> bool:
@@ -163,7 +186,7 @@ def _line(method: str, label: str, runs: list[Run]) -> Line:
     summaries = [run.summary for run in runs]
     lost = [s.get("forgetting_definitions") or {} for s in summaries]
     values = {key: _known([s.get(key) for s in summaries]) for key in HIGHER_IS_BETTER}
-    values |= {key: _known([s.get(key) for s in summaries]) for key in ("seconds", "peak_memory_mb", "exemplars")}
+    values |= {key: _known([s.get(key) for s in summaries]) for key in ("seconds", "peak_memory_mb", *KEPT)}
     if len(runs[0].protocol.sessions) < 2:
         values["forgetting"] = _known([])  # nothing came after the only session
     bound = class_of(runs[0].experiment.method).sees == "all"
@@ -188,7 +211,7 @@ def _published_line(result: PublishedResult) -> Line:
         buffer=result.buffer,
         # Their forgetting was taken on another pool of images than ours, so it is no headline.
         values={**{key: _known([getattr(result, key)]) for key in keys}, "forgetting": _known([]),
-                "peak_memory_mb": _known([]), "exemplars": _known([])},
+                "peak_memory_mb": _known([]), **dict.fromkeys(KEPT, _known([]))},
         forgetting={key: _known([value]) for key, value in result.forgetting.items()},
         curve=np.array([result.mAP_per_session]) if result.mAP_per_session else np.zeros((0, 0)),
         source=result.source,
