@@ -98,16 +98,14 @@ class _Training:
         self.train_set = halves.train
         self.protocol = protocol_of(e.protocol, self.train_set.classes)
         self.train_labels = learned_labels(self.protocol, halves)
-        several = f" in {self.world.size} processes" if self.world.size > 1 else ""
         self.progress.log(
             f"{run.folder.name}: {halves.said}, {len(self.protocol.sessions)} sessions ({self.protocol.name}), "
-            f"{self.runtime.device}{several}, {self.runtime.reasons['precision']}"
+            f"{self.runtime.device}{self.world.in_words}, {self.runtime.reasons['precision']}"
         )
         for note in halves.notes:
             self.progress.log(f"data: {note}")
         images = images_of(*halves, self.world)
-        made_with = made_with_of(e, self.runtime, self.max_steps, halves.digest(), images.stamp) | halves.split()
-        self.going.check(made_with)
+        self.going.check(made_with_of(e, self.runtime, self.max_steps, halves.inputs(), images.stamp))
         self.train_store = (stores := open_stores(e.data, halves, self.world, self.progress, images))[0]
         self.tester, self.validator = testers(e.train, halves, self.protocol, stores, self.runtime, self.progress.log)
 
