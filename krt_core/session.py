@@ -25,7 +25,8 @@ from .evaluate import predict, session_metrics, testers
 from .learn import Learner, embedded, fit, planned_steps, set_seed
 from .machine.device import Runtime, choose_runtime, peak_memory_mb, reset_peak_memory
 from .memory import Memory
-from .methods import Context, method_class
+from .methods import Context, check_knows, method_class
+from .methods.start import start_from_ridge
 from .model import Network
 from .model.inference import for_inference
 from .model.still import kept_features
@@ -94,9 +95,9 @@ class _Training:
     def _open_data(self) -> None:
         e, run = self.experiment, self.run
         with self.world.main_first():
-            halves = open_halves(e.data)
-        self.train_set = halves.train
+            self.train_set = (halves := open_halves(e.data)).train
         self.protocol = protocol_of(e.protocol, self.train_set.classes)
+        check_knows(e.method, self.train_set)
         self.train_labels = learned_labels(self.protocol, halves)
         self.progress.log(
             f"{run.folder.name}: {halves.said}, {len(self.protocol.sessions)} sessions ({self.protocol.name}), "
@@ -137,7 +138,7 @@ class _Training:
         reset_peak_memory(self.runtime.device)
 
         # 1. See: the session's images, with labels of its own classes only, and the stored exemplars.
-        view = session_view(self.protocol, self.train_labels, index, self.memory, self.method.sees)
+        view = session_view(self.protocol, self.train_labels, index, self.memory, self.method.sees, self.method.hidden)
 
         # 2. Grow: a token and a head for the new classes; the model so far stays as the old model.
         if learning := self.protocol.taught(index, self.method.sees):
@@ -252,6 +253,8 @@ class _Training:
         if resume:
             self.model.load_state_dict(resume["model"])
             learner.load_state(resume["learner"])
+        elif config.head_start == "ridge":
+            start_from_ridge(context)
         return context, learner
 
     def _agree(self) -> None:
@@ -298,11 +301,10 @@ class _Training:
         """Learn the session without gradients; it counts as one epoch."""
         made = fit(self.model, self.method, context, len(view.rows), (self.experiment.seed, index, 0, self.world.rank))
         self._agree()
-        record = {"session": index, "epoch": 0, **made}
         if self.experiment.train.evaluate_every and self.validator is not self.tester:
-            record.update(self.validator.validate(self.model, index, self.method))
+            made |= self.validator.validate(self.model, index, self.method)
         if self.world.main:
-            self._tell(record)
+            self._tell({"session": index, "epoch": 0, **made})
 
     def _tell(self, record: dict[str, Any]) -> None:
         self.run.append_epoch(record)
