@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import DataError, did_you_mean
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "validation"]
 
 
 @dataclass(frozen=True)

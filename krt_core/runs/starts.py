@@ -61,6 +61,8 @@ def check_made_with(folder: Path, stored: dict[str, Any], now: dict[str, Any]) -
             f"{folder}: images have changed since this run began ({what} of their files differ). Put the old ones "
             "back, or start it in a new folder."
         )
+    if "held_out" in changed:
+        raise RunError(f"{was}with other images held out for validation. Start it in a new folder.")
     if "max_steps" in changed:
         raise RunError(
             f"{was}with --max-steps {stored['max_steps']}, which is not this training. "

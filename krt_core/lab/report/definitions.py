@@ -62,6 +62,11 @@ RUNS = (
     "Commit: of the workbench; +changes: its files differed from it."
 )
 
+SEARCH = (
+    "Chosen on validation images, held out of the training images, before any run below was made: the test images were "
+    "not opened for it. Every trial stands in trials.csv. The runs below train on all training images."
+)
+
 LEFT_OUT = "Run folders that no number on this page comes from, why, and how far they got."
 
 PUBLISHED = (
@@ -83,6 +88,11 @@ MIXED = (
 OTHER_DATA = (
     "The runs here were not all made on the same data: labels or images of the data set were changed between them. "
     "Lines that this tells apart have data= and a hash of theirs; part of any difference may be the data's."
+)
+
+CHOSEN_ON_TEST = (
+    "epoch chosen on test: train.report=best took each session's best epoch as measured on the test images, which the "
+    "scores then are of, so they are too good. With data.validation it is chosen on images held out of training."
 )
 
 UNEQUAL = (

@@ -25,8 +25,9 @@ from .paper_table import HIGHER_IS_BETTER, Line, Setting, mean_and_std, settings
 Rows = list[tuple[Line, dict[str, str]]]  # of a table: a line and its cells by column
 
 
-def html_report(runs: Sequence[Run], left_out: Sequence[LeftOut] = ()) -> str:
-    """The whole page. runs: finished ones, see `collect`; left_out: the others, to be listed."""
+def html_report(runs: Sequence[Run], left_out: Sequence[LeftOut] = (), chosen: Sequence[str] = ()) -> str:
+    """The whole page. runs: finished ones, see `collect`; left_out: the others, to be listed; chosen: the settings that
+    were searched for, in words."""
     loader = PackageLoader(__package__, "")
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters |= {"heat": _heat, "many": _many, "memory": _memory, "pieces": _pieces, "spread": mean_and_std,
@@ -38,6 +39,7 @@ def html_report(runs: Sequence[Run], left_out: Sequence[LeftOut] = ()) -> str:
         runs=runs,
         settings=settings_of(runs),
         left_out=left_out,
+        chosen=chosen,
         metrics={key: key.replace("_", " ") for key in HIGHER_IS_BETTER},
         definitions=definitions,
         now=datetime.now(timezone.utc),

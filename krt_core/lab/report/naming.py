@@ -11,6 +11,7 @@ from typing import Any
 from ...methods import class_of
 from ...options import is_dotted, short_name
 from ...runs.folder import Run
+from .published import held_out
 
 NOT_OF_THE_METHOD = {"protocol.order_seed", "protocol.order"}  # runs that differ in the class order are replicates
 LEAK, MIXED = " (LEAK)", " (mixed)"  # marks in labels
@@ -114,9 +115,17 @@ def setting_of(run: Run) -> tuple[str, str]:
         name = f"{Path(data.root or 'data').name} (read by {name})"
     if data.classes:
         name += f", {len(data.classes)} classes"
-    if data.holdout:
-        name += f", tested on {100 * data.holdout:g} % of the training images"
+    if share := held_out(run.experiment):
+        name += f", tested on {100 * share:g} % of the training images"
     return name, run.experiment.protocol.name
+
+
+def epoch_chosen_on(run: Run) -> str:
+    """On which images the epochs were chosen that a run reports: "test" or "validation"; "" for the last epochs."""
+    e = run.experiment
+    if e.train.report == "last":
+        return ""
+    return "validation" if e.data.validation else "test"
 
 
 def buffer_of(run: Run) -> str:

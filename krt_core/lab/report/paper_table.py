@@ -22,12 +22,13 @@ from .naming import (
     backbone_of,
     buffer_of,
     data_of,
+    epoch_chosen_on,
     methods_and_labels,
     replicate_of,
     setting_of,
     stored_words,
 )
-from .published import PublishedResult, author_curves, published_classes, published_results
+from .published import PublishedResult, author_curves, published_classes, published_results, tested_as
 
 KEPT = ("exemplars", *STORED)
 HIGHER_IS_BETTER = {"average_mAP": True, "last_mAP": True, "CF1": True, "OF1": True, "forgetting": False}
@@ -72,6 +73,11 @@ class Line:
     def mixed(self) -> bool:
         """Have starts of different kinds made one of its runs?"""
         return self.label.endswith(MIXED)
+
+    @property
+    def chosen_on_test(self) -> bool:
+        """Were the epochs of one of its runs chosen on the test images?"""
+        return any(epoch_chosen_on(run) == "test" for run in self.runs)
 
     @property
     def cited(self) -> str:
@@ -167,13 +173,12 @@ def _setting(dataset: str, protocol: str, runs: list[Run]) -> Setting:
         methods[label] = method
     lines = tuple(sorted((_line(methods[label], label, group) for label, group in groups.items()), key=_rank))
     data, made = runs[0].experiment.data, runs[0].protocol
+    tested = tested_as(runs[0].experiment)
     published, reference = (), {f"mAP_{key}": {} for key in ("seen", "base", "new")}
-    if not data.classes and published_classes(data.tested_as) == set(made.classes):
-        found = published_results(data.tested_as, *made.as_published)
+    if not data.classes and published_classes(tested) == set(made.classes):
+        found = published_results(tested, *made.as_published)
         published = tuple(_published_line(result) for result in found)
-        reference = {
-            f"mAP_{key}": author_curves(data.dataset, *made.as_published, key) for key in ("seen", "base", "new")
-        }
+        reference = {f"mAP_{key}": author_curves(tested, *made.as_published, key) for key in ("seen", "base", "new")}
     return Setting(dataset, protocol, lines, published, reference, tuple(_remarks(lines, bool(published))))
 
 
@@ -250,11 +255,12 @@ def _remarks(lines: Sequence[Line], published: bool) -> list[str]:
         remarks.append(definitions.MIXED)
     if len(set(data_of([run for line in lines for run in line.runs]))) > 1:
         remarks.append(definitions.OTHER_DATA)
-    best = sorted({line.label for line in lines if line.runs[0].experiment.train.report == "best"})
+    if any(line.chosen_on_test for line in lines):
+        remarks.append(definitions.CHOSEN_ON_TEST)
+    best = sorted({line.label for line in lines if epoch_chosen_on(line.runs[0]) == "validation"})
     if best:
         remarks.append(
-            f"{'; '.join(best)}: train.report=best takes each session's best epoch as measured on the test images; "
-            "the other lines take the last epoch."
+            f"{'; '.join(best)}: train.report=best takes each session's best epoch as measured on validation images."
         )
     if published:
         remarks.append(definitions.PUBLISHED)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ...runs.folder import Run
 from ...runs.summary import STORED
-from .naming import backbone_of, labels_of, replicate_of, setting_of, stored_words
+from .naming import backbone_of, epoch_chosen_on, labels_of, replicate_of, setting_of, stored_words
 
 METRICS = ("average_mAP", "last_mAP", "forgetting", "CF1", "OF1")  # what every DONE file holds, as CSV files have it
 
@@ -24,7 +24,7 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
              **{key: s[key] for key in METRICS}, "exemplars": s["exemplars"], **{key: s.get(key) for key in STORED},
              "backbone": backbone_of(run), "seconds": s["seconds"],
              "peak_memory_mb": s.get("peak_memory_mb"), "leak": s["weights"].get("leak") or "", "commit": s["commit"],
-             "mixed": "; ".join(run.mixed)}
+             "mixed": "; ".join(run.mixed), "epoch_chosen_on": epoch_chosen_on(run)}
         )  # fmt: skip
     return pd.DataFrame(lines)
 
