@@ -102,7 +102,7 @@ class Tester:
         self.images = "test" if held is None else "validation"
         self.labels = protocol.reorder(dataset.truth)
         if held is not None:
-            self.labels[~held] = 0
+            self.labels = self.labels * held[:, None]
         self.rows = np.flatnonzero((self.labels > 0).any(axis=1))  # the fixed pool: images with any class
         self.last: np.ndarray | None = None  # scores of the last pool, where the model stays
 
@@ -132,9 +132,10 @@ class Tester:
         """The better of the best epoch so far and this one, by mAP on the images with a seen class: its epoch, its
         mAP_seen, of which images that is, and for `reported` the scores of these images or, where others are to be
         reported, the model's weights."""
-        pool = self.pool(model, session, method)
+        before, pool = self.last, self.pool(model, session, method)
         value = session_metrics(self.protocol, session, pool.scores, pool.labels, full=False)["mAP_seen"]
         if best is not None and best["mAP_seen"] >= value:
+            self.last = before  # of what later sessions report, where the model stays
             return best
         best = {"epoch": epoch, "mAP_seen": value, "mAP_of": self.images}
         if not weights:

@@ -184,8 +184,7 @@ def learned_labels(protocol: Protocol, halves: Halves) -> np.ndarray:
     """(n, C) labels in learning order of all training images; those that are held out have none, so that no session has
     them. DataError as `check_labels`, for the training and for the test images."""
     train, held, test = halves
-    labels = protocol.reorder(train.truth)
-    labels[held] = 0
+    labels = protocol.reorder(train.truth) * ~held[:, None]
     check_labels(protocol, labels, f"{train.name} train", True)
     if test is not None:
         check_labels(protocol, protocol.reorder(test.truth), f"{test.name} test")

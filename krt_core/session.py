@@ -95,21 +95,18 @@ class _Training:
     def _open_data(self) -> None:
         e, run = self.experiment, self.run
         with self.world.main_first():
-            halves = open_halves(e.data)
-        self.train_set = halves.train
+            self.train_set = (halves := open_halves(e.data)).train
         self.protocol = protocol_of(e.protocol, self.train_set.classes)
         check_knows(e.method, self.train_set)
         self.train_labels = learned_labels(self.protocol, halves)
-        several = f" in {self.world.size} processes" if self.world.size > 1 else ""
         self.progress.log(
             f"{run.folder.name}: {halves.said}, {len(self.protocol.sessions)} sessions ({self.protocol.name}), "
-            f"{self.runtime.device}{several}, {self.runtime.reasons['precision']}"
+            f"{self.runtime.device}{self.world.in_words}, {self.runtime.reasons['precision']}"
         )
         for note in halves.notes:
             self.progress.log(f"data: {note}")
         images = images_of(*halves, self.world)
-        inputs = halves.digest(), images.stamp
-        self.going.check(made_with_of(e, self.runtime, self.max_steps, *inputs) | halves.split())
+        self.going.check(made_with_of(e, self.runtime, self.max_steps, halves.inputs(), images.stamp))
         self.train_store = (stores := open_stores(e.data, halves, self.world, self.progress, images))[0]
         self.tester, self.validator = testers(e.train, halves, self.protocol, stores, self.runtime, self.progress.log)
 
@@ -300,11 +297,10 @@ class _Training:
         """Learn the session without gradients; it counts as one epoch."""
         made = fit(self.model, self.method, context, len(view.rows), (self.experiment.seed, index, 0, self.world.rank))
         self._agree()
-        record = {"session": index, "epoch": 0, **made}
         if self.experiment.train.evaluate_every and self.validator is not self.tester:
-            record.update(self.validator.validate(self.model, index, self.method))
+            made |= self.validator.validate(self.model, index, self.method)
         if self.world.main:
-            self._tell(record)
+            self._tell({"session": index, "epoch": 0, **made})
 
     def _tell(self, record: dict[str, Any]) -> None:
         self.run.append_epoch(record)

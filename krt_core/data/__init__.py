@@ -43,14 +43,12 @@ class Halves(NamedTuple):
     def notes(self) -> tuple[str, ...]:
         return self.train.notes + (self.test.notes if self.test is not None else ())
 
-    def digest(self) -> str:
-        """Hash over ids, class names and labels of all images."""
-        return self.train.digest() + (self.test.digest() if self.test is not None else "")
-
-    def split(self) -> dict[str, str]:
-        """Which images are held out, where some are: a run must not go on with others."""
-        digest = hashlib.sha256(np.packbits(self.held).tobytes()).hexdigest()[:16]
-        return {"held_out": digest} if self.held.any() else {}
+    def inputs(self) -> dict[str, str]:
+        """Hashes of what a run must go on with: ids, class names and labels of all images and, where some are held out,
+        which."""
+        labels = self.train.digest() + (self.test.digest() if self.test is not None else "")
+        held = hashlib.sha256(np.packbits(self.held).tobytes()).hexdigest()[:16]
+        return {"inputs": labels, **({"held_out": held} if self.held.any() else {})}
 
 
 def open_halves(config: Data) -> Halves:

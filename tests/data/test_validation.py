@@ -78,9 +78,8 @@ def test_what_is_said(coco_root, tiny):
     halves = open_halves(tiny(data__validation=0.3).data)
     assert halves.said.endswith("24 test images") and "validation" in halves.said
     assert halves.notes == (f"{halves.held.sum()} of 40 training images are held out for validation",)
-    assert (
-        halves.split() != open_halves(tiny(data__validation=0.4).data).split() and not open_halves(tiny().data).split()
-    )
+    assert halves.inputs() != open_halves(tiny(data__validation=0.4).data).inputs()
+    assert "held_out" in halves.inputs() and "held_out" not in open_halves(tiny().data).inputs()
     with pytest.raises(DataError, match=r"data.validation is 0: no training images are held out"):
         open_dataset(Data(dataset="coco", root=str(coco_root)), "validation")
     with pytest.raises(ConfigError, match="data.test=validation needs data.validation"):

@@ -10,6 +10,7 @@ from krt_core import evaluate
 from krt_core import session as session_module
 from krt_core.data import open_dataset
 from krt_core.errors import RunError
+from krt_core.lab.analysis.pseudo_labels import pseudo_labels
 from krt_core.lab.figures.training import training_progress
 from krt_core.lab.report import runs_table
 from krt_core.lab.report.html import html_report
@@ -121,3 +122,23 @@ def test_other_images_held_out_are_another_run(tiny, tmp_path):
     shutil.rmtree(run.session_folder(1))
     with pytest.raises(RunError, match="other images held out for validation"):
         train(experiment, tmp_path / "run", show="none", max_steps=1)
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_features_are_kept_once_for_both_sides(tiny, tmp_path, views):
+    """A held-out image is a row of the same file of features, and what is learned from images alone is the same."""
+    still = dict(model__freeze="all", data__validation=0.3, train__augment="light" if views else "none", **QUICK)
+    kept = train(tiny(**still, data__views=views), tmp_path / "kept", show="none")
+    files = [path.name for path in (tmp_path / "data" / "cache").glob("features-*.npy")]
+    assert len(files) == 2 + views and sum("-test-" in name for name in files) == 1
+    if not views:
+        plain = train(tiny(**still, data__features=False), tmp_path / "plain", show="none")
+        for a, b in zip(kept.epochs, plain.epochs, strict=True):
+            assert a["mAP_seen"] == pytest.approx(b["mAP_seen"], abs=0.5)
+
+
+def test_pseudo_labels_of_a_run_with_validation_are_read(tiny):
+    experiment = tiny(data__validation=0.3, replay__per_class=2)
+    run = train(experiment, show="none")
+    found = pseudo_labels(run, 1, open_dataset(experiment.data, "train"))
+    assert len(found.ids) == len(run.ahead(0).ids) and found.own < len(found.ids)  # exemplars among them

@@ -14,11 +14,14 @@ from ..report.write import write_report
 from . import state as s
 from .matrix import Job, Matrix, Plan, plan
 from .runner import Runner
+from .search import Score
 from .slots import find_slots
 from .slurm import run_on_slurm
 from .state import JobFiles
 from .view import View, clock, table
 
+# Columns of trials.csv; the keys that are searched for stand behind the first two.
+ABOUT = ("contest", "setting", "seed", "class_order", "state", *Score._fields, "chosen", "run")
 REPORTS = ("report.html", "table.csv", "table.tex")
 
 
@@ -69,7 +72,8 @@ def tell_search(matrix: Matrix, planned: Plan, write: bool = True) -> None:
         before = before[~before["run"].isin(rows["run"] if len(rows) else [])]
         rows = pd.concat([rows, before.assign(chosen=False, state="earlier")]) if len(before) else rows
     if len(rows):
-        atomic_write(path, rows.to_csv(index=False))
+        keys = [key for key in rows if key not in ABOUT]
+        atomic_write(path, rows[[*ABOUT[:2], *keys, *ABOUT[2:]]].to_csv(index=False))
 
 
 def write_reports(matrix: Matrix, planned: Plan) -> None:

@@ -123,7 +123,7 @@ def setting_of(run: Run) -> tuple[str, str]:
 def epoch_chosen_on(run: Run) -> str:
     """On which images the epochs were chosen that a run reports: "test" or "validation"; "" for the last epochs."""
     e = run.experiment
-    if e.train.report == "last":
+    if e.train.report == "last" or class_of(e.method).has_own("fit"):
         return ""
     return "validation" if e.data.validation else "test"
 
