@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import Experiment
 from ..options import RidgeOptions
@@ -22,6 +22,24 @@ from .statistics import Statistics
 
 PENALTIES = [10 ** (power / 4) for power in range(-16, 9)]  # λ tried, as shares of the mean diagonal of G
 SLOPE = 8.0  # a regression value v becomes the logit SLOPE (v − 1/2): 0 and 1 become 0.02 and 0.98
+
+
+def collected(context: Context) -> tuple[Tensor, Tensor]:
+    """Embeddings (m, d) float64 and labels (m, C) of this process's images of the session."""
+    embedded, labels = [], []
+    for numbers, batch in context.embeddings():
+        if batch.weight == 1 or context.world.main:  # what could not be shared counts once
+            embedded.append(numbers.double().cpu())
+            labels.append(batch.labels.double().cpu())
+    if not embedded:
+        return torch.zeros(0, context.model.width).double(), torch.zeros(0, context.session.stop).double()
+    return torch.cat(embedded), torch.cat(labels)
+
+
+def set_head(head: nn.Linear, W: Tensor, b: Tensor) -> None:
+    """Logits from regression values φW + b of labels 0 and 1; W (d, k), b (k,)."""
+    head.weight.copy_(SLOPE * W.T)
+    head.bias.copy_(SLOPE * (b - 0.5))
 
 
 class Ridge(Method):
@@ -38,7 +56,7 @@ class Ridge(Method):
     def fit(self, context: Context) -> None:
         """Add the session's images to the sums, choose the penalty, and set the head's weights."""
         model, session = context.model, context.session
-        embedded, labels = self._session(context)
+        embedded, labels = collected(context)
         if self.statistics is None:
             self.statistics = Statistics(model.width)
         sums = self.statistics
@@ -55,17 +73,6 @@ class Ridge(Method):
         self._set_heads(context)
         size = sum(tensor.nbytes for tensor in sums.tensors)
         context.log(f"ridge: λ = {self.penalty:.3g} of the mean diagonal; its sums take {size / 1e6:.1f} MB")
-
-    def _session(self, context: Context) -> tuple[Tensor, Tensor]:
-        """Embeddings (m, d) float64 and labels (m, C) of this process's images."""
-        embedded, labels = [], []
-        for numbers, batch in context.embeddings():
-            if batch.weight == 1 or context.world.main:  # what could not be shared counts once
-                embedded.append(numbers.double().cpu())
-                labels.append(batch.labels.double().cpu())
-        if not embedded:
-            return torch.zeros(0, context.model.width).double(), torch.zeros(0, context.session.stop).double()
-        return torch.cat(embedded), torch.cat(labels)
 
     def _labels(self, context: Context, embedded: Tensor, labels: Tensor, sums: Statistics) -> tuple[Tensor, Tensor]:
         """Labels (m, C) in [0, 1] to regress on, and which are known (m, C)."""
@@ -121,8 +128,7 @@ class Ridge(Method):
         start = 0
         for head in context.model.heads:
             stop = start + head.out_features
-            head.weight.copy_(SLOPE * W[:, start:stop].T)
-            head.bias.copy_(SLOPE * (b[start:stop] - 0.5))
+            set_head(head, W[:, start:stop], b[start:stop])
             start = stop
 
     # ---- what must survive a restart ----
