@@ -28,7 +28,7 @@ def read_by(place: str, root: Path, split: Split) -> MultiLabelDataset:
 
 def _unknown(labels: np.ndarray) -> np.ndarray:
     """(n, C) where labels say themselves that they are unknown."""
-    return (labels < 0) | np.isnan(labels)
+    return (labels == -1) | np.isnan(labels)
 
 
 def _faults(made: MultiLabelDataset) -> list[str]:

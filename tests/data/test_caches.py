@@ -215,6 +215,8 @@ def test_a_folder_can_be_moved_with_its_cache_key(coco_root, home):
      ({"ids": ["a", "b"]}, "ids must be an array, found a list"),
      ({"labels": np.array([[1, 2], [0, 1]])}, r"\(2, 2\) matrix, or one of 1, 0 and -1 .* found int64"),
      ({"labels": np.array([[1, -1], [-1, 1]])}, "1 and -1 alone, and -1 means unknown: write 0"),
+     ({"labels": np.array([[1, -2], [0, 1]])}, "found int64"),
+     ({"labels": np.array([[1, -0.5], [0, 1]])}, "found float64"),
      ({"labels": np.array([["a", "b"]] * 2)}, "found <U1"), ({"labels": np.ones((2, 3))}, r"found float64 \(2, 3\)"),
      ({"unknown": np.zeros((2, 2))}, r"unknown must be a boolean \(2, 2\) matrix"),
      ({"unknown": [[True, False]] * 2}, r"unknown must be a boolean")],

@@ -100,7 +100,8 @@ REPLAY = {"replay__per_class": 2}
 RUNS = [
     ("krt", REPLAY), ("krt", {"krt__target": "estimated", "krt__per_class": True}), ("pod", {}), ("finetune", {}),
     ("finetune", REPLAY), ("masked", REPLAY), ("joint", {}), ("ridge", {}), ("ridge", {"ridge__old": "soft", **REPLAY}),
-    ("joint_ridge", {}),
+    ("joint_ridge", {}), ("krt", {"data__validation": 0.3, "train__report": "best", "train__evaluate_every": 1}),
+    ("finetune", {"train__head_start": "ridge"}),
 ]  # fmt: skip
 
 
