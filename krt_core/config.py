@@ -139,6 +139,7 @@ class Replay:
 @dataclass(frozen=True, config=STRICT)
 class Train:
     epochs: Number = 20  # per session
+    head_start: Literal["random", "ridge"] = "random"  # where the classes of a session start in a linear head
     batch_size: Number = 128  # global batch over all processes
     group: Number = 64  # images over which the classification loss is summed (the published per-GPU batch)
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"  # adam as published; sgd with momentum 0.9

@@ -97,8 +97,8 @@ class Tester:
     ):
         self.dataset, self.protocol, self.store = dataset, protocol, store
         self.runtime, self.batch_size = runtime, batch_size
-        self.labels = protocol.reorder(dataset.labels)
-        self.rows = np.flatnonzero(self.labels.any(axis=1))  # the fixed pool: images with any class
+        self.labels = protocol.reorder(dataset.truth)
+        self.rows = np.flatnonzero((self.labels > 0).any(axis=1))  # the fixed pool: images with any class
         self.last: np.ndarray | None = None  # scores of the last pool, where the model stays
 
     def pool(self, model: Network, session: int, method: Method | None = None, unchanged: bool = False) -> Scores:
@@ -115,7 +115,7 @@ class Tester:
 
     def validate(self, model: Network, session: int, method: Method | None = None) -> dict[str, float]:
         """mAP base, seen and new inside a session, from one pass over the images with a seen class."""
-        rows = np.flatnonzero(self.labels[:, : self.protocol.sessions[session].stop].any(axis=1))
+        rows = np.flatnonzero((self.labels[:, : self.protocol.sessions[session].stop] > 0).any(axis=1))
         scores = self._predict(model, rows, session, method)
         metrics = session_metrics(self.protocol, session, scores, self.labels[rows], full=False)
         return {key: round(value, 4) for key, value in metrics.items()}

@@ -16,17 +16,19 @@ def asymmetric_loss(
 ) -> Tensor:
     """Asymmetric loss, summed over batch and classes; the focal weight carries no gradient.
 
-    logits (B, C) real, targets (B, C) in {0, 1}. With p = sigmoid(logit) and p_m = max(p − clip, 0):
-    L = −Σ y (1 − p)^γ+ log p + (1 − y) p_m^γ− log(1 − p_m). Source: Ridnik et al., ICCV 2021, eq. 7.
+    logits (B, C) real, targets (B, C) in {0, 1}, or less than 0 for unknown, which adds nothing. With p =
+    sigmoid(logit) and p_m = max(p − clip, 0): L = −Σ y (1 − p)^γ+ log p + (1 − y) p_m^γ− log(1 − p_m). Source: Ridnik
+    et al., ICCV 2021, eq. 7.
     """
     logits, targets = full_precision(logits), targets.to(torch.promote_types(logits.dtype, torch.float32))
+    known, targets = targets >= 0, targets.clamp(min=0)
     positive = torch.sigmoid(logits)
     negative = (1 - positive + clip).clamp(max=1)  # 1 − p_m
     log_likelihood = targets * positive.clamp(min=1e-8).log() + (1 - targets) * negative.clamp(min=1e-8).log()
     with torch.no_grad():
         truth = positive * targets + negative * (1 - targets)
         weight = (1 - truth) ** (gamma_pos * targets + gamma_neg * (1 - targets))
-    return -(log_likelihood * weight).sum()
+    return -(log_likelihood * weight * known).sum()
 
 
 def token_distillation(old: Tensor, new: Tensor) -> Tensor:

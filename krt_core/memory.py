@@ -42,7 +42,8 @@ class Memory:
         """Choose exemplars for the classes of the session that has just ended.
 
         images (m,) rows of the training set the session trained on (without replayed ones), labels (m, classes of the
-        session) bool, features (m, channels) pooled backbone features with test transforms (None for random selection).
+        session) with 1 or True for what is there, features (m, channels) pooled backbone features with test transforms
+        (None for random selection).
         With a fixed budget the older rankings are cut to the new quota.
         """
         total = len(self.ranked) + labels.shape[1]
@@ -54,7 +55,7 @@ class Memory:
         rng = np.random.default_rng([seed, session])
         taken = set(self.images.tolist())
         for column in range(labels.shape[1]):
-            candidates = np.flatnonzero(labels[:, column])
+            candidates = np.flatnonzero(labels[:, column] > 0)
             if not self.replay.duplicates:
                 candidates = np.array([row for row in candidates if int(images[row]) not in taken], dtype=np.int64)
             if self.replay.selection == "herding" and features is not None:
@@ -71,8 +72,8 @@ class Memory:
         quota, stored = self.quota(len(self.ranked)), zip(classes, self.ranked, strict=False)
         return [f"{name} ({len(ranking)})" for name, ranking in stored if len(ranking) < quota]
 
-    def visible(self, labels: np.ndarray, starts: Sequence[int], stops: Sequence[int]) -> np.ndarray:
-        """What the stored images show: (m, C seen) bool.
+    def visible(self, labels: np.ndarray, starts: Sequence[int], stops: Sequence[int], hidden: int = 0) -> np.ndarray:
+        """What the stored images show: (m, C seen) of the labels' kind; what they do not show reads ``hidden``.
 
         labels (n, all classes) of the training set in learning order; starts, stops: columns of each session so far.
         ``widened`` (published): the classes of the session an image was stored in and of all later ones; ``strict``: of
@@ -81,7 +82,9 @@ class Memory:
         mask = np.zeros((len(self.images), stops[-1]), dtype=bool)
         for row, own in enumerate(self.stored_in):
             mask[row, starts[own] : stops[-1] if self.replay.labels == "widened" else stops[own]] = True
-        return labels[self.images, : stops[-1]] & mask
+        shown = labels[self.images, : stops[-1]]
+        shown[~mask] = hidden
+        return shown
 
     def state(self) -> dict:
         return {"ranked": self.ranked, "sessions": self.sessions}

@@ -1,5 +1,6 @@
 """Metrics: numpy in, numbers out. Scores are probabilities (n, C) in learning order; every result is in percent.
 
+Labels (n, C) are bool, or numbers: 1, 0 and, for unknown, -1. Pairs of image and class that are unknown are left out.
 Formulas and sources stand in docs/metrics.md.
 """
 
@@ -29,6 +30,8 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def precision_in_order(labels: np.ndarray) -> float:
     """AP in percent of one class from its labels (n,) in falling order of the scores."""
+    if labels.dtype != bool:
+        labels = labels[labels >= 0] > 0
     ranks = np.flatnonzero(labels) + 1
     return float(100 * (np.arange(1, len(ranks) + 1) / ranks).mean()) if len(ranks) else 0.0
 
@@ -44,9 +47,9 @@ def precision_recall_f1(scores: np.ndarray, labels: np.ndarray, threshold: float
     CF1 is the mean of the per-class F1, as in the published code; a class without true positives counts 0 in CP, CR and
     CF1. OP is NaN when nothing is predicted.
     """
-    predicted = scores > threshold
-    true = (predicted & labels).sum(axis=0)
-    named, present = predicted.sum(axis=0), labels.sum(axis=0)
+    predicted, shown = (scores > threshold) & (labels >= 0), labels > 0
+    true = (predicted & shown).sum(axis=0)
+    named, present = predicted.sum(axis=0), shown.sum(axis=0)
     precision, recall = true / np.maximum(named, 1), true / np.maximum(present, 1)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     op = true.sum() / named.sum() if named.sum() else float("nan")

@@ -59,6 +59,15 @@ class PODOptions:
 
 
 @dataclass(frozen=True, config=STRICT)
+class FinetuneOptions:
+    head: Head = "linear"
+    old: Literal["zero", "unknown"] = (
+        "zero"  # what labels of old classes that a session does not show count as: absent,
+    )
+    # or nothing at all, so that the loss is on the session's own classes and on what exemplars show
+
+
+@dataclass(frozen=True, config=STRICT)
 class RidgeOptions:
     head: Literal["linear"] = "linear"
     penalty: Weight = 0.0  # λ, as a share of the mean diagonal of the embeddings' scatter; 0: chosen by leaving each
@@ -72,7 +81,8 @@ class RidgeOptions:
 METHODS: dict[str, tuple[str, type]] = {
     "krt": ("krt_core.methods.krt:KRT", KRTOptions),
     "pod": ("krt_core.methods.pod:POD", PODOptions),
-    "finetune": ("krt_core.methods.finetune:Finetune", Options),
+    "finetune": ("krt_core.methods.finetune:Finetune", FinetuneOptions),
+    "masked": ("krt_core.methods.finetune:Masked", Options),
     "joint": ("krt_core.methods.joint:Joint", Options),
     "ridge": ("krt_core.methods.ridge:Ridge", RidgeOptions),
     "joint_ridge": ("krt_core.methods.ridge:JointRidge", RidgeOptions),

@@ -1,7 +1,8 @@
 """The MLCIL protocol: which classes arrive when, and what each session may see.
 
 A label matrix enters in the data set's own column order and leaves in *learning order*, so that "the classes seen so
-far" are always the first C columns. Source: Dong et al., ICCV 2023, section 4.1; splits ``B{base}-C{increment}``.
+far" are always the first C columns. Labels are bool, or int8 where some are unknown: 1, 0 and -1; images are chosen by
+what is there alone. Source: Dong et al., ICCV 2023, section 4.1; splits ``B{base}-C{increment}``.
 
 Images are *shared* there: one comes back with every session that has a label of it. In the field's second protocol they
 are *disjoint*: an image is shown once, in the session of its last class, so that no later class hides in it (the
@@ -74,15 +75,16 @@ class Protocol:
         """Indices of the images with at least one label of the session's classes and, where images are disjoint, none
         of a later one; labels (n, C) in learning order."""
         current = self.sessions[session]
-        chosen = labels[:, current.columns].any(axis=1)
+        chosen = (labels[:, current.columns] > 0).any(axis=1)
         if self.images == "disjoint":
-            chosen &= ~labels[:, current.stop :].any(axis=1)
+            chosen &= ~(labels[:, current.stop :] > 0).any(axis=1)
         return np.flatnonzero(chosen)
 
-    def visible_labels(self, labels: np.ndarray, session: int) -> np.ndarray:
-        """Label absence: (n, C seen) of which only the session's own columns are kept, older ones read False."""
+    def visible_labels(self, labels: np.ndarray, session: int, hidden: int = 0) -> np.ndarray:
+        """Label absence: (n, C seen) of which only the session's own columns are kept; older ones read ``hidden``,
+        whether they are known or not."""
         current = self.sessions[session]
-        visible = np.zeros((len(labels), current.stop), dtype=bool)
+        visible = np.full((len(labels), current.stop), hidden, dtype=labels.dtype)
         visible[:, current.columns] = labels[:, current.columns]
         return visible
 
@@ -93,7 +95,7 @@ class Protocol:
             "seen": slice(0, self.sessions[session].stop),
             "new": self.sessions[session].columns,
         }
-        return {key: (np.flatnonzero(labels[:, cols].any(axis=1)), cols) for key, cols in columns.items()}
+        return {key: (np.flatnonzero((labels[:, cols] > 0).any(axis=1)), cols) for key, cols in columns.items()}
 
 
 def make_protocol(
@@ -159,6 +161,7 @@ def _named(classes: tuple[str, ...], order: tuple[str, ...]) -> list[int]:
 def check_labels(protocol: Protocol, labels: np.ndarray, what: str, train: bool = False) -> None:
     """Raise DataError, naming the classes, if a class has no image (of its own session, with ``train``); labels (n, C)
     in learning order."""
+    labels = labels > 0
     counts = labels.sum(axis=0)
     if train and protocol.images == "disjoint":
         own = [labels[protocol.train_images(labels, s.index)][:, s.columns].sum(axis=0) for s in protocol.sessions]
@@ -178,7 +181,8 @@ def check_labels(protocol: Protocol, labels: np.ndarray, what: str, train: bool 
 
 @dataclass(frozen=True)
 class View:
-    """Rows (m,) of the training set and their labels (m, C seen) bool as the session may see them."""
+    """Rows (m,) of the training set and their labels (m, C seen) as the session may see them: bool, or int8 where some
+    are unknown (-1)."""
 
     rows: np.ndarray
     labels: np.ndarray
@@ -186,22 +190,25 @@ class View:
 
 
 def session_view(
-    protocol: Protocol, labels: np.ndarray, index: int, memory: Memory | None, sees: Literal["session", "all"]
-) -> View:
+    protocol: Protocol, labels: np.ndarray, index: int, memory: Memory | None, sees: Literal["session", "all"],
+    hidden: int = 0,
+) -> View:  # fmt: skip
     """The view of session ``index``.
 
-    labels (n, C) bool of the whole training set in learning order; memory None: no replay. sees "all": the first
-    session sees every image with every label, later ones see nothing (joint training).
+    labels (n, C) of the whole training set in learning order; memory None: no replay. sees "all": the first session
+    sees every image with every label, later ones see nothing (joint training). hidden: what labels of classes learned
+    before read where the session does not show them: 0, absent, or -1, unknown.
     """
     if sees == "all":
-        rows = np.flatnonzero(labels.any(axis=1)) if index == 0 else np.zeros(0, np.int64)
+        rows = np.flatnonzero((labels > 0).any(axis=1)) if index == 0 else np.zeros(0, np.int64)
         return View(rows, labels[rows], len(rows))
+    labels = labels.astype(np.int8) if hidden else labels
     rows = protocol.train_images(labels, index)
-    visible = protocol.visible_labels(labels[rows], index)
+    visible = protocol.visible_labels(labels[rows], index, hidden)
     if memory is None or not len(stored := memory.images):
         return View(rows, visible, len(rows))
     starts, stops = zip(*((s.start, s.stop) for s in protocol.sessions[: index + 1]), strict=True)
-    shown = memory.visible(labels, starts, stops)
+    shown = memory.visible(labels, starts, stops, hidden)
     return View(np.concatenate([rows, stored]), np.concatenate([visible, shown]), len(rows))
 
 
@@ -210,7 +217,7 @@ def planned_images(
 ) -> int:
     """How many images session ``index`` will show, as far as is known before it; arguments as of `session_view`."""
     if sees == "all":
-        return int(labels.any(axis=1).sum()) if index == 0 else 0
+        return int((labels > 0).any(axis=1).sum()) if index == 0 else 0
     old = protocol.sessions[index].start
     stored = (memory.replay.budget or memory.replay.per_class * old) if memory and index else 0
     return len(protocol.train_images(labels, index)) + stored
@@ -220,10 +227,12 @@ def seen_frequency(protocol: Protocol, labels: np.ndarray, index: int) -> np.nda
     """(C_old,) how often each class of the sessions before ``index`` was shown, as a share of all images seen so far.
 
     labels (n, C) of the training set in learning order; of these only what the sessions really showed is used: the
-    positives of a class in its own session, and which images came by until now. Images of a session are picked by its
-    classes, so an old class is rarer among them where classes seldom meet: this is an estimate, not the truth.
+    positives of a class in its own session, taken to be as frequent where its labels are unknown as where they are
+    known, and which images came by until now. Images of a session are picked by its classes, so an old class is rarer
+    among them where classes seldom meet: this is an estimate, not the truth.
     """
     seen = [protocol.train_images(labels, t) for t in range(index + 1)]
     images = len(np.unique(np.concatenate(seen)))
-    shown = [labels[rows][:, s.columns].sum(axis=0) for rows, s in zip(seen[:-1], protocol.sessions, strict=False)]
+    own = [labels[rows][:, s.columns] for rows, s in zip(seen[:-1], protocol.sessions, strict=False)]
+    shown = [(y > 0).sum(axis=0) * (len(y) / np.maximum((y >= 0).sum(axis=0), 1)) for y in own]
     return np.concatenate([np.zeros(0), *shown]) / max(images, 1)

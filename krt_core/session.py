@@ -25,7 +25,8 @@ from .evaluate import Tester, predict, session_metrics
 from .learn import Learner, embedded, fit, planned_steps, set_seed
 from .machine.device import Runtime, choose_runtime, peak_memory_mb, reset_peak_memory
 from .memory import Memory
-from .methods import Context, method_class
+from .methods import Context, check_knows, method_class
+from .methods.start import start_from_ridge
 from .model import Network
 from .model.inference import for_inference
 from .model.still import kept_features
@@ -96,9 +97,10 @@ class _Training:
         with self.world.main_first():
             self.train_set, test_set = open_both(e.data)
         self.protocol = protocol_of(e.protocol, self.train_set.classes)
-        self.train_labels = self.protocol.reorder(self.train_set.labels)
+        check_knows(e.method, self.train_set)
+        self.train_labels = self.protocol.reorder(self.train_set.truth)
         check_labels(self.protocol, self.train_labels, f"{self.train_set.name} train", True)
-        check_labels(self.protocol, self.protocol.reorder(test_set.labels), f"{test_set.name} test")
+        check_labels(self.protocol, self.protocol.reorder(test_set.truth), f"{test_set.name} test")
         several = f" in {self.world.size} processes" if self.world.size > 1 else ""
         self.progress.log(
             f"{run.folder.name}: {len(self.train_set)} training and {len(test_set)} test images, "
@@ -141,7 +143,8 @@ class _Training:
         reset_peak_memory(self.runtime.device)
 
         # 1. See: the session's images, with labels of its own classes only, and the stored exemplars.
-        view = session_view(self.protocol, self.train_labels, index, self.memory, self.method.sees)
+        method = self.method
+        view = session_view(self.protocol, self.train_labels, index, self.memory, method.sees, method.hidden)
 
         # 2. Grow: a token and a head for the new classes; the model so far stays as the old model.
         if learning := self.protocol.taught(index, self.method.sees):
@@ -253,6 +256,8 @@ class _Training:
         if resume:
             self.model.load_state_dict(resume["model"])
             learner.load_state(resume["learner"])
+        elif config.head_start == "ridge":
+            start_from_ridge(context)
         return context, learner
 
     def _agree(self) -> None:

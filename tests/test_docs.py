@@ -55,9 +55,13 @@ def test_your_method(tmp_path):
 def test_your_data(tmp_path):
     run_page("your_data.md", tmp_path)
     runs = [Run(path) for path in (tmp_path / "outputs").iterdir()]
-    assert sorted(run.experiment.method for run in runs) == ["finetune", "krt"] and all(run.done for run in runs)
+    assert sorted(run.experiment.method for run in runs) == ["finetune", "krt", "ridge"] and all(
+        run.done for run in runs
+    )
     assert all(run.protocol.classes == ("red", "blue", "green", "gold") for run in runs)
     assert {run.protocol.name for run in runs} == {"B2-C1", "B2-C1 disjoint"}
     shared, disjoint = ({r.experiment.method: r for r in runs}[method] for method in ("krt", "finetune"))
     shown = [[run.session_state(t)["train_images"] for t in range(3)] for run in (shared, disjoint)]
     assert sum(shown[1]) == 40 < sum(shown[0])
+    unsure = next(run for run in runs if run.experiment.method == "ridge")
+    assert "3 of 160 labels are unknown" in (unsure.folder / "log.txt").read_text()

@@ -47,3 +47,14 @@ def test_pod_needs_the_same_stages_of_both_models():
     assert float(pod_spatial([stage, stage], [stage, 2 * stage])) == pytest.approx(0, abs=1e-6)  # strength is free
     with pytest.raises(ValueError):
         pod_spatial([stage, stage], [stage])
+
+
+def test_what_is_unknown_adds_nothing_to_the_asymmetric_loss():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(5, 3, requires_grad=True), (torch.rand(5, 3) < 0.4).float()
+    known = torch.rand(5, 3) < 0.6
+    asymmetric_loss(logits, targets.where(known, -1), gamma_pos=1).backward()
+    alone = logits.detach()[known].requires_grad_(True)
+    asymmetric_loss(alone, targets[known], gamma_pos=1).backward()
+    assert torch.equal(logits.grad[known], alone.grad) and (logits.grad[~known] == 0).all()
+    assert float(asymmetric_loss(logits.detach(), -torch.ones(5, 3))) == 0

@@ -122,3 +122,11 @@ def test_an_empty_memory_is_rows_too_and_each_class_has_a_session():
     assert memory.stored_in.dtype == np.int64
     with pytest.raises(ValueError):
         _ = Memory(Replay(per_class=2), [[0], [1]], [0]).stored_in
+
+
+def test_no_image_is_stored_for_a_class_that_is_unknown_of_it():
+    labels = np.array([[1], [-1], [0], [1], [-1]], np.int8)
+    for selection in ("herding", "random"):
+        memory = Memory(Replay(per_class=5, selection=selection))
+        memory.update(0, np.arange(5), labels, np.random.default_rng(0).normal(size=(5, 4)), seed=0)
+        assert sorted(memory.images.tolist()) == [0, 3]

@@ -121,3 +121,22 @@ def test_pools_of_test_images():
                     alone = m.average_precision(scores[t][chosen, c, None], labels[chosen, c, None])
                     assert tables[pool][t, c] == alone[0]
         assert all(np.isnan(table[t, session.stop :]).all() for table in tables.values())
+
+
+def test_pairs_of_unknown_truth_are_left_out_of_every_metric():
+    rng = np.random.default_rng(0)
+    scores, truth = rng.random((40, 5)).round(1), rng.random((40, 5)) < 0.4  # with ties
+    known = rng.random((40, 5)) < 0.7
+    labels = np.where(known, truth, -1).astype(np.int8)
+    alone = [m.average_precision(scores[k][:, [c]], truth[k][:, [c]])[0] for c, k in enumerate(known.T)]
+    assert m.average_precision(scores, labels).tolist() == alone
+    found, named = m.precision_recall_f1(scores, labels, 0.5), (scores > 0.5) & known
+    true, present = (named & truth).sum(axis=0), (truth & known).sum(axis=0)
+    precision, recall = true / named.sum(axis=0), true / present
+    wanted = {
+        "CP": precision.mean(), "CR": recall.mean(), "CF1": (2 * precision * recall / (precision + recall)).mean(),
+        "OP": true.sum() / named.sum(), "OR": true.sum() / present.sum(),
+        "OF1": 2 * true.sum() / (named.sum() + present.sum()),
+    }  # fmt: skip
+    assert found == pytest.approx({key: 100 * value for key, value in wanted.items()})
+    assert m.precision_recall_f1(scores, truth.astype(np.int8)) == m.precision_recall_f1(scores, truth)

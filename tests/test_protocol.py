@@ -206,3 +206,37 @@ def test_nothing_of_a_protocol_can_be_changed_behind_a_run():
     for made, field in ((ABCD, "base"), (ABCD.sessions[0], "stop"), (View(np.zeros(0), np.zeros(0), 0), "own")):
         with pytest.raises(FrozenInstanceError):
             setattr(made, field, 9)
+
+
+def test_unknown_labels_choose_no_image_and_are_shown_as_such():
+    p, disjoint = make_protocol(tuple("abcd"), 0, 2), make_protocol(tuple("abcd"), 0, 2, images="disjoint")
+    labels = np.array([[1, -1, 1, -1], [0, 1, -1, -1], [-1, -1, 0, 1], [-1, -1, -1, -1], [1, 0, -1, 0]], np.int8)
+    assert [p.train_images(labels, t).tolist() for t in (0, 1)] == [[0, 1, 4], [0, 2]]
+    assert [disjoint.train_images(labels, t).tolist() for t in (0, 1)] == [[1, 4], [0, 2]]
+    first, second = (session_view(p, labels, t, None, "session") for t in (0, 1))
+    assert first.labels.dtype == np.int8 and first.labels.tolist() == [[1, -1], [0, 1], [1, 0]]
+    assert second.labels.tolist() == [[0, 0, 1, -1], [0, 0, 0, 1]]  # what is hidden is absent, known or not
+    masked = session_view(p, labels, 1, None, "session", -1)
+    assert masked.labels.tolist() == [[-1, -1, 1, -1], [-1, -1, 0, 1]]
+    assert session_view(p, labels > 0, 0, None, "session").labels.dtype == bool
+    everything = session_view(p, labels, 0, None, "all")
+    assert everything.rows.tolist() == [0, 1, 2, 4] and (everything.labels == labels[everything.rows]).all()
+    assert planned_images(p, labels, 0, None, "all") == 4 and planned_images(p, labels, 1, None, "session") == 2
+    subsets = {key: rows.tolist() for key, (rows, _) in p.test_subsets(labels, 1).items()}
+    assert subsets == {"base": [0, 1, 4], "seen": [0, 1, 2, 4], "new": [0, 2]}
+    with pytest.raises(DataError, match="no image is labelled with c"):
+        check_labels(p, np.where(labels == 1, [1, 1, -1, 1], labels), "tiny train")
+    # Of the 3 images of the first session a is known of all (2 show it), b of 2 (1 shows it); 4 images so far.
+    assert seen_frequency(p, labels, 1).tolist() == [2 / 4, 1.5 / 4]
+
+
+def test_an_exemplar_shows_what_is_unknown_of_it():
+    p, memory = make_protocol(tuple("abcdef"), 0, 2), Memory(Replay(per_class=1), [[1], [2], [0], [3]], [0, 0, 1, 1])
+    labels = np.array([[1, 0, 1, -1, 0, -1], [1, -1, 0, 0, -1, 1], [0, 1, -1, 1, 1, 0], [-1, 0, 0, 1, 0, 0]], np.int8)
+    view = session_view(p, labels, 2, memory, "session")
+    assert view.rows.tolist() == [1, 2, 1, 2, 0, 3] and view.own == 2
+    assert view.labels[2:].tolist() == [*labels[[1, 2]].tolist(), [0, 0, 1, -1, 0, -1], [0, 0, 0, 1, 0, 0]]
+    hidden = session_view(p, labels, 2, memory, "session", -1).labels[2:]
+    assert hidden[:2].tolist() == labels[[1, 2]].tolist() and hidden[2:, :2].tolist() == [[-1, -1]] * 2
+    strict = Memory(Replay(per_class=1, labels="strict"), memory.ranked, memory.sessions)
+    assert session_view(p, labels, 2, strict, "session").labels[2].tolist() == [1, -1, 0, 0, 0, 0]

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -39,9 +39,10 @@ def cached(name: str, split: Split, source: Source, read: Callable[[], MultiLabe
         return _stored(path, name, split, source.root)
     d = read()
     head = json.dumps({"classes": d.classes, "notes": d.notes, "source": d.source, "folders": source.folders})
-    packed = np.packbits(d.labels, axis=1)
+    matrices = {"labels": d.labels, "unknown": d.unknown}
+    packed: dict[str, Any] = {k: np.packbits(m, axis=1) for k, m in matrices.items() if m is not None}
     with contextlib.suppress(OSError):  # a folder that cannot be written to costs time, not the labels
-        write = functools.partial(np.savez, head=head, ids=d.ids, paths=d.paths, labels=packed, boxes=d.boxes)
+        write = functools.partial(np.savez, head=head, ids=d.ids, paths=d.paths, boxes=d.boxes, **packed)
         atomic_write(path, write)
     return d
 
@@ -51,10 +52,11 @@ def _stored(path: Path, name: str, split: str, root: Path) -> MultiLabelDataset:
         head = json.loads(str(stored["head"]))
         if any(folder_time(folder) != time for folder, time in head["folders"].items()):
             raise ValueError("images were added or renamed")
-        labels = np.unpackbits(stored["labels"], axis=1, count=len(head["classes"])).astype(bool)
+        bits = {key: stored[key] for key in ("labels", "unknown") if key in stored}
+        whole = {k: np.unpackbits(v, axis=1, count=len(head["classes"])).astype(bool) for k, v in bits.items()}
         return MultiLabelDataset(
-            name, split, root, stored["ids"], stored["paths"], labels, tuple(head["classes"]), stored["boxes"],
-            tuple(head["notes"]), head["source"],
+            name, split, root, stored["ids"], stored["paths"], whole["labels"], tuple(head["classes"]), stored["boxes"],
+            tuple(head["notes"]), head["source"], whole.get("unknown"),
         )  # fmt: skip
 
 

@@ -57,8 +57,9 @@ def read(source: Source, name: str, split: Split) -> MultiLabelDataset:
 
     Classes are sorted by name. A crowd annotation is no label: the published session sizes count images with a
     non-crowd annotation only. Images left without a label are dropped; both counts, and whatever was repaired, are kept
-    in ``notes``. No label hangs on a box. Raises DataError naming the file for broken JSON, for entries that are none,
-    unknown categories or images, and for a set without labels.
+    in ``notes``. No label hangs on a box. Of an image that says which categories it was looked through for in vain
+    (``neg_category_ids``, as in LVIS) all others are unknown that it has no annotation of. Raises DataError naming the
+    file for broken JSON, for entries that are none, unknown categories or images, and for a set without labels.
     """
     notes: list[str] = []
     file = _labelled(source, notes)
@@ -89,9 +90,29 @@ def read(source: Source, name: str, split: Split) -> MultiLabelDataset:
     boxes[:, 0] = (np.cumsum(keep) - 1)[boxes[:, 0].astype(int)]
     ids = np.array([str(image["id"]) for image in images])
     paths = np.array([image["file"] for image in images])
-    return MultiLabelDataset(
+    made = MultiLabelDataset(
         name, split, source.root, ids[keep], paths[keep], labels[keep], classes, boxes, tuple(notes), str(file.path)
     )
+    return made.with_unknown(_unknown(file, row_of, column, labels)[keep])
+
+
+def _unknown(file: CocoFile, row_of: dict[Id, int], column: dict[Id, int], labels: np.ndarray) -> np.ndarray:
+    """(n, C) classes of which an image has neither an annotation nor the word that it does not show them."""
+    told, absent = np.zeros(len(labels), bool), np.zeros_like(labels)
+    for number_of, image in file.images.items():
+        listed = image.get("neg_category_ids")
+        if listed is None:
+            continue
+        where = f"neg_category_ids of image {image['id']}"
+        if not isinstance(listed, list):
+            raise DataError(f"{file.path}: {where} must be a list, found {listed!r}.")
+        told[row_of[number_of]] = True
+        for one in listed:
+            category = identity(one, where, file.path)
+            if category not in column:
+                raise DataError(f"{file.path}: {where} name an unknown category ({one!r}). List it, or leave it out.")
+            absent[row_of[number_of], column[category]] = True
+    return told[:, None] & ~absent & ~labels
 
 
 def _labelled(source: Source, notes: list[str]) -> CocoFile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,22 @@ from .dataset import MultiLabelDataset, Split
 
 
 def read_by(place: str, root: Path, split: Split) -> MultiLabelDataset:
-    """Call the reader at ``mylab.tags:read``. DataError, with what is wrong, for anything but a sound data set."""
+    """Call the reader at ``mylab.tags:read``. Labels may be numbers too: 1, 0, and -1 or NaN for unknown. DataError,
+    with what is wrong, for anything but a sound data set."""
     made = find(place, "data.dataset")(root, split)
     if not isinstance(made, MultiLabelDataset):
         raise DataError(f"{place} must return a MultiLabelDataset, found a {type(made).__name__}.")
     for fault in _faults(made):
         raise DataError(f"{place}, {split} split of {root}: {fault}.")
-    return made
+    unknown = _unknown(made.labels)
+    if made.unknown is not None:
+        unknown |= made.unknown
+    return replace(made, labels=made.labels == 1, unknown=None).with_unknown(unknown)
+
+
+def _unknown(labels: np.ndarray) -> np.ndarray:
+    """(n, C) where labels say themselves that they are unknown."""
+    return (labels < 0) | np.isnan(labels)
 
 
 def _faults(made: MultiLabelDataset) -> list[str]:
@@ -27,9 +37,16 @@ def _faults(made: MultiLabelDataset) -> list[str]:
             return [f"{name} must be an array, found a {type(getattr(made, name)).__name__}"]
     n, c = len(made.ids), len(made.classes)
     unnamed = [name for name in made.classes if not isinstance(name, str)]
+    labels = made.labels
+    three_values = labels.dtype.kind in "biuf" and bool((_unknown(labels) | (labels == 0) | (labels == 1)).all())
     found = {
-        f"labels must be a boolean ({n}, {c}) matrix, one row per id and one column per class; "
-        f"found {made.labels.dtype} {made.labels.shape}": made.labels.dtype != bool or made.labels.shape != (n, c),
+        f"labels must be a boolean ({n}, {c}) matrix, or one of 1, 0 and -1 for unknown, one row per id and one column "
+        f"per class; found {labels.dtype} {labels.shape}": not three_values or labels.shape != (n, c),
+        "labels hold 1 and -1 alone, and -1 means unknown: write 0 where an image does not show a class": three_values
+        and _unknown(labels).any()
+        and not (labels == 0).any(),
+        f"unknown must be a boolean ({n}, {c}) matrix, or None": made.unknown is not None
+        and not (isinstance(made.unknown, np.ndarray) and (made.unknown.dtype, made.unknown.shape) == (bool, (n, c))),
         f"there are {n} ids and {len(made.paths)} paths": n != len(made.paths),
         "an id stands there twice": len(set(made.ids.tolist())) != n,
         "there is no image": not n,

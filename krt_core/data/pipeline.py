@@ -24,7 +24,8 @@ AHEAD = 2  # batches prepared while one is in use
 @dataclass
 class Batch:
     """images (B, 3, S, S) float32 in [0, 1] on the device, or the features (B, channels, h, w) that a backbone that
-    stands still has made of them; labels (B, C) float32 as the session may see them; rows (B,) of the training set.
+    stands still has made of them; labels (B, C) float32 as the session may see them, 1, 0 or, for unknown, -1; rows
+    (B,) of the training set.
 
     share: part of the global batch that this process holds (1.0 when it is alone). weight: what its loss counts for;
     less than 1 where every process holds the same images.

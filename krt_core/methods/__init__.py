@@ -3,6 +3,7 @@
 `krt_core.options` says which there are; one outside this package goes by its dotted place, ``mylab.lwf:LwF``.
 """
 
+from ..data.dataset import MultiLabelDataset
 from ..errors import ConfigError
 from ..options import METHODS as PLACES
 from ..options import method_class
@@ -19,4 +20,14 @@ def class_of(name: str) -> type[Method]:
         return Method
 
 
-__all__ = ["METHODS", "Context", "Method", "class_of", "method_class"]
+def check_knows(name: str, train_set: MultiLabelDataset) -> None:
+    """ConfigError where training labels are unknown and a method does not say that it can do without them."""
+    if train_set.unknown is not None and not vars(method_class(name)).get("knows_unknown"):
+        raise ConfigError(
+            f"method {name}: {train_set.unknown.sum()} training labels of {train_set.source or train_set.root} are "
+            "unknown, -1 in a batch, and the method does not say that it leaves them out. Set knows_unknown = True in "
+            "its class if it does."
+        )
+
+
+__all__ = ["METHODS", "Context", "Method", "check_knows", "class_of", "method_class"]

@@ -69,6 +69,9 @@ class Method:
     replays: ClassVar[bool] = True  # are exemplars mixed into later sessions, when replay is configured?
     asks_old_scores: bool = False  # does start_session use context.old_scores?
     needs_maps: ClassVar[bool] = False  # does it read the maps in an output's features, not just their mean?
+    knows_unknown: ClassVar[bool] = False  # can it learn where labels are unknown, -1? Each class says so for itself:
+    # what it inherits does not count
+    hidden: int = 0  # what labels of old classes read in its batches where the session does not show them: 0 or -1
 
     def __init__(self, options: Any, experiment: Experiment):
         self.options = options

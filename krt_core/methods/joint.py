@@ -12,3 +12,4 @@ from .base import Method
 class Joint(Method):
     sees = "all"
     replays = False
+    knows_unknown = True

@@ -23,6 +23,7 @@ from .base import Context, Method
 
 class KRT(Method):
     Options = KRTOptions
+    knows_unknown = True
 
     def __init__(self, options: KRTOptions, experiment: Experiment):
         super().__init__(options, experiment)
@@ -52,7 +53,8 @@ class KRT(Method):
 
     @torch.no_grad()
     def restore(self, labels: Tensor, old_logits: Tensor) -> Tensor:
-        """Labels (B, C) with the old model's confident opinions set to 1, never to 0."""
+        """Labels (B, C) with the old model's confident opinions set to 1, never to 0: what is unknown and not restored
+        stays unknown."""
         if not self.options.pseudo_labels:
             return labels
         thresholds = torch.from_numpy(self.records[self.context.session.index].values)  # (1,) or (C_old,)

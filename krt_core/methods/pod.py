@@ -19,6 +19,7 @@ from .base import Context, Method
 
 class POD(Method):
     Options = PODOptions
+    knows_unknown = True
 
     def start_session(self, context: Context) -> None:
         super().start_session(context)

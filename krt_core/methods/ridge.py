@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import Experiment
 from ..options import RidgeOptions
@@ -24,19 +24,39 @@ PENALTIES = [10 ** (power / 4) for power in range(-16, 9)]  # λ tried, as share
 SLOPE = 8.0  # a regression value v becomes the logit SLOPE (v − 1/2): 0 and 1 become 0.02 and 0.98
 
 
+def collected(context: Context) -> tuple[Tensor, Tensor]:
+    """Embeddings (m, d) float64 and labels (m, C) of this process's images of the session."""
+    embedded, labels = [], []
+    for numbers, batch in context.embeddings():
+        if batch.weight == 1 or context.world.main:  # what could not be shared counts once
+            embedded.append(numbers.double().cpu())
+            labels.append(batch.labels.double().cpu())
+    if not embedded:
+        return torch.zeros(0, context.model.width).double(), torch.zeros(0, context.session.stop).double()
+    return torch.cat(embedded), torch.cat(labels)
+
+
+def set_head(head: nn.Linear, W: Tensor, b: Tensor) -> None:
+    """Logits from regression values φW + b of labels 0 and 1; W (d, k), b (k,)."""
+    head.weight.copy_(SLOPE * W.T)
+    head.bias.copy_(SLOPE * (b - 0.5))
+
+
 class Ridge(Method):
     Options = RidgeOptions
+    knows_unknown = True
 
     def __init__(self, options: RidgeOptions, experiment: Experiment):
         super().__init__(options, experiment)
         self.statistics: Statistics | None = None
         self.curve = torch.zeros(len(PENALTIES), dtype=torch.float64)  # errors of classes so far, by penalty
         self.penalty = options.penalty
+        self.hidden = 0 if options.old == "zero" else -1
 
     def fit(self, context: Context) -> None:
         """Add the session's images to the sums, choose the penalty, and set the head's weights."""
         model, session = context.model, context.session
-        embedded, labels = self._session(context)
+        embedded, labels = collected(context)
         if self.statistics is None:
             self.statistics = Statistics(model.width)
         sums = self.statistics
@@ -54,31 +74,17 @@ class Ridge(Method):
         size = sum(tensor.nbytes for tensor in sums.tensors)
         context.log(f"ridge: λ = {self.penalty:.3g} of the mean diagonal; its sums take {size / 1e6:.1f} MB")
 
-    def _session(self, context: Context) -> tuple[Tensor, Tensor]:
-        """Embeddings (m, d) float64 and labels (m, C) of this process's images."""
-        embedded, labels = [], []
-        for numbers, batch in context.embeddings():
-            if batch.weight == 1 or context.world.main:  # what could not be shared counts once
-                embedded.append(numbers.double().cpu())
-                labels.append(batch.labels.double().cpu())
-        if not embedded:
-            return torch.zeros(0, context.model.width).double(), torch.zeros(0, context.session.stop).double()
-        return torch.cat(embedded), torch.cat(labels)
-
     def _labels(self, context: Context, embedded: Tensor, labels: Tensor, sums: Statistics) -> tuple[Tensor, Tensor]:
         """Labels (m, C) in [0, 1] to regress on, and which are known (m, C)."""
         known, start = labels >= 0, context.session.start
-        labels, hidden = labels.clamp(min=0), labels[:, :start] <= 0
         if start and self.options.old in ("soft", "class_mean"):
             W, b = sums.solution(self.penalty)
             said = (
                 (embedded @ W + b).clamp(0, 1) if self.options.old == "soft" else sums.frequency.expand(len(labels), -1)
             )
-            labels[:, :start] = torch.where(hidden, said[:, :start], labels[:, :start])
+            labels[:, :start] = torch.where(known[:, :start], labels[:, :start], said[:, :start])
             known[:, :start] = True
-        elif self.options.old == "unknown":
-            known[:, :start] &= ~hidden
-        return labels, known
+        return labels.clamp(min=0), known
 
     def _weights(self, context: Context, own: Tensor) -> Tensor:
         """(m,) what each image counts for; as in L3A, the more, the rarer its classes are in the session."""
@@ -122,8 +128,7 @@ class Ridge(Method):
         start = 0
         for head in context.model.heads:
             stop = start + head.out_features
-            head.weight.copy_(SLOPE * W[:, start:stop].T)
-            head.bias.copy_(SLOPE * (b[start:stop] - 0.5))
+            set_head(head, W[:, start:stop], b[start:stop])
             start = stop
 
     # ---- what must survive a restart ----
@@ -142,3 +147,4 @@ class JointRidge(Ridge):
 
     sees = "all"
     replays = False
+    knows_unknown = True

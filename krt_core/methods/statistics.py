@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor
+
+from ..errors import RunError
 
 TINY = torch.finfo(torch.float64).tiny
 
@@ -38,24 +41,22 @@ class Statistics:
     """The sums of all images so far, in one `Group` as long as every label of every image is known.
 
     A label that is not known takes part in nothing: where classes differ in the images that tell of them, each kind has
-    a group of its own. ``width`` d of the embeddings.
+    a group of its own. The first group is of all images, for classes to come. ``width`` d of the embeddings.
     """
 
     def __init__(self, width: int):
         self.groups: list[Group] = []
+        self.shares = True
         self.q, self.Q = torch.zeros(0, dtype=torch.float64), torch.zeros(width, 0, dtype=torch.float64)
 
     def widen(self, classes: int, shares: bool) -> None:
         """Make room for more classes. shares: images so far count as not showing them; else as unknown."""
-        old = self.q.shape[0]
+        self.shares, old = shares, self.q.shape[0]
         columns = list(range(old, old + classes))
         self.q = torch.cat([self.q, self.q.new_zeros(classes)])
         self.Q = torch.cat([self.Q, self.Q.new_zeros(len(self.Q), classes)], dim=1)
-        if shares and len(self.groups) == 1:
+        if shares and self.groups:
             self.groups[0].columns += columns
-        elif shares and self.groups:
-            every = max(self.groups, key=lambda group: float(group.n))  # that has seen the most
-            self.groups.append(every.copy(columns))
         else:
             self.groups.append(Group.empty(columns, self.Q.T))
 
@@ -67,20 +68,30 @@ class Statistics:
         self.q += weights @ shown
         self.Q += weighted.T @ shown
         for group in self.groups:
-            rows = known[:, group.columns[0]]
+            rows = known[:, group.columns[0]] if group.columns else torch.ones_like(known[:, 0])
             some, share = (embedded, weighted) if bool(rows.all()) else (embedded[rows], weighted[rows])
             group.n += weights[rows].sum()
             group.s += share.sum(dim=0)
             group.G += share.T @ some
 
     def part(self, known: Tensor) -> None:
-        """Split groups whose classes differ in what is known of these images."""
-        for group in list(self.groups):
-            kinds: dict[bytes, list[int]] = {}
+        """Split groups whose classes differ in what is known of these images. RunError where there is no room."""
+        kinds: list[dict[bytes, list[int]]] = [{} for _ in self.groups]
+        if self.shares:
+            kinds[0][torch.ones_like(known[:, 0]).numpy().tobytes()] = []  # stays of all images, whatever its classes
+        for group, found in zip(self.groups, kinds, strict=True):
             for column in group.columns:
-                kinds.setdefault(known[:, column].numpy().tobytes(), []).append(column)
-            first, *others = kinds.values()
-            group.columns = first
+                found.setdefault(known[:, column].numpy().tobytes(), []).append(column)
+        count = sum(map(len, kinds))
+        wanted = 2 * count * len(self.Q) ** 2 * 8  # twice: a session is added up before it is merged
+        if count > len(self.groups) and wanted > (free := psutil.virtual_memory().available):
+            raise RunError(
+                f"Unknown labels part the classes into {count} groups, and ridge regression needs sums for each: "
+                f"{wanted / 1e9:.1f} GB, where {free / 1e9:.1f} GB of memory are free. Learn fewer classes "
+                "(data.classes), or with a narrower backbone or model.expand."
+            )
+        for group, found in zip(list(self.groups), kinds, strict=True):
+            group.columns, *others = found.values()
             self.groups += [group.copy(columns) for columns in others]
 
     def like_empty(self) -> Statistics:
@@ -116,7 +127,7 @@ class Statistics:
     def solution(self, penalty: float) -> tuple[Tensor, Tensor]:
         """W (d, C) and b (C,) of all classes, for scores φW + b."""
         W, b = torch.zeros_like(self.Q), torch.zeros_like(self.q)
-        for group in self.groups:
+        for group in filter(lambda group: group.columns, self.groups):
             W[:, group.columns], b[group.columns] = self.solve(group.columns).weights(penalty)
         return W, b
 

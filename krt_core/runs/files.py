@@ -65,13 +65,12 @@ def known(numbers: dict[str, Any]) -> dict[str, Any]:
 
 def read_arrays(path: Path, kinds: dict[str, str], way_out: str) -> list[np.ndarray]:
     """Arrays of an npz file by name, all of one length. kinds: of each, NumPy's letter and the number of axes, as in
-    "f2". Raises FileNotFoundError, and RunError, with the way out, where it is damaged."""
+    "f2", or several such. Raises FileNotFoundError, and RunError, with the way out, where it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             found = [np.asarray(stored[name]) for name in kinds]  # bytes where what is in it is no array
-        if [f"{one.dtype.kind}{one.ndim}" for one in found] != [*kinds.values()] or len(
-            {len(one) for one in found}
-        ) > 1:
+        fits = [f"{o.dtype.kind}{o.ndim}" in kind.split() for o, kind in zip(found, kinds.values(), strict=True)]
+        if not all(fits) or len({len(one) for one in found}) > 1:
             raise ValueError(f"{', '.join(kinds)} are not what they should be")
         return found
     except Exception as error:  # zip, header and pickle code raise of every kind on what is no npz file

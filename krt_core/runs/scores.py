@@ -15,19 +15,22 @@ POOLS = ("fixed", "seen", "own")  # of test images, see `krt_core.runs.summary.a
 
 @dataclass(frozen=True)
 class Scores:
-    """ids (n,) of the test images, scores (n, C seen) float32 in learning order, labels (n, all classes) bool."""
+    """ids (n,) of the test images, scores (n, C seen) float32 in learning order, labels (n, all classes) bool, or int8
+    where some are unknown: 1, 0 and -1. A file holds the bits of the first kind, the second as it is."""
 
     ids: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
 
     def write(self, path: Path) -> None:
-        packed = np.packbits(self.labels, axis=1)
+        packed = np.packbits(self.labels, axis=1) if self.labels.dtype == bool else self.labels.astype(np.int8)
         atomic_write(path, lambda file: np.savez(file, ids=self.ids, scores=self.scores, labels=packed))
 
     @classmethod
     def read(cls, path: Path, classes: int, way_out: str) -> Scores:
-        ids, scores, packed = read_arrays(path, {"ids": "U1", "scores": "f2", "labels": "u2"}, way_out)
+        ids, scores, packed = read_arrays(path, {"ids": "U1", "scores": "f2", "labels": "u2 i2"}, way_out)
+        if packed.dtype == np.int8 and packed.shape[1] == classes and np.isin(packed, (-1, 0, 1)).all():
+            return cls(ids, scores, packed)
         if packed.dtype != np.uint8 or not 0 <= packed.shape[1] * 8 - classes < 8:
             raise damaged(path, f"it is of another run than one of {classes} classes", way_out)
         return cls(ids, scores, np.unpackbits(packed, axis=1, count=classes).astype(bool))

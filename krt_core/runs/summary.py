@@ -44,9 +44,9 @@ def ap_of_session(protocol: Protocol, session: int, scores: np.ndarray, labels: 
     stop = protocol.sessions[session].stop
     found = {pool: np.zeros(stop) for pool in POOLS}
     present = np.ascontiguousarray(labels.T)
-    seen = np.asarray(present[:stop].any(axis=0))
+    seen = np.asarray((present[:stop] > 0).any(axis=0))
     for earlier in protocol.sessions[: session + 1]:
-        own = np.asarray(present[earlier.columns].any(axis=0))
+        own = np.asarray((present[earlier.columns] > 0).any(axis=0))
         for c in range(earlier.start, earlier.stop):
             order = falling_order(np.ascontiguousarray(scores[:, c]))  # sorted once for all pools
             ranked = present[c][order]

@@ -1,5 +1,6 @@
 """Caches see every file they come from, and one that was cut short is made again; what is in both halves is said."""
 
+import dataclasses
 import os
 import shutil
 
@@ -211,7 +212,12 @@ def test_a_folder_can_be_moved_with_its_cache_key(coco_root, home):
     ("change", "words"),
     [({"classes": (0, 1)}, r"classes must be texts, found \[0\]"), ({"classes": ("a", "a")}, "a class stands there"),
      ({"boxes": np.zeros((2, 5))}, r"\(m, 6\)"), ({"boxes": np.full((1, 6), 9.0)}, "not there"),
-     ({"ids": ["a", "b"]}, "ids must be an array, found a list")],
+     ({"ids": ["a", "b"]}, "ids must be an array, found a list"),
+     ({"labels": np.array([[1, 2], [0, 1]])}, r"\(2, 2\) matrix, or one of 1, 0 and -1 .* found int64"),
+     ({"labels": np.array([[1, -1], [-1, 1]])}, "1 and -1 alone, and -1 means unknown: write 0"),
+     ({"labels": np.array([["a", "b"]] * 2)}, "found <U1"), ({"labels": np.ones((2, 3))}, r"found float64 \(2, 3\)"),
+     ({"unknown": np.zeros((2, 2))}, r"unknown must be a boolean \(2, 2\) matrix"),
+     ({"unknown": [[True, False]] * 2}, r"unknown must be a boolean")],
 )  # fmt: skip
 def test_what_a_reader_of_ones_own_gives_is_checked(tmp_path, monkeypatch, change, words):
     made = {
@@ -229,3 +235,22 @@ def test_what_a_reader_of_ones_own_gives_is_checked(tmp_path, monkeypatch, chang
 def test_two_runs_may_look_at_two_sizes(tmp_path):
     one, two = (opened(write_coco(tmp_path / name, 6, 4, seed)) for seed, name in enumerate("ab"))
     assert ImageStore(one, 16).key != ImageStore(two, 16).key
+
+
+def test_unknown_labels_go_with_their_images_and_classes(tmp_path):
+    ids = np.array(list("abc"))
+    labels = np.array([[1, 0, 1], [1, 1, 0], [0, 1, 1]], bool)
+    whole = MultiLabelDataset("x", "train", tmp_path, ids, ids, labels, ("one", "two", "three"))
+    some = whole.with_unknown(np.array([[0, 0, 1], [0, 0, 0], [0, 0, 1]], bool))
+    assert some.truth.tolist() == [[1, 0, -1], [1, 1, 0], [0, 1, -1]] and some.truth.dtype == np.int8
+    assert not some.labels[some.unknown].any() and whole.truth is whole.labels
+    assert some.notes == ("2 of 9 labels are unknown: they count in no loss and no metric",)
+    assert whole.with_unknown(np.zeros((3, 3), bool)) is whole
+    absent = dataclasses.replace(whole, labels=some.labels)
+    assert len({whole.digest(), some.digest(), absent.digest()}) == 3
+    assert dataclasses.replace(some, unknown=None).digest() == absent.digest()
+    chosen = some.select_images(np.array([True, False, True]), "test")
+    assert chosen.truth.tolist() == [[1, 0, -1], [0, 1, -1]]
+    assert chosen.select_classes(("three", "one")).truth.tolist() == [[-1, 1], [-1, 0]]
+    for known in (some.select_images(np.array([False, True, False]), "test"), some.select_classes(("two", "one"))):
+        assert known.unknown is None and known.truth.dtype == bool

@@ -5,6 +5,7 @@ import os
 import shutil
 from urllib.parse import quote
 
+import numpy as np
 import pytest
 from conftest import CLASSES, write_coco
 
@@ -257,3 +258,33 @@ def test_images_of_roboflow_lie_beside_their_annotations(root):
         (root / "annotations" / FILES[split]).rename(root / folder / "_annotations.coco.json")
         (root / folder).rename(root / new)
     assert all(opened(root, split).path(0).is_file() for split in ("train", "test"))
+
+
+def test_what_an_image_was_not_looked_through_for_is_unknown(root, monkeypatch):
+    """As in LVIS: a category is there, listed as not there, or nobody knows."""
+    path = root / "annotations" / FILES["train"]
+    content = json.loads(path.read_text())
+    plain = opened(root)
+    number = {c["name"]: c["id"] for c in content["categories"]}
+    content["images"][0]["neg_category_ids"] = []
+    content["images"][1] |= {"neg_category_ids": [number["ant"], str(number["bee"])], "not_exhaustive_category_ids": []}
+    content["images"][2]["neg_category_ids"] = list(number.values())
+    path.write_text(json.dumps(content))
+    found = opened(root)
+    assert (found.labels == plain.labels).all() and plain.unknown is None
+    wanted = np.zeros_like(plain.labels)
+    wanted[0], wanted[1, 2:] = ~plain.labels[0], ~plain.labels[1, 2:]
+    assert (found.unknown == wanted).all() and "labels are unknown" in found.notes[-1]
+    monkeypatch.setattr("krt_core.data.coco.read", None)  # it is in the cache now
+    again = opened(root)
+    assert (again.truth == found.truth).all() and again.digest() == found.digest() and again.notes == found.notes
+
+
+@pytest.mark.parametrize(("listed", "words"), [(7, "must be a list, found 7"), ([99], r"unknown category \(99\)")])
+def test_a_list_of_absent_categories_that_is_none_is_named(root, listed, words):
+    path = root / "annotations" / FILES["train"]
+    content = json.loads(path.read_text())
+    content["images"][0]["neg_category_ids"] = listed
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"neg_category_ids of image \d+ .*{words}"):
+        opened(root)

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from krt_core.config import Data
-from krt_core.data import open_dataset, pipeline
+from krt_core.data import loading, open_dataset
 from krt_core.data.pipeline import Batch, batches, sender
 from krt_core.data.store import ImageStore
 from krt_core.dpl import ThresholdRecord
@@ -109,10 +109,10 @@ def test_no_batch_of_an_epoch_waits_for_the_gpu(gpu, coco_root, monkeypatch):
     data = open_dataset(Data(dataset="coco", root=str(coco_root)), "train")
     store, runtime = ImageStore(data, 32), Runtime(GPU, torch.bfloat16, {})
 
-    def prepare(pool, store, rows, *_):
+    def prepare(self, rows, *_):
         return lambda: torch.zeros(len(rows), 32, 32, 3, dtype=torch.uint8)
 
-    monkeypatch.setattr(pipeline, "prepare_batch", prepare)  # fake tensors have no memory that threads could fill
+    monkeypatch.setattr(loading.Pixels, "prepare", prepare)  # fake tensors have no memory that threads could fill
     with FakeTensorMode(), Watch() as watch:
         made = list(batches(store, np.arange(40), data.labels, 16, runtime, "published", (0,), shuffle=True))
     assert [len(batch.rows) for batch in made] == [16, 16, 8]

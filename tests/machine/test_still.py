@@ -1,5 +1,7 @@
 """A backbone that stands still, in two processes as in one: ridge regression and KRT, from features that are kept."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,16 +13,24 @@ from krt_core.runs.folder import Run
 from krt_core.session import train
 
 pytestmark = pytest.mark.ddp
+UNKNOWN = ("unknown", "unknown_krt")  # of these runs some labels are
 JOBS = {
     "ridge": {"method": "ridge", "ridge.weights": "rare"},
     "krt": {"method": "krt", "model.freeze": "all", "train.augment": "none"},
     "first": {"method": "ridge", "model.freeze": "first", "train.batch_norm": "frozen", "train.augment": "none"},
+    "unknown": {"method": "ridge", "ridge.old": "class_mean"},
+    "unknown_krt": {"method": "krt", "model.freeze": "all", "train.augment": "none", "krt.target": "estimated"},
 }
 
 
 def test_two_processes_equal_one(tmp_path, monkeypatch):
     for name, changes in JOBS.items():
         write(tmp_path, name, **changes)
+        for file in (tmp_path / "data" / name / "annotations").glob("*.json") if name in UNKNOWN else ():
+            content = json.loads(file.read_text())
+            for number, image in enumerate(content["images"]):
+                image["neg_category_ids"] = [10 * (c + 1) for c in range(4) if (number + c) % 3]
+            file.write_text(json.dumps(content))
     in_processes(2, tmp_path, *((name, f"{name}-two") for name in JOBS))
     monkeypatch.setenv("KRT_HOME", str(tmp_path / "alone"))  # with features of its own
     for name in JOBS:
@@ -28,7 +38,8 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
         one = train(load_experiment(tmp_path / f"{name}.yaml"), tmp_path / f"{name}-one", show="none")
         for session in range(3):
             assert np.allclose(one.scores(session).scores, two.scores(session).scores, atol=1e-5), (name, session)
-        if name != "krt":
+        assert (one.scores(2).labels.dtype == np.int8) == (name in UNKNOWN)
+        if "krt" not in name:
             assert one.method_state(2)["penalty"] == two.method_state(2)["penalty"]
         if name == "ridge":  # sums in float64
             mine, theirs = one.method_state(2)["sums"], two.method_state(2)["sums"]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks.made_up_runs import finished
-from krt_core.metrics import forgetting_per_class
+from krt_core.errors import RunError
+from krt_core.metrics import average_precision, forgetting_per_class
 from krt_core.protocol import make_protocol
-from krt_core.runs.folder import Run
+from krt_core.runs.folder import Run, Scores
 from krt_core.runs.summary import ap_of_session, ap_tables, summary_of
 
 STATE = {"metrics": dict.fromkeys(("mAP_seen", "CP", "CR", "CF1", "OP", "OR", "OF1"), 50.0), "seconds": 1.0,
@@ -72,3 +73,30 @@ def test_old_folders_hold_the_scores_of_one_session_at_a_time(tmp_path):
         (run.session_folder(session) / "ap.npz").unlink()
     out = subprocess.run([sys.executable, "-c", SIZE, str(run.folder)], capture_output=True, text=True, check=True)
     assert float(out.stdout) < 45, out.stdout  # MiB
+
+
+def test_unknown_labels_are_kept_and_left_out_of_every_pool(tmp_path):
+    rng = np.random.default_rng(0)
+    protocol = make_protocol(tuple("abcdef"), 2, 2)
+    labels, scores = rng.integers(-1, 2, (60, 6)).astype(np.int8), rng.random((60, 4)).astype(np.float32)
+    found = ap_of_session(protocol, 1, scores, labels)
+    for c in range(4):
+        known = labels[:, c] >= 0
+        shown = {"fixed": np.ones(60, bool), "seen": (labels[:, :4] > 0).any(1),
+                 "own": (labels[:, protocol.sessions[c // 2].columns] > 0).any(1)}  # fmt: skip
+        for pool, rows in shown.items():
+            rows = rows & known
+            alone = average_precision(scores[rows][:, [c]], labels[rows][:, [c]] > 0)
+            assert found[pool][c] == alone[0]
+    kept = Scores(np.arange(60).astype(str), scores, labels)
+    kept.write(tmp_path / "scores.npz")
+    again = Scores.read(tmp_path / "scores.npz", 6, "")
+    assert again.labels.dtype == np.int8 and (again.labels == labels).all()
+    for classes, worth in ((7, 1), (6, 2)):
+        Scores(kept.ids, scores, worth * labels).write(tmp_path / "scores.npz")
+        with pytest.raises(RunError, match="it is of another run than one of"):
+            Scores.read(tmp_path / "scores.npz", classes, "")
+    Scores(kept.ids, scores, labels > 0).write(tmp_path / "scores.npz")
+    with np.load(tmp_path / "scores.npz") as stored:
+        assert stored["labels"].dtype == np.uint8
+    assert Scores.read(tmp_path / "scores.npz", 6, "").labels.dtype == bool

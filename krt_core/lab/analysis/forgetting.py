@@ -57,21 +57,22 @@ def confusions(run: Run, column: int, session: int) -> pd.DataFrame:
     *said instead*: score of n after the session on images with c but not n, above its score on images with neither;
     *change with it*, *change without it*: of c's score in the session on images with c, with and without n;
     *change on it alone*: of c's score on images with n but not c, where a rise is a false alarm.
-    NaN where there is no such image. Raises RunError if the class was not learned before.
+    NaN where there is no such image; images of which c or n is unknown are left out. Raises RunError if the class was
+    not learned before.
     """
     taught = run.protocol.sessions[session]
     if column >= taught.start or not session:
         raise RunError(f"{run.protocol.classes[column]} was not learned before session {session + 1}.")
     then, now = run.scores(session - 1).scores, run.scores(session)
-    shown, own = now.labels[:, taught.columns], now.labels[:, column]  # (n, new), (n,)
+    n, c = now.labels[:, taught.columns], now.labels[:, column, None]  # (n, new), (n, 1)
     score, shift = 100 * now.scores[:, taught.columns], 100 * (now.scores[:, column] - then[:, column])
-    with_both, with_c = own[:, None] & shown, own[:, None] & ~shown
-    with_n, neither = ~own[:, None] & shown, ~own[:, None] & ~shown
+    with_both, with_c = (c > 0) & (n > 0), (c > 0) & (n == 0)
+    with_n, neither = (c == 0) & (n > 0), (c == 0) & (n == 0)
     table = pd.DataFrame(
         {
             "new class": run.protocol.classes[taught.columns],
             "said instead": _means(score, with_c) - _means(score, neither),
-            "together": 100 * with_both.sum(axis=0) / max(own.sum(), 1),
+            "together": 100 * with_both.sum(axis=0) / np.maximum((with_both | with_c).sum(axis=0), 1),
             "change with it": _means(shift[:, None], with_both),
             "change without it": _means(shift[:, None], with_c),
             "change on it alone": _means(shift[:, None], with_n),
@@ -97,7 +98,7 @@ def lost_images(run: Run, column: int, session: int | None = None, threshold: fl
     session = run.finished_sessions - 1 if session is None else session
     then, now = run.scores(int(run.first_session[column])), run.scores(session)
     before, after = then.scores[:, column], now.scores[:, column]
-    rows = np.flatnonzero(now.labels[:, column] & (before > threshold) & (after <= threshold))
+    rows = np.flatnonzero((now.labels[:, column] > 0) & (before > threshold) & (after <= threshold))
     rows = rows[np.argsort(after[rows] - before[rows], kind="stable")]
     table = {"image": now.ids[rows].astype(str), "before": before[rows], "now": after[rows]}
     return pd.DataFrame({**table, "fall": before[rows] - after[rows], "row": rows})

@@ -38,14 +38,14 @@ def top_images(
 ) -> np.ndarray:
     """Rows (k,) of the images of one `KINDS`, at most ``count`` of them (None: all); ties keep the order of the images.
 
-    scores (n, C seen) probabilities, labels (n, at least C seen) bool; predicted means score > threshold. Raises
-    RunError for an unknown kind.
+    scores (n, C seen) probabilities, labels (n, at least C seen) as of `Scores`; predicted means score > threshold. An
+    image of which the class is unknown is of no kind. Raises RunError for an unknown kind.
     """
-    score, shown = scores[:, column], labels[:, column]
+    score, shown, absent = scores[:, column], labels[:, column] > 0, labels[:, column] == 0
     predicted = score > threshold
     if kind not in KINDS:
         raise RunError(f"There are no images of kind {kind!r}.{did_you_mean(kind, KINDS)}")
-    wanted = {"false positives": ~shown & predicted, "misses": shown & ~predicted, "hits": shown & predicted}[kind]
+    wanted = {"false positives": absent & predicted, "misses": shown & ~predicted, "hits": shown & predicted}[kind]
     rows = np.flatnonzero(wanted)
     rising = score[rows] if kind == "misses" else -score[rows]
     return rows[np.argsort(rising, kind="stable")][:count]
@@ -70,7 +70,7 @@ def disagreements(
         rows, by = np.flatnonzero(np.abs(more) > 0), np.abs(more)  # NaN, not learned, is no difference
     else:
         by = more if kind == "higher in A" else -more
-        rows = np.flatnonzero(labels[:, column] & (by > 0))
+        rows = np.flatnonzero((labels[:, column] > 0) & (by > 0))
     return rows[np.argsort(-by[rows], kind="stable")][:count]
 
 
@@ -149,12 +149,14 @@ def said(
     """What is said of one image: (verdict, class, score), predicted ones first, each by falling score.
 
     scores (C seen,), labels (at least C seen,). Verdicts: "right" (predicted and there), "wrong" (predicted, not
-    there), "missed" (there, not predicted). What is neither is left out, and so are classes without a score (NaN).
+    there), "missed" (there, not predicted), "unknown" (predicted, and nobody knows). What is none of these is left out,
+    and so are classes without a score (NaN).
     """
-    predicted, shown = scores > threshold, labels[: len(scores)].astype(bool)
+    predicted, shown = scores > threshold, labels[: len(scores)] > 0
     order = [c for c in np.argsort(-scores, kind="stable").tolist() if predicted[c] or (shown[c] and scores[c] >= 0)]
     verdict = {(True, True): "right", (True, False): "wrong", (False, True): "missed"}
-    return [(verdict[bool(predicted[c]), bool(shown[c])], classes[c], float(scores[c])) for c in order]
+    told = {c: "unknown" if labels[c] < 0 else verdict[bool(predicted[c]), bool(shown[c])] for c in order}
+    return [(word, classes[c], float(scores[c])) for c, word in told.items()]
 
 
 def images_table(
@@ -173,7 +175,7 @@ def images_table(
         table[f"score{side}"] = scores.scores[rows, column].astype(float)
     if run_b is not None:
         table["A − B"] = table["score A"] - table["score B"]
-    table["shows"] = [", ".join(classes[c] for c in np.flatnonzero(a.labels[row])) for row in rows]
+    table["shows"] = [", ".join(classes[c] for c in np.flatnonzero(a.labels[row] > 0)) for row in rows]
     for side, scores in sides.items():
         table[f"predicted{side}"] = [
             ", ".join(

@@ -41,9 +41,10 @@ class PseudoLabels:
     """The pseudo labels of one session: n images, as often as the session shows them (its own first, then the replayed
     exemplars), and the C_old classes learned before, in learning order.
 
-    rows (n,) of the training set ``dataset``; scores (n, C_old) float32; thresholds (C_old,); truth (n, C_old) bool;
-    visible (n, C_old) bool: labels that the session shows anyway (exemplars have some). A pseudo label on one of these
-    changes nothing, so they count neither as given nor as hidden.
+    rows (n,) of the training set ``dataset``; scores (n, C_old) float32; thresholds (C_old,); truth (n, C_old) bool,
+    or int8 with -1 where it is unknown; visible (n, C_old) bool: labels that the session shows anyway (exemplars have
+    some). A pseudo label on one of these changes nothing, and of one whose truth is unknown nobody can say whether it
+    is right, so they count neither as given nor as hidden.
     """
 
     run: Run
@@ -66,23 +67,28 @@ class PseudoLabels:
         return self.dataset.ids[self.rows]
 
     @cached_property
+    def judged(self) -> np.ndarray:
+        """(n, C_old) where pseudo labels are counted."""
+        return ~self.visible & (self.truth >= 0)
+
+    @cached_property
     def hidden(self) -> np.ndarray:
         """(n, C_old) labels to be restored: true, and not shown."""
-        return self.truth & ~self.visible
+        return (self.truth > 0) & self.judged
 
     @cached_property
     def given(self) -> np.ndarray:
         """(n, C_old) labels that they add. On an exemplar they may overrule a class that it shows as absent, as in
         training."""
-        return (self.scores > self.thresholds) & ~self.visible
+        return (self.scores > self.thresholds) & self.judged
 
     @cached_property
     def right(self) -> np.ndarray:
-        return self.given & self.truth
+        return self.given & self.hidden
 
     @cached_property
     def wrong(self) -> np.ndarray:
-        return self.given & ~self.truth
+        return self.given & ~self.hidden
 
     @cached_property
     def missed(self) -> np.ndarray:
@@ -120,8 +126,7 @@ class PseudoLabels:
         some = slice(None) if column is None else slice(column, column + 1)
         bins = np.minimum((self.scores[:, some] * GRID).astype(np.int64), GRID - 1)
         above = [
-            np.bincount(bins[part[:, some]], minlength=GRID)[::-1].cumsum()[::-1]
-            for part in (self.hidden, ~self.visible)
+            np.bincount(bins[part[:, some]], minlength=GRID)[::-1].cumsum()[::-1] for part in (self.hidden, self.judged)
         ]
         table = _counted(np.stack([np.full(GRID, self.hidden[:, some].sum()), above[1], above[0]]))
         return pd.DataFrame(
@@ -250,7 +255,7 @@ def _found(run: Run, session: int, record: dict, dataset: MultiLabelDataset) -> 
     protocol, ahead = run.protocol, run.ahead(session - 1)
     rows = rows_of(dataset, ahead.ids, run)
     columns = [dataset.classes.index(name) for name in protocol.classes if name in dataset.classes]
-    labels = dataset.labels[:, columns]
+    labels = dataset.truth[:, columns]
     memory = Memory(run.experiment.replay)
     memory.load_state(run.session_state(session - 1).get("memory", {"ranked": [], "sessions": []}))
     stored = int(memory.images.max(initial=-1))
@@ -266,7 +271,7 @@ def _found(run: Run, session: int, record: dict, dataset: MultiLabelDataset) -> 
     # Compared as the search and the training compare: in the precision of the scores.
     thresholds = np.broadcast_to(np.array(record["per_class"] or record["threshold"], ahead.scores.dtype), old.stop)
     return PseudoLabels(
-        run, session, dataset, rows, view.own, ahead.scores, thresholds, labels[rows, old], view.labels[:, old]
+        run, session, dataset, rows, view.own, ahead.scores, thresholds, labels[rows, old], view.labels[:, old] > 0
     )
 
 

@@ -23,9 +23,12 @@ def split_table(protocol: Protocol, train: MultiLabelDataset, test: MultiLabelDa
 
 
 def split_words(protocol: Protocol, train: MultiLabelDataset, test: MultiLabelDataset) -> str:
-    """Two lines: images, classes and protocol; labels per image."""
+    """Two lines: images, classes and protocol; labels per image, as far as they are known."""
     mean, test_mean = train.labels.sum(axis=1).mean(), test.labels.sum(axis=1).mean()
+    unknown = (
+        "" if train.unknown is None else f"; {100 * train.unknown.mean():.0f} % of the training labels are unknown"
+    )
     return (
         f"{train.name}: {len(train)} training and {len(test)} test images, {len(train.classes)} classes, "
-        f"{protocol.name}\nlabels per image: {mean:.2f} in training, {test_mean:.2f} in test"
+        f"{protocol.name}\nlabels per image: {mean:.2f} in training, {test_mean:.2f} in test{unknown}"
     )

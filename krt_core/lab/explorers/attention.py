@@ -111,7 +111,7 @@ class AttentionExplorer(Explorer):
 
     def _rank(self, run: Run, column: int) -> np.ndarray:
         then, now = run.scores(self._own_session()), run.scores(len(run.protocol.sessions) - 1)
-        rows = np.flatnonzero(now.labels[:, column])
+        rows = np.flatnonzero(now.labels[:, column] > 0)
         rows = rows[np.argsort(now.scores[rows, column] - then.scores[rows, column], kind="stable")][:IMAGES]
         place = {image: row for row, image in enumerate(self.dataset(run).ids.tolist())}
         found = [place[image] for image in now.ids[rows].tolist() if image in place]

@@ -211,7 +211,7 @@ class ForgettingExplorer(Explorer):
         if session == own:
             return f"{name} was learned in the last session: it has had no time to be lost."
         table = lost_images(run, column, session, threshold)
-        total = int(run.scores(session).labels[:, column].sum())
+        total = int((run.scores(session).labels[:, column] > 0).sum())
         words = (
             f"{name}, learned in session {own + 1}: {len(table)} of {total} images were above {threshold:.2f} then "
             f"and are not after session {session + 1}."

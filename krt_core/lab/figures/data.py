@@ -14,6 +14,7 @@ from .figure import PALETTE, new_figure, plain
 
 def session_sizes(protocol: Protocol, labels: np.ndarray) -> Figure:
     """Per session: images it trains on, and how many of their labels it may see (labels (n, C) in learning order)."""
+    labels = labels > 0
     figure, (left, right) = new_figure(10, 3.4, 1, 2)
     sessions = protocol.sessions
     rows = [protocol.train_images(labels, s.index) for s in sessions]
@@ -38,9 +39,10 @@ def session_sizes(protocol: Protocol, labels: np.ndarray) -> Figure:
 
 
 def co_occurrence(protocol: Protocol, labels: np.ndarray) -> Figure:
-    """Share of the images with the row's class that also show the column's class; lines separate the sessions."""
-    counts = labels.astype(float).T @ labels
-    share = 100 * counts / np.maximum(np.diag(counts)[:, None], 1)
+    """Share of the images with the row's class, and the column's class not unknown, that also show that one; lines
+    separate the sessions."""
+    present = (labels > 0).astype(float)
+    share = 100 * (present.T @ present) / np.maximum(present.T @ (labels >= 0), 1)
     np.fill_diagonal(share, np.nan)
     names = [plain(name) for name in protocol.classes]
     size = max(4.5, 0.28 * len(protocol.classes) + 2)

@@ -42,7 +42,7 @@ def gallery(
     cards = _cards(dataset, rows[:count], classes, column, threshold, ("", GREY, scores))
     order = KINDS[kind].split("; ")[1]
     title = f"{classes[column]} after session {session + 1}: {len(cards)} of {len(rows)} {kind}, {order}"
-    return sheet(cards, "\n".join([title, name or run_name(run), _marks(classes[column], threshold)]))
+    return sheet(cards, "\n".join([title, name or run_name(run), _marks(cards, classes[column], threshold)]))
 
 
 def side_by_side(
@@ -77,7 +77,7 @@ def side_by_side(
         for letter, name, s in zip("AB", names, (session, session_b), strict=True)
     ]
     title = f"{classes[column]}, {order}: {len(cards)} of {len(rows)} images"
-    return sheet(cards, "\n".join([title, *heads, _marks(classes[column], threshold)]), across=3)
+    return sheet(cards, "\n".join([title, *heads, _marks(cards, classes[column], threshold)]), across=3)
 
 
 def lost_images(
@@ -97,7 +97,8 @@ def lost_images(
     sides = (("then", PALETTE[0], scores_of(run, since)), ("now", PALETTE[1], scores_of(run, session)))
     cards = _cards(dataset, table.row, classes, column, threshold, *sides)
     title = f"{classes[column]}: then is after session {since + 1}, now after session {session + 1}"
-    return sheet(cards, "\n".join([title, name or run_name(run), _marks(classes[column], threshold)]), across=3)
+    marks = _marks(cards, classes[column], threshold)
+    return sheet(cards, "\n".join([title, name or run_name(run), marks]), across=3)
 
 
 def _cards(
@@ -119,8 +120,10 @@ def _cards(
     return cards
 
 
-def _marks(name: str, threshold: float) -> str:
+def _marks(cards: Sequence[Card], name: str, threshold: float) -> str:
     what = "✓ predicted and there   ✗ predicted, not there   ○ there, not predicted"
+    if any(verdict == "unknown" for card in cards for told in card.said for verdict, *_ in told.lines):
+        what += "   ? predicted, unknown"
     return f"bars: {name}, tick: threshold {threshold:.2f}     {what}"
 
 

@@ -34,6 +34,7 @@ VERDICTS = {
     "wrong": ("✗", tuple(0.8 * v for v in PALETTE[3])),
     "missed": ("○", tuple(0.8 * v for v in PALETTE[0])),
     "shown": ("=", (0.3, 0.3, 0.3)),
+    "unknown": ("?", (0.3, 0.3, 0.3)),
 }
 
 

@@ -14,7 +14,8 @@ from krt_core.runs.folder import Run, Scores
 
 def replace_scores(run, session, scores, labels):
     """Put scores (n, C seen) and labels (n, C) in the place of a session's."""
-    scores, labels = np.asarray(scores, np.float32), np.asarray(labels, bool)
+    scores, labels = np.asarray(scores, np.float32), np.asarray(labels)
+    labels = labels if labels.dtype == np.int8 else labels.astype(bool)
     state = run.session_state(session)
     state["metrics"] = session_metrics(run.protocol, session, scores, labels, full=True)
     ids = np.arange(len(scores)).astype(str)
@@ -120,3 +121,21 @@ def test_lost_images_without_a_data_set(counted):
     figure = figures.lost_images(counted, None, lost_images(counted, 0, threshold=0.65), 0, 0, 1, 0.65)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert "then 0.90" in texts and "now 0.30" in texts and any("no data set" in text for text in texts)
+
+
+def test_images_of_which_a_class_is_unknown_are_left_out(counted):
+    labels = counted.scores(1).labels.astype(np.int8)
+    labels[1, 2] = labels[3, 0] = -1  # of the only image with a and c, whether it shows c; of that with d, whether a
+    then, now = counted.scores(0), counted.scores(1)
+    replace_scores(counted, 0, then.scores, labels)
+    replace_scores(counted, 1, now.scores, labels)
+    run = Run(counted.folder)
+    table = confusions(run, 0, 1).set_index("new class")
+    assert table.loc["c", "together"] == 0 and np.isnan(table.loc["c", "change with it"])
+    assert table.loc["c", "change without it"] == pytest.approx(100 * ((0.3 - 0.9) + (0.65 - 0.7)) / 2)
+    assert np.isnan(table.loc["d", "change on it alone"])
+    assert table.loc["c", "change on it alone"] == pytest.approx(100 * (0.5 - 0.1))
+    assert lost_images(run, 0, threshold=0.6).row.tolist() == [0]
+    labels[0, 0] = -1
+    replace_scores(counted, 1, now.scores, labels)
+    assert not len(lost_images(Run(counted.folder), 0, threshold=0.6))

@@ -21,7 +21,9 @@ from krt_core.lab.analysis.pseudo_labels import (
     pseudo_labels,
     quality,
 )
+from krt_core.lab.analysis.splits import split_words
 from krt_core.lab.explorers.pseudo_labels import ALL, LabelInspector
+from krt_core.lab.figures.data import co_occurrence, session_sizes
 from krt_core.lab.figures.pseudo_labels import (
     pseudo_label_classes,
     pseudo_label_heatmap,
@@ -31,6 +33,7 @@ from krt_core.lab.figures.pseudo_labels import (
     pseudo_labels_per_image,
     thresholds,
 )
+from krt_core.protocol import make_protocol
 from krt_core.runs.folder import Run
 from krt_core.session import train
 
@@ -411,3 +414,33 @@ def test_a_training_gives_what_its_search_counted(tiny):
     assert len(found.rows) > found.own and found.visible[found.own :].any() and not found.visible[: found.own].any()
     for figure in every_figure(run, None, 1):
         draw(figure)
+
+
+def test_of_what_is_unknown_nobody_can_say_whether_it_was_restored(counted):
+    run, dataset = counted
+    unknown = np.zeros((6, 4), bool)
+    unknown[[0, 1, 3], 0] = unknown[[2, 4], 1] = (
+        True  # one right, one wrong, one missed; one right, one of the exemplar
+    )
+    found = pseudo_labels(run, 1, dataset.with_unknown(unknown))
+    assert np.argwhere(found.right).tolist() == [[3, 1]] and np.argwhere(found.wrong).tolist() == [[4, 1]]
+    assert not found.missed.any() and np.argwhere(found.visible).tolist() == [[5, 0]]
+    table = found.per_class().set_index("class")
+    assert table[["hidden", "given", "right"]].to_numpy().tolist() == [[0, 0, 0], [1, 2, 1]]
+    curve = found.curve().set_index("threshold")
+    assert curve.loc[0.0].tolist() == [100 / 6, 100]  # 12 pairs, of which 5 are unknown and 1 is shown
+    assert quality(run, dataset.with_unknown(unknown)).loc[2, "recall micro"] == 100
+    for figure in every_figure(run, dataset.with_unknown(unknown), 1):
+        draw(figure)
+
+
+def test_figures_of_data_with_unknown_labels():
+    protocol = make_protocol(("a", "b"), 0, 1)
+    labels = np.array([[1, 1], [1, -1], [1, 0], [0, 1], [-1, 1]], np.int8)
+    shares = co_occurrence(protocol, labels).axes[0].collections[0].get_array().filled(np.nan)
+    assert shares.flatten()[[1, 2]].tolist() == [50, 50] and np.isnan(shares.flatten()[[0, 3]]).all()
+    visible = session_sizes(protocol, labels).axes[1].containers[0]
+    assert [bar.get_height() for bar in visible] == [3, 3]
+    one = MultiLabelDataset("two", "train", Path("/nowhere"), np.arange(5), np.arange(5), labels > 0, ("a", "b"))
+    words = [split_words(protocol, train_set, one) for train_set in (one, one.with_unknown(labels < 0))]
+    assert words[1] == f"{words[0]}; 20 % of the training labels are unknown"

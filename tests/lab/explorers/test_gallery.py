@@ -316,3 +316,31 @@ def test_runs_called_alike_are_told_apart(coco_root):
     twin = finished(folder=run.folder.parent / "twin", overrides=["data.dataset=coco", f"data.root={coco_root}"],
                     classes=CLASSES)  # fmt: skip
     assert list(Gallery(runs=[run, twin]).runs) == ["krt, seed 0", "krt, seed 0 (twin)"]
+
+
+def test_what_is_unknown_is_neither_right_nor_wrong():
+    labels = LABELS.astype(np.int8)
+    labels[[1, 2, 3], 0] = -1
+    assert [top_images(A, labels, 0, kind).tolist() for kind in KINDS] == [[], [], [0]]
+    assert disagreements(A, B, labels, 0).tolist() == [0, 2, 3]  # by the scores alone
+    assert disagreements(A, B, labels, 0, kind="higher in B").tolist() == []
+    assert said(A[1], labels[1], CLASSES) == [
+        ("right", "bee", pytest.approx(0.9)),
+        ("unknown", "ant", pytest.approx(0.85)),
+    ]
+    assert said(A[2], labels[2], CLASSES) == [("missed", "bee", pytest.approx(0.2))]
+    run = finished(classes=CLASSES)
+    before = run.scores(1)
+    unknown = before.labels.astype(np.int8)
+    unknown[:, 0] = np.where(unknown[:, 0] > 0, 1, -1)
+    state = {**run.session_state(1), "metrics": session_metrics(run.protocol, 1, before.scores, unknown, full=True)}
+    run.write_session(1, {}, Scores(before.ids, before.scores, unknown), state)
+    again = Run(run.folder)
+    figure = gallery(again, None, 1, 1, "hits", threshold=0.05)
+    assert "? predicted, unknown" in figure.alt
+    draw(figure)
+    rows = np.flatnonzero(unknown[:, 0] < 0)[:1]
+    table = images_table(again, 1, 0, rows, threshold=0.0)
+    assert "ant" not in table["shows"][0] and "ant" in table["predicted"][0]
+    with pytest.raises(RunError, match="not tested on the same images, classes and labels"):
+        paired(again, finished(classes=CLASSES, overrides=["seed=1"]), 1)

@@ -1,0 +1,40 @@
+"""Where a linear head starts: from the ridge regression of its session instead of from chance.
+
+A head drawn by chance sends chance back into a backbone that was good already; on a few thousand photos that costs
+more than the training gains. Kumar et al., *Fine-Tuning can Distort Pretrained Features and Underperform
+Out-of-Distribution*, ICLR 2022, fit the head first for that reason.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import ConfigError
+from .base import Context
+from .ridge import PENALTIES, collected, set_head
+from .statistics import Statistics
+
+
+@torch.no_grad()
+def start_from_ridge(context: Context) -> None:
+    """Give the classes of the session the weights of a ridge regression on its images; the penalty is chosen by leaving
+    each of them out in turn. ConfigError where the head is not a linear one."""
+    if context.model.kind != "linear":
+        raise ConfigError(
+            "train.head_start=ridge is for linear heads: set the method's head=linear, or head_start=random."
+        )
+    session, world = context.session, context.world
+    embedded, labels = collected(context)
+    labels = labels[:, session.columns]
+    known, weights = torch.ones_like(labels, dtype=torch.bool), labels.new_ones(len(labels))
+    sums = Statistics(context.model.width)
+    sums.widen(session.stop - session.start, shares=True)
+    sums.add(embedded, labels, known, weights)
+    world.add_up(sums.tensors)
+    solver = sums.solve(list(range(labels.shape[1])))
+    errors = solver.press(embedded, labels, weights, PENALTIES)
+    world.add_up([errors])
+    variance = (sums.q * (1 - sums.frequency)).clamp(min=1e-12)
+    penalty = PENALTIES[int((errors / variance).sum(dim=1).argmin())]
+    set_head(context.model.heads[-1], *solver.weights(penalty))
+    context.log(f"the head starts from ridge regression, λ = {penalty:.3g} of the mean diagonal")
