@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import RunError
 
 TINY = torch.finfo(torch.float64).tiny
+BLOCK = 1024  # images that are left out in turn at a time: a row for each penalty and class is large
 
 
 @dataclass
@@ -194,11 +195,12 @@ class Solver:
         (Allen, *The relationship between variable selection and data augmentation and a method for prediction*, 1974).
         """
         values, (turned, aim) = self._axes(embedded - self.mean, self.Q.T)
-        squares, errors = turned.square(), []
-        for penalty in penalties:
-            shrunk = 1 / (values + penalty * self.unit)
-            residual = labels - self.frequency - turned @ (aim * shrunk).T
-            leverage = weights * (1 / self.n + squares @ shrunk)
-            left_out = residual / (1 - leverage).clamp(min=1e-9)[:, None]
-            errors.append((weights[:, None] * left_out.square()).sum(dim=0))
-        return torch.stack(errors)
+        shrunk = 1 / (values + values.new_tensor(penalties)[:, None] * self.unit)  # (penalties, d)
+        errors = labels.new_zeros(len(penalties), labels.shape[1])
+        for axes, y, w in zip(*(part.split(BLOCK) for part in (turned, labels, weights)), strict=True):
+            fitted = axes @ (shrunk[:, None] * aim).flatten(0, 1).T  # of all penalties at once
+            residual = (y - self.frequency)[:, None] - fitted.unflatten(1, errors.shape)
+            leverage = w[:, None] * (1 / self.n + axes.square() @ shrunk.T)
+            left_out = residual / (1 - leverage).clamp(min=1e-9)[:, :, None]
+            errors += torch.einsum("m,mpk->pk", w, left_out.square_())
+        return errors

@@ -27,7 +27,7 @@ class Output:
     @property
     def pooled(self) -> Tensor:
         """(B, channels) mean over the feature map: the embedding that herding uses."""
-        return full_precision(self.features).mean(dim=(2, 3))
+        return pool(self.features)
 
     def clone(self) -> Output:
         """Copies of all tensors but the attention."""
@@ -145,7 +145,7 @@ class Network(nn.Module):
 
     def embed(self, features: Tensor) -> Tensor:
         """What a linear head reads (B, width) of feature maps (B, channels, h, w)."""
-        pooled = full_precision(features).mean(dim=(2, 3))
+        pooled = pool(features)
         return self.expansion(pooled).relu() if hasattr(self, "expansion") else pooled
 
     def patch_tokens(self, features: Tensor) -> Tensor:
@@ -158,6 +158,12 @@ class Network(nn.Module):
                 + (", or feature maps, not their means (needs_maps of the method)." if patches.shape[1] == 1 else ".")
             )
         return patches + self.position
+
+
+def pool(features: Tensor) -> Tensor:
+    """(B, channels) means of feature maps, or of what were means already, float32 or better."""
+    features = full_precision(features)
+    return features.flatten(1) if features.shape[2:] == (1, 1) else features.mean(dim=(2, 3))
 
 
 def build_network(model: Model, head: str, image_size: int, compile: bool = False, frozen: bool = False) -> Network:
