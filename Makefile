@@ -5,11 +5,15 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := outputs/demo
+PHOTOS  ?= $(or $(KRT_VOC_SUB),$(KRT_COCO_SUB))
+RESULTS := outputs/photos
+# Each on features that are kept; the trainings of a backbone are for a GPU, or a night.
+PHOTO_METHODS := '[ridge, krt, krt replay.per_class=10, masked, finetune, joint_ridge]'
 NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attention_maps 05_gallery
 export KRT_HOME := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-browser fuzz lint audit bench speed gpu notebooks lab clean
+.PHONY: help setup demo photos test test-all test-browser fuzz lint audit bench speed gpu notebooks lab clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,14 +28,24 @@ $(VENV)/ready: pyproject.toml
 	@$(BIN)/python tools/build_inplace_abn.py
 	@touch $@
 
-demo: setup  ## train and analyse on the embedded digits; results in outputs/demo
-	@mkdir -p $(DEMO)
+# $(1): where results go; $(2), $(3): what notebooks 01 and 02 are told beside it
+define notebooks
+	@mkdir -p $(1)
 	@for name in $(NOTEBOOKS); do \
+	  case $$name in 01*) set -- $(2);; 02*) set -- $(2) $(3);; *) set --;; esac; \
 	  echo "== notebooks/$$name.ipynb"; \
-	  $(BIN)/papermill notebooks/$$name.ipynb $(DEMO)/$$name.ipynb --cwd notebooks -k python3 -p folder $(DEMO) \
+	  $(BIN)/papermill notebooks/$$name.ipynb $(1)/$$name.ipynb --cwd notebooks -k python3 -p folder $(1) "$$@" \
 	    --log-output --no-progress-bar 2>&1 | grep -vE '^(Input|Output|Working|Executing|Ending|Black)|^<Figure|^\[IPKernelApp|^$$' || exit 1; \
 	done
-	@$(BIN)/krt report $(DEMO)/runs --csv $(DEMO)/table.csv --html $(DEMO)/report.html
+	@$(BIN)/krt report $(1)/runs --csv $(1)/table.csv --html $(1)/report.html
+endef
+
+demo: setup  ## train and analyse on the embedded digits; results in outputs/demo
+	$(call notebooks,$(DEMO))
+
+photos: setup  ## the same on real photos, PHOTOS=folder (VOC or COCO layout); results in outputs/photos
+	@$(BIN)/python tools/photos.py '$(PHOTOS)' '$(RESULTS)'
+	$(call notebooks,$(RESULTS),-p preset $(abspath $(RESULTS))/photos.yaml,-p methods $(PHOTO_METHODS))
 
 test: setup  ## run the tests (minutes)
 	$(BIN)/python -m pytest

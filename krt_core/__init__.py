@@ -120,7 +120,7 @@ def open_run(folder: str | Path) -> Run:
 
 
 def open_dataset(source: str | Path | Experiment | Run | Data, split: Split = "train") -> MultiLabelDataset:
-    """Images and labels, "train" or "test", of a preset, an experiment, its section ``data``, or a run.
+    """Images and labels, "train", "test" or "validation", of a preset, an experiment, its section ``data``, or a run.
 
     Raises DataError, with the command that gets the data, where they are not there.
 

@@ -175,18 +175,18 @@ def _train(options: argparse.Namespace) -> None:
         help="start nothing more after so many runs have failed; not with --launch slurm"),
 )  # fmt: skip
 def _bench(options: argparse.Namespace) -> int:
-    from .lab.bench.matrix import expand, load_matrix
+    from .lab.bench.matrix import load_matrix, plan
 
     keys = ("folder", "gpus_per_run", "workers", "launch", "time_limit")
     matrix = load_matrix(options.matrix, **{key: getattr(options, key) for key in keys})
-    jobs = expand(matrix)
+    planned = plan(matrix)
     from .lab.bench.command import dry_run, run, status
 
     if options.dry_run:
-        return dry_run(matrix, jobs)
+        return dry_run(matrix, planned)
     if options.status:
-        return status(matrix, jobs)
-    return run(matrix, jobs, options.retry_failed, options.max_failures)
+        return status(matrix, planned)
+    return run(matrix, planned, options.retry_failed, options.max_failures)
 
 
 @command(
@@ -283,6 +283,8 @@ def _report(options: argparse.Namespace) -> None:
     print(
         "mAP, CF1, OF1 in percent, F1 at threshold 0.8; forgetting: max − last per class on the whole test set, points."
     )
+    if on_test := [name for name, on in zip(table["name"], table["epoch_chosen_on"], strict=True) if on == "test"]:
+        print(printable(f"epochs chosen on the test images (train.report=best): {', '.join(dict.fromkeys(on_test))}"))
     for path in write_report(runs, left_out, options.html, options.csv, options.latex):
         print(path)
 

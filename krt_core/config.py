@@ -57,7 +57,10 @@ class Data:
     dataset: Annotated[str, one_of(*DATASETS)] = "digits"  # or mylab.tags:read, a reader of your own
     root: str = ""  # folder of the data set; empty: data/<dataset>
     classes: Names = ()  # learn only these classes; empty: all the data set has
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of training images to test on instead, to choose by
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of training images held out, of each class alike, to
+    # validate on instead of learning from them
+    test: Literal["test", "validation"] = "test"  # validation: tested on the images held out, while nothing of the test
+    # half is opened
     image_size: Annotated[int, Field(ge=16, le=8192)] = 224  # side of the square network input, pixels
     cache_size: Annotated[int, Field(ge=0, le=8192)] = 0  # pixels of a side in the cache; 0: image_size
     cache: bool = True  # decode each image once into a uint8 array on disk; false: decode at every use
@@ -65,11 +68,6 @@ class Data:
     features: bool = True  # keep on disk what a backbone that stands still makes of the images
     views: Annotated[int, Field(ge=0, le=1024)] = 0  # then train on so many augmented views of each image, always the
     # same ones; 0: augment anew at every use
-
-    @property
-    def tested_as(self) -> str:
-        """The data set whose published numbers are of these test images, if there are any."""
-        return "" if self.holdout else self.dataset
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -159,7 +157,8 @@ class Train:
     compile: bool = False  # torch.compile for the backbone: minutes at the start, for long trainings on a GPU
     evaluate_every: Count = 1  # epochs between validations inside a session; 0: after the last epoch only
     report: Literal["last", "best"] = "last"  # epoch whose scores stand for the session: the last (published), or the
-    # best of the validated ones, chosen on the test images as some papers do; training goes on from the last anyway
+    # best of the validated ones, chosen on the validation images (data.validation) or, where there are none, on the
+    # test images as some papers do; training goes on from the last anyway
     eval_batch_size: Number = 128
     tensorboard: bool = False
     callbacks: Names = ()  # mylab.module:Name, called after every epoch and session (krt_core.runs.callbacks)
@@ -318,7 +317,7 @@ def experiment_from(
             if not (stored and name == method and is_dotted(name)):
                 raise
             options[name] = dict(sections.get(name, {}))
-    retired = retire(content)
+    retired = retire(content, where, stored)
     made = convert(Experiment, content, "", where)
     experiment = dataclasses.replace(made, options=options[method], retired=retired)
     _check(experiment, where)
@@ -334,6 +333,8 @@ def _check(experiment: Experiment, where: str) -> None:
         "model.std must be positive": not all(s is None or s > 0 for s in std),
         "train.report can be best only if train.evaluate_every is not 0": e.train.report == "best"
         and not e.train.evaluate_every,
+        "data.test=validation needs data.validation, the share to hold out": e.data.test == "validation"
+        and not e.data.validation,
         "data.cache_size must be 0 or at least 16 pixels": 0 < e.data.cache_size < 16,
         "replay takes per_class or budget, not both": e.replay.per_class and e.replay.budget,
         "protocol takes order or order_seed, not both": e.protocol.order and e.protocol.order_seed is not None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .config import Experiment
-from .data import MultiLabelDataset, open_dataset
+from .config import Experiment, Train
+from .data import Halves, MultiLabelDataset, open_dataset
 from .data.pipeline import batches
 from .data.store import ImageStore
 from .errors import CheckpointError, ConfigError, RunError
@@ -90,14 +90,19 @@ def session_metrics(protocol: Protocol, session: int, scores: np.ndarray, labels
 
 
 class Tester:
-    """The test images of a run, scored whenever it wants to know."""
+    """The test images of a run, or its validation images, scored whenever it wants to know. held (n,) bool: which of
+    the data set's images are its; None: all, and they are the test images."""
 
     def __init__(
-        self, dataset: MultiLabelDataset, protocol: Protocol, store: ImageStore, runtime: Runtime, batch_size: int
-    ):
+        self, dataset: MultiLabelDataset, protocol: Protocol, store: ImageStore, runtime: Runtime, batch_size: int,
+        held: np.ndarray | None = None,
+    ):  # fmt: skip
         self.dataset, self.protocol, self.store = dataset, protocol, store
         self.runtime, self.batch_size = runtime, batch_size
+        self.images = "test" if held is None else "validation"
         self.labels = protocol.reorder(dataset.truth)
+        if held is not None:
+            self.labels = self.labels * held[:, None]
         self.rows = np.flatnonzero((self.labels > 0).any(axis=1))  # the fixed pool: images with any class
         self.last: np.ndarray | None = None  # scores of the last pool, where the model stays
 
@@ -113,31 +118,64 @@ class Tester:
         scores = scores[:, : self.protocol.sessions[session].stop]
         return Scores(self.dataset.ids[self.rows], scores, self.labels[self.rows])
 
-    def validate(self, model: Network, session: int, method: Method | None = None) -> dict[str, float]:
-        """mAP base, seen and new inside a session, from one pass over the images with a seen class."""
+    def validate(self, model: Network, session: int, method: Method | None = None) -> dict[str, Any]:
+        """mAP base, seen and new inside a session, from one pass over the images with a seen class, and of which images
+        they are ("test" or "validation")."""
         rows = np.flatnonzero((self.labels[:, : self.protocol.sessions[session].stop] > 0).any(axis=1))
         scores = self._predict(model, rows, session, method)
         metrics = session_metrics(self.protocol, session, scores, self.labels[rows], full=False)
-        return {key: round(value, 4) for key, value in metrics.items()}
+        return {**{key: round(value, 4) for key, value in metrics.items()}, "mAP_of": self.images}
 
     def better(
-        self, best: dict[str, Any] | None, model: Network, session: int, epoch: int, method: Method
+        self, best: dict[str, Any] | None, model: Network, session: int, epoch: int, method: Method, weights: bool
     ) -> dict[str, Any]:
-        """The better of the best epoch so far and this one, by mAP on the images with a seen class: its epoch, mAP_seen
-        and scores."""
-        pool = self.pool(model, session, method)
+        """The better of the best epoch so far and this one, by mAP on the images with a seen class: its epoch, its
+        mAP_seen, of which images that is, and for `reported` the scores of these images or, where others are to be
+        reported, the model's weights."""
+        before, pool = self.last, self.pool(model, session, method)
         value = session_metrics(self.protocol, session, pool.scores, pool.labels, full=False)["mAP_seen"]
         if best is not None and best["mAP_seen"] >= value:
+            self.last = before  # of what later sessions report, where the model stays
             return best
-        return {"epoch": epoch, "mAP_seen": value, "scores": torch.from_numpy(np.ascontiguousarray(pool.scores))}
+        best = {"epoch": epoch, "mAP_seen": value, "mAP_of": self.images}
+        if not weights:
+            return {**best, "scores": torch.from_numpy(np.ascontiguousarray(pool.scores))}
+        return {**best, "model": {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}}
 
-    def pool_of(self, best: dict[str, Any]) -> Scores:
-        """The fixed pool with the scores that `better` kept."""
-        return Scores(self.dataset.ids[self.rows], best["scores"].numpy(), self.labels[self.rows])
+    def reported(self, best: dict[str, Any] | None, model: Network, session: int, method: Method, same: bool) -> Scores:
+        """The fixed pool after a session, of what its best epoch left (`better`), or else of the model; same: as
+        `pool`'s ``unchanged``."""
+        if best is None:
+            return self.pool(model, session, method, same)
+        if "scores" in best:
+            return Scores(self.dataset.ids[self.rows], best["scores"].numpy(), self.labels[self.rows])
+        last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(best["model"])
+        try:
+            return self.pool(model, session, method)
+        finally:
+            model.load_state_dict(last)  # training goes on from there
 
     def _predict(self, model: Network, rows: np.ndarray, session: int, method: Method | None) -> np.ndarray:
         scores = predict(model, self.store, rows, self.runtime, self.batch_size, method=method)[0]
         return scores[:, : self.protocol.sessions[session].stop]
+
+
+def testers(
+    config: Train, halves: Halves, protocol: Protocol, stores: tuple[ImageStore, ImageStore], runtime: Runtime,
+    log: Callable[[str], None],
+) -> tuple[Tester, Tester]:  # fmt: skip
+    """Who tests a run after each session, and who validates it inside one: the same where no images are held out for
+    that, or where it is tested on them. stores: of the training and of the test images."""
+    train, held, test = halves
+    how = runtime, config.eval_batch_size
+    on_held = Tester(train, protocol, stores[0], *how, held) if held.any() or test is None else None
+    on_test = Tester(test, protocol, stores[1], *how) if test is not None else None
+    first, second = on_test or on_held, on_held or on_test
+    assert first and second
+    if config.report == "best" and second.images == "test":
+        log("train.report=best: no images are held out (data.validation), so epochs are chosen on the test images")
+    return first, second
 
 
 def import_published(

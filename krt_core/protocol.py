@@ -18,6 +18,7 @@ import numpy as np
 
 from .config import Protocol as Section
 from .config import even, protocol_name
+from .data import Halves
 from .errors import ConfigError, DataError, did_you_mean
 from .memory import Memory
 
@@ -177,6 +178,17 @@ def check_labels(protocol: Protocol, labels: np.ndarray, what: str, train: bool 
             f"{what}: every image of {', '.join(empty)} also shows a class that is learned later, so that with "
             "protocol.images=disjoint none is left. Learn them later (protocol.order), or share the images."
         )
+
+
+def learned_labels(protocol: Protocol, halves: Halves) -> np.ndarray:
+    """(n, C) labels in learning order of all training images; those that are held out have none, so that no session has
+    them. DataError as `check_labels`, for the training and for the test images."""
+    train, held, test = halves
+    labels = protocol.reorder(train.truth) * ~held[:, None]
+    check_labels(protocol, labels, f"{train.name} train", True)
+    if test is not None:
+        check_labels(protocol, protocol.reorder(test.truth), f"{test.name} test")
+    return labels
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from .config import Experiment
-from .data import open_both
+from .data import open_halves
 from .data.pipeline import Batch, batches
 from .data.stores import images_of, open_stores
 from .errors import RunError
-from .evaluate import Tester, predict, session_metrics
+from .evaluate import predict, session_metrics, testers
 from .learn import Learner, embedded, fit, planned_steps, set_seed
 from .machine.device import Runtime, choose_runtime, peak_memory_mb, reset_peak_memory
 from .memory import Memory
@@ -30,7 +30,7 @@ from .methods.start import start_from_ridge
 from .model import Network
 from .model.inference import for_inference
 from .model.still import kept_features
-from .protocol import Session, View, check_labels, planned_images, protocol_of, seen_frequency, session_view
+from .protocol import Session, View, learned_labels, planned_images, protocol_of, seen_frequency, session_view
 from .runs.callbacks import Callbacks
 from .runs.continuing import Continuing
 from .runs.folder import Ahead, Run
@@ -95,25 +95,20 @@ class _Training:
     def _open_data(self) -> None:
         e, run = self.experiment, self.run
         with self.world.main_first():
-            self.train_set, test_set = open_both(e.data)
+            self.train_set = (halves := open_halves(e.data)).train
         self.protocol = protocol_of(e.protocol, self.train_set.classes)
         check_knows(e.method, self.train_set)
-        self.train_labels = self.protocol.reorder(self.train_set.truth)
-        check_labels(self.protocol, self.train_labels, f"{self.train_set.name} train", True)
-        check_labels(self.protocol, self.protocol.reorder(test_set.truth), f"{test_set.name} test")
-        several = f" in {self.world.size} processes" if self.world.size > 1 else ""
+        self.train_labels = learned_labels(self.protocol, halves)
         self.progress.log(
-            f"{run.folder.name}: {len(self.train_set)} training and {len(test_set)} test images, "
-            f"{len(self.protocol.sessions)} sessions ({self.protocol.name}), {self.runtime.device}{several}, "
-            f"{self.runtime.reasons['precision']}"
+            f"{run.folder.name}: {halves.said}, {len(self.protocol.sessions)} sessions ({self.protocol.name}), "
+            f"{self.runtime.device}{self.world.in_words}, {self.runtime.reasons['precision']}"
         )
-        for note in (*self.train_set.notes, *test_set.notes):
+        for note in halves.notes:
             self.progress.log(f"data: {note}")
-        images = images_of(self.train_set, test_set, self.world)
-        inputs = self.train_set.digest() + test_set.digest()
-        self.going.check(made_with_of(e, self.runtime, self.max_steps, inputs, images.stamp))
-        self.train_store, test_store = open_stores(e.data, self.train_set, test_set, self.world, self.progress, images)
-        self.tester = Tester(test_set, self.protocol, test_store, self.runtime, e.train.eval_batch_size)
+        images = images_of(*halves, self.world)
+        self.going.check(made_with_of(e, self.runtime, self.max_steps, halves.inputs(), images.stamp))
+        self.train_store = (stores := open_stores(e.data, halves, self.world, self.progress, images))[0]
+        self.tester, self.validator = testers(e.train, halves, self.protocol, stores, self.runtime, self.progress.log)
 
     # ---- the loop ----
 
@@ -143,8 +138,7 @@ class _Training:
         reset_peak_memory(self.runtime.device)
 
         # 1. See: the session's images, with labels of its own classes only, and the stored exemplars.
-        method = self.method
-        view = session_view(self.protocol, self.train_labels, index, self.memory, method.sees, method.hidden)
+        view = session_view(self.protocol, self.train_labels, index, self.memory, self.method.sees, self.method.hidden)
 
         # 2. Grow: a token and a head for the new classes; the model so far stays as the old model.
         if learning := self.protocol.taught(index, self.method.sees):
@@ -160,7 +154,7 @@ class _Training:
             self.method.end_session(context)
 
         # 4. Test: one pass over the fixed pool, from which every subset is scored.
-        scores = self.tester.pool_of(best) if best else self.tester.pool(self.model, index, self.method, not learning)
+        scores = self.tester.reported(best, self.model, index, self.method, not learning)
         metrics = session_metrics(self.protocol, index, scores.scores, scores.labels, full=True)
 
         # 5. Remember: choose exemplars, look at the images of the session to come, write the session down.
@@ -170,11 +164,12 @@ class _Training:
             "new_classes": list(self.protocol.class_names(index)), "train_images": view.own,
             "replayed_images": len(view.rows) - view.own, "test_images": len(scores.ids),
             "reported_epoch": best["epoch"] if best else self.experiment.train.epochs - 1,
-            "seconds": round(self.spent_before + time.perf_counter() - began, 2),
+            **({"epoch_chosen_on": self.validator.images} if best else {}),
+            "seconds": round(self.spent_before + time.perf_counter() - began, 2), "weights": self.weights,
             "peak_memory_mb": round(peak_memory_mb(self.runtime.device), 1), "metrics": metrics,
-            "method": self.method.state(), "memory": self.memory.state(),
+            "method": self.method.state(), "memory": self.memory.state(), "starts": self.going.starts,
             "exemplar_ids": [self.train_set.ids[ranking].tolist() for ranking in self.memory.ranked],
-            "weights": self.weights, "made_with": self.going.made_with, "starts": self.going.starts,
+            "exemplar_bytes": self.train_set.bytes_of(self.memory.images), "made_with": self.going.made_with,
         }  # fmt: skip
         if self.world.main:
             self.run.write_session(index, self.model.state_dict(), scores, state, self.ahead, self.model.still)
@@ -189,11 +184,7 @@ class _Training:
         summary = self.run.final_summary()
         if self.max_steps is None:
             self.run.write_json("DONE", summary)
-        self.progress.write(force=True, state="done")
-        self.progress.log(
-            f"done: average mAP {summary['average_mAP']:.2f}, last {summary['last_mAP']:.2f}, "
-            f"forgetting {summary['forgetting']:.2f} (max − last per class, whole test set), {summary['seconds']:.0f} s"
-        )
+        self.progress.done(summary)
 
     def steps_of(self, index: int) -> int:
         """Training steps of a session (replayed images of sessions to come are estimated)."""
@@ -222,7 +213,9 @@ class _Training:
         if self.experiment.data.features:
             maps = self.model.kind == "ica" or self.method.needs_maps
             how = self.runtime, maps, self.experiment, self.progress.decoding
-            self.train_store, self.tester.store = kept_features(self.model, *how, self.train_store, self.tester.store)
+            self.train_store, test = kept_features(self.model, *how, self.train_store, self.tester.store)
+            for one in (self.tester, self.validator):
+                one.store = test if one.images == "test" else self.train_store
 
     def _prepare(self, session: Session, view: View, resume: dict[str, Any] | None) -> tuple[Context, Learner | None]:
         """What the session learns with; no learner for a method that fits in closed form."""
@@ -273,6 +266,7 @@ class _Training:
         t, began = self.experiment.train, time.perf_counter()
         saved = -math.inf  # the first epoch is kept at once
         first, best = (resume["epoch"], resume["best"]) if resume else (0, None)
+        same = self.validator is self.tester  # then the last epoch is tested anyway
 
         def on_step() -> None:
             self.progress.step(session=index, sessions=len(self.protocol.sessions), epoch=epoch, epochs=t.epochs)
@@ -282,10 +276,10 @@ class _Training:
             made = learner.epoch(self.train_store, seed, on_step, self.max_steps)
             self.world.share_buffers(self.model)
             record, last = {"session": index, "epoch": epoch, **made}, epoch + 1 == t.epochs
-            if t.evaluate_every and (epoch + 1) % t.evaluate_every == 0 and not last:  # the last is the session's own
-                record.update(self.tester.validate(self.model, index, self.method))
+            if t.evaluate_every and (epoch + 1) % t.evaluate_every == 0 and not (last and same):
+                record.update(self.validator.validate(self.model, index, self.method))
             if t.report == "best" and (last or "mAP_seen" in record):
-                best = self.tester.better(best, self.model, index, epoch, self.method)
+                best = self.validator.better(best, self.model, index, epoch, self.method, not same)
             if not self.world.main:
                 continue
             self._tell(record)
@@ -303,6 +297,8 @@ class _Training:
         """Learn the session without gradients; it counts as one epoch."""
         made = fit(self.model, self.method, context, len(view.rows), (self.experiment.seed, index, 0, self.world.rank))
         self._agree()
+        if self.experiment.train.evaluate_every and self.validator is not self.tester:
+            made |= self.validator.validate(self.model, index, self.method)
         if self.world.main:
             self._tell({"session": index, "epoch": 0, **made})
 

@@ -302,7 +302,7 @@ def test_the_best_epoch_can_stand_for_the_session(tiny):
         {"krt__target": "estimated", "krt__rule": "exact", "krt__per_class": True},
         {"replay__labels": "strict", "replay__per_class": 2},
         {"train__batch_norm": "frozen"},
-        {"data__holdout": 0.3},
+        {"data__validation": 0.3, "data__test": "validation"},
         {"method": "pod"},
         {"method": "pod", "pod__head": "ica"},
     ],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,45 +19,103 @@ from .custom import read_by
 from .dataset import MultiLabelDataset, Split
 from .finder import spelling
 from .published import check_sizes
+from .validation import held_out
 
 DEFAULT_ROOTS = {"digits": "data/digits", "coco2014": "data/coco2014", "voc2007": "data/voc2007"}
 
 
+class Halves(NamedTuple):
+    """What a run learns from and is tested on. Images that are held out stay rows of ``train``: caches are shared."""
+
+    train: MultiLabelDataset
+    held: np.ndarray  # (n,) bool: training images that are not learned from, but validated on
+    test: MultiLabelDataset | None  # None: tested on those that are held out
+
+    @property
+    def said(self) -> str:
+        """As in "4000 training, 1000 validation and 2000 test images"."""
+        parts = [f"{np.count_nonzero(~self.held)} training", f"{np.count_nonzero(self.held)} validation"]
+        parts = parts if self.held.any() else parts[:1]
+        parts += [] if self.test is None else [f"{len(self.test)} test"]
+        return f"{', '.join(parts[:-1])} and {parts[-1]} images"
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.train.notes + (self.test.notes if self.test is not None else ())
+
+    def inputs(self) -> dict[str, str]:
+        """Hashes of what a run must go on with: ids, class names and labels of all images and, where some are held out,
+        which."""
+        labels = self.train.digest() + (self.test.digest() if self.test is not None else "")
+        held = hashlib.sha256(np.packbits(self.held).tobytes()).hexdigest()[:16]
+        return {"inputs": labels, **({"held_out": held} if self.held.any() else {})}
+
+
+def open_halves(config: Data) -> Halves:
+    """All that a run needs; with ``data.test=validation`` nothing of the test half is opened.
+
+    DataError where the halves name different classes, and where a published set does not have its published sizes.
+    """
+    whole = _whole(config, "train")
+    tested = None if config.test == "validation" else _whole(config, "test")
+    check_sizes(whole, tested)
+    held = _held(config, whole)
+    train, test = _chosen(config, whole), _chosen(config, tested) if tested else None
+    if test is not None:
+        _check_classes(train, test)
+    return Halves(replace(train, notes=(*train.notes, *_said(config, train, held))), held, test)
+
+
+def open_both(config: Data) -> tuple[MultiLabelDataset, MultiLabelDataset]:
+    """The images to learn from and those to test on, as `open_halves` has them."""
+    train, held, test = open_halves(config)
+    learned = train.select_images(~held, "train") if held.any() else train
+    return learned, replace(train.select_images(held, "test"), notes=()) if test is None else test
+
+
 def open_dataset(config: Data, split: Split) -> MultiLabelDataset:
-    """Open the train or test half of the configured data set.
+    """Open a part of the configured data set: "train", to learn from; "test", to test on; or "validation", the training
+    images that are held out.
 
     Labels come from a cache under ``data/cache`` while the source files are unchanged. A reader outside the package,
     ``mylab.tags:read``, is called with the folder and the split, every time. Raises DataError, with the command that
     gets the data, when the folder is missing or does not hold what the layout promises.
     """
-    return _half(config, _whole(config, "train" if config.holdout else split), split)
+    if split == "validation" and not config.validation:
+        raise DataError("data.validation is 0: no training images are held out. Set it to their share, such as 0.2.")
+    if split == "test" and config.test == "test":
+        return _chosen(config, _whole(config, "test"))
+    whole = _whole(config, "train")
+    held = _held(config, whole)
+    if not held.any():
+        return _chosen(config, whole)
+    return _chosen(config, whole.select_images(~held if split == "train" else held, split))
 
 
-def _half(config: Data, whole: MultiLabelDataset, split: Split) -> MultiLabelDataset:
-    """Its classes that are to be learned; of the training images, where some are held out, those of the half."""
-    half = _held_out(whole, config.holdout, split) if config.holdout else whole
+def _held(config: Data, whole: MultiLabelDataset) -> np.ndarray:
+    """By all labels, so that which classes are learned makes no difference."""
+    return held_out(whole.ids, whole.labels, config.validation) if config.validation else np.zeros(len(whole), bool)
+
+
+def _chosen(config: Data, half: MultiLabelDataset) -> MultiLabelDataset:
+    """With the classes that are to be learned."""
     return half.select_classes(config.classes) if config.classes else half
 
 
-def _held_out(train: MultiLabelDataset, share: float, split: Split) -> MultiLabelDataset:
-    """The part of the training images to test on, or the others: by a hash of the id, so that an image is in one of
-    the two whatever the seed, the class order and the other images are."""
-    hashes = [hashlib.sha256(str(one).encode("utf-8", "surrogatepass")).digest() for one in train.ids]
-    held = np.array([int.from_bytes(one[:8], "big") < share * 2**64 for one in hashes], dtype=bool)
-    note = f"{held.sum()} of {len(held)} training images are held out and tested on; the test images are not looked at"
-    half = train.select_images(held if split == "test" else ~held, split)
-    return replace(half, notes=(*half.notes, note) if split == "train" else ())
+def _said(config: Data, train: MultiLabelDataset, held: np.ndarray) -> Iterator[str]:
+    """What is to be known of the images that are held out."""
+    if not config.validation:
+        return
+    unseen = " and tested on; the test images are not looked at" if config.test == "validation" else ""
+    yield f"{held.sum()} of {len(held)} training images are held out for validation{unseen}"
+    few = train.labels.any(axis=0) & ~train.labels[held].any(axis=0)
+    if few.any():
+        counts = zip(train.classes, train.labels.sum(axis=0), few, strict=True)
+        names = ", ".join(f"{name} ({count})" for name, count, lacking in counts if lacking)
+        yield f"too few images to hold one out, so that AP counts 0 in validation: {names}"
 
 
-def open_both(config: Data) -> tuple[MultiLabelDataset, MultiLabelDataset]:
-    """The training and the test half, to learn and to test with.
-
-    DataError where they name different classes, and where a published set does not have its published sizes.
-    """
-    learned = _whole(config, "train")
-    tested = learned if config.holdout else _whole(config, "test")
-    check_sizes(learned, None if config.holdout else tested)
-    train, test = _half(config, learned, "train"), _half(config, tested, "test")
+def _check_classes(train: MultiLabelDataset, test: MultiLabelDataset) -> None:
     for one, other in ((train, test), (test, train)):
         if lacks := [name for name in one.classes if name not in other.classes]:
             raise DataError(
@@ -64,7 +124,6 @@ def open_both(config: Data) -> tuple[MultiLabelDataset, MultiLabelDataset]:
             )
     if train.classes != test.classes:
         raise DataError(f"{train.root}: training and test half name their classes in different orders.")
-    return train, test
 
 
 def _way_out(classes: tuple[str, ...], others: tuple[str, ...]) -> str:

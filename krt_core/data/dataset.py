@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import DataError, did_you_mean
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "validation"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class MultiLabelDataset:
 
     def path(self, index: int) -> Path:
         return self.root / str(self.paths[index])
+
+    def bytes_of(self, rows: np.ndarray) -> int:
+        """Bytes of the files of some images, each counted once."""
+        return sum(path.stat().st_size for path in map(self.path, np.unique(rows)) if path.is_file())
 
     def digest(self) -> str:
         """Hash over ids, class names, labels and, where there are any, which are unknown, in their order."""

@@ -38,6 +38,11 @@ class World:
         """Is this the process that writes files and talks?"""
         return self.rank == 0
 
+    @property
+    def in_words(self) -> str:
+        """As in " in 2 processes"; empty for one."""
+        return f" in {self.size} processes" if self.size > 1 else ""
+
     def part(self, items: np.ndarray) -> np.ndarray:
         """This process's part of an array, split as evenly as it goes, in rank order, nothing twice."""
         return np.array_split(items, self.size)[self.rank]

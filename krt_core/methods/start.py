@@ -26,15 +26,20 @@ def start_from_ridge(context: Context) -> None:
     session, world = context.session, context.world
     embedded, labels = collected(context)
     labels = labels[:, session.columns]
-    known, weights = torch.ones_like(labels, dtype=torch.bool), labels.new_ones(len(labels))
+    known, weights = labels >= 0, labels.new_ones(len(labels))
+    labels = labels.clamp(min=0)
     sums = Statistics(context.model.width)
     sums.widen(session.stop - session.start, shares=True)
+    sums.part(torch.from_numpy(world.gather(known.numpy())))
     sums.add(embedded, labels, known, weights)
     world.add_up(sums.tensors)
-    solver = sums.solve(list(range(labels.shape[1])))
-    errors = solver.press(embedded, labels, weights, PENALTIES)
+    errors = torch.zeros(len(PENALTIES), labels.shape[1], dtype=torch.float64)
+    for columns in sums.together(range(labels.shape[1])):
+        rows = known[:, columns[0]]
+        found = sums.solve(columns).press(embedded[rows], labels[rows][:, columns], weights[rows], PENALTIES)
+        errors[:, columns] = found
     world.add_up([errors])
     variance = (sums.q * (1 - sums.frequency)).clamp(min=1e-12)
     penalty = PENALTIES[int((errors / variance).sum(dim=1).argmin())]
-    set_head(context.model.heads[-1], *solver.weights(penalty))
+    set_head(context.model.heads[-1], *sums.solution(penalty))
     context.log(f"the head starts from ridge regression, λ = {penalty:.3g} of the mean diagonal")

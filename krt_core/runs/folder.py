@@ -131,7 +131,8 @@ class Run(Reader):
             ahead.write(folder / "ahead.npz")
         if kept:
             atomic_write(folder / "method.safetensors", save(_plain(kept)))
-        self.write_json(f"{folder.name}/state.json", {**state, "method": method})
+        size = sum(tensor.nbytes for tensor in kept.values())
+        self.write_json(f"{folder.name}/state.json", {**state, "method": method, "method_bytes": size})
 
     def save_resume(self, content: dict[str, Any]) -> None:
         buffer = io.BytesIO()  # torch.save would not say that a disk is full

@@ -86,6 +86,14 @@ class Progress:
         }
         atomic_write(self.folder / "progress.json", to_json(content), flush=False)
 
+    def done(self, summary: dict[str, Any]) -> None:
+        """At the end of a run, with the numbers of its ``DONE``."""
+        self.write(force=True, state="done")
+        self.log(
+            f"done: average mAP {summary['average_mAP']:.2f}, last {summary['last_mAP']:.2f}, "
+            f"forgetting {summary['forgetting']:.2f} (max − last per class, whole test set), {summary['seconds']:.0f} s"
+        )
+
     def epoch(self, record: dict[str, Any]) -> None:
         """After each epoch: its line of ``metrics.jsonl`` in words, and as curves for TensorBoard."""
         about = {key: record[key] for key in ("loss", "images_per_second") if key in record}
@@ -94,11 +102,12 @@ class Progress:
         text = f"{loss}{record['images_per_second']:.0f} images/s"
         if "mAP_seen" in record:
             text += f", mAP seen {record['mAP_seen']:.2f}"
+            text += f" ({record['mAP_of']} images)" if "mAP_of" in record else ""
         if overflowed := record.get("overflowed"):
             text += f", {overflowed} step{'s' * (overflowed != 1)} overflowed float16 and changed nothing"
         self.log(f"  session {record['session'] + 1} epoch {record['epoch'] + 1}: {text}")
         if self._board is not None:
-            for key in record.keys() - {"session", "epoch"}:
+            for key in record.keys() - {"session", "epoch", "mAP_of"}:
                 self._board.add_scalar(f"session_{record['session']:02d}/{key}", record[key], record["epoch"])
 
     def decoding(self, what: str, done: int, total: int) -> None:

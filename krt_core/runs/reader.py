@@ -236,10 +236,16 @@ class Reader:
         """Weights after a session; of a backbone that stands still since, they are in the file of the first one."""
         path = self.session_folder(session) / "model.safetensors"
         tensors = read_tensors(path, self.way_out(session))
-        if session and not any(name.startswith("backbone.") for name in tensors):
-            first = read_tensors(self.session_folder(0) / "model.safetensors", self.way_out(0))
-            tensors |= {name: tensor for name, tensor in first.items() if name not in tensors and is_still(name)}
-        return tensors
+        if not session or any(name.startswith("backbone.") for name in tensors):
+            return tensors
+        below = self.session_folder(0) / "model.safetensors"
+        if not below.is_file():
+            raise RunError(
+                f"{path} holds no backbone: it stands still and is in {below} alone, which is missing. Copy it there "
+                "from where the run was made."
+            )
+        first = read_tensors(below, self.way_out(0))
+        return tensors | {name: tensor for name, tensor in first.items() if name not in tensors and is_still(name)}
 
     def load_resume(self) -> dict[str, Any] | None:
         """Where an interrupted session goes on; None where there is none. RunError if the file is damaged."""

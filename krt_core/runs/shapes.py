@@ -15,18 +15,21 @@ OBJECT = (dict, type(None))
 
 WEIGHTS = {str: (str, int, float, bool, type(None), list, dict), "leak": TEXT, "trained_on": TEXT, "file": TEXT}
 IMAGES = {"sizes": str, "sample": str}
-MADE_WITH = {"inputs": str, "max_steps": NUMBER, "processes": NUMBER, "images": (IMAGES, None), "precision": TEXT}
+MADE_WITH = {"inputs": str, "max_steps": NUMBER, "processes": NUMBER, "images": (IMAGES, None), "precision": TEXT,
+             "held_out": str}  # fmt: skip
 
 STATE = {
     "session": int, "classes": [str], "new_classes": [str], "train_images": int, "test_images": int, "seconds": NUMBER,
     "peak_memory_mb": NUMBER, "metrics": {str: NUMBER, "AP_seen": {str: NUMBER}}, "method": dict, "memory": dict,
     "exemplar_ids": [[str]], "weights": WEIGHTS, "made_with": (MADE_WITH, None), "starts": [int],
-    "replayed_images": int, "reported_epoch": int,
+    "replayed_images": int, "reported_epoch": int, "epoch_chosen_on": str,
+    "exemplar_bytes": NUMBER, "method_bytes": NUMBER,
 }  # fmt: skip
 SUMMARY = {
     "method": str, "dataset": str, "protocol": str, "seed": int, "average_mAP": NUMBER, "last_mAP": NUMBER,
     "forgetting": NUMBER, "forgetting_definitions": {str: NUMBER}, "mAP_per_session": [NUMBER], "seconds": NUMBER,
     "peak_memory_mb": NUMBER, "exemplars": int, "weights": WEIGHTS, "config_hash": str, "commit": TEXT, "mixed": [str],
+    "exemplar_bytes": NUMBER, "method_bytes": NUMBER,
     **dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), NUMBER),
 }  # fmt: skip
 START = {
@@ -36,7 +39,7 @@ START = {
 }  # fmt: skip
 ENVIRONMENT = {**START, "starts": [START]}
 EPOCH = {"session": int, "epoch": int, str: (int, float, str, bool, type(None), list, dict), "loss": NUMBER,
-         "images_per_second": NUMBER, "mAP_seen": NUMBER, "lr": NUMBER, "seconds": NUMBER}  # fmt: skip
+         "images_per_second": NUMBER, "mAP_seen": NUMBER, "mAP_of": str, "lr": NUMBER, "seconds": NUMBER}  # fmt: skip
 PROGRESS = {
     "session": int, "sessions": int, "epoch": int, "epochs": int, "step": int, "steps": int, "eta_seconds": NUMBER,
     "images_per_second": NUMBER, "loss": NUMBER, "updated_at": str, "task": str, "state": str,

@@ -25,13 +25,13 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def made_with_of(
-    experiment: Experiment, runtime: Runtime, max_steps: int | None, inputs: str, images: dict[str, str]
+    experiment: Experiment, runtime: Runtime, max_steps: int | None, inputs: dict[str, str], images: dict[str, str]
 ) -> dict[str, Any]:
     """What decides the result beside the configuration, and what a later start must therefore find unchanged: exemplars
     are row numbers, a quick look is no training, and batch statistics of each process's own images make the number of
-    processes part of the result. inputs: hash of ids and labels; images: of their files (`image_stamp`)."""
+    processes part of the result. inputs: hashes of ids and labels; images: of their files (`image_stamp`)."""
     return {
-        "inputs": inputs,
+        **inputs,
         "max_steps": max_steps,
         "processes": runtime.world.size if experiment.train.batch_norm == "batch" else None,
         "images": images,
@@ -61,6 +61,8 @@ def check_made_with(folder: Path, stored: dict[str, Any], now: dict[str, Any]) -
             f"{folder}: images have changed since this run began ({what} of their files differ). Put the old ones "
             "back, or start it in a new folder."
         )
+    if "held_out" in changed:
+        raise RunError(f"{was}with other images held out for validation. Start it in a new folder.")
     if "max_steps" in changed:
         raise RunError(
             f"{was}with --max-steps {stored['max_steps']}, which is not this training. "

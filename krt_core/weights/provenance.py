@@ -76,9 +76,9 @@ def _of_krt(everything: dict[str, Tensor], about: dict[str, Any]) -> Provenance 
             int(m[1]): len(t) for n, t in tensors.items() if (m := re.fullmatch(r"heads\.(\d+)\.(head\.)?bias", n))
         }
         sizes = [heads[index] for index in sorted(heads)]
-        if not sizes or not any(name.startswith("backbone.body.") for name in tensors):
+        details = _said_by_krt(about, sum(sizes)) if sizes else {}
+        if not sizes or not (details or any(name.startswith("backbone.body.") for name in tensors)):
             continue
-        details = _said_by_krt(about, sum(sizes))
         trained = f"an incremental run of the workbench of {' + '.join(map(str, sizes))} classes"
         if details:
             e = details["experiment"]

@@ -76,17 +76,17 @@ def test_a_part_of_the_training_images_can_be_the_test_set(coco_root, voc_root, 
     shutil.rmtree(root / "val2014") if layout == "coco" else None
     for path in root.rglob("*val2014.json" if layout == "coco" else "test.txt"):
         path.unlink()  # nothing of the test half is looked at
-    train, test = open_both(Data(dataset=layout, root=str(root), holdout=0.6))
+    train, test = open_both(Data(dataset=layout, root=str(root), validation=0.6, test="validation"))
     assert {*train.ids, *test.ids} == {*whole.ids} and len(train) + len(test) == len(whole) and len(train) and len(test)
-    assert (train.split, test.split) == ("train", "test") and "held out and tested on" in train.notes[-1]
+    assert (train.split, test.split) == ("train", "test") and "held out for validation and tested on" in train.notes[0]
     for half in (train, test):
         rows = [list(whole.ids).index(one) for one in half.ids]
         assert (half.labels == whole.labels[rows]).all() and (half.paths == whole.paths[rows]).all()
         boxes = [(whole.ids[int(box[0])], *box[1:]) for box in whole.boxes if whole.ids[int(box[0])] in half.ids]
         assert [(half.ids[int(box[0])], *box[1:]) for box in half.boxes] == boxes
-    more = open_both(Data(dataset=layout, root=str(root), holdout=0.8))[1]
-    assert {*test.ids} <= {*more.ids}
-    chosen = open_both(Data(dataset=layout, root=str(root), holdout=0.6, classes=whole.classes[:1]))[1]
+    assert (open_dataset(Data(dataset=layout, root=str(root), validation=0.6), "validation").ids == test.ids).all()
+    only = Data(dataset=layout, root=str(root), validation=0.6, test="validation", classes=whole.classes[:1])
+    chosen = open_both(only)[1]
     assert chosen.classes == whole.classes[:1] and (chosen.ids == test.ids).all()
 
 

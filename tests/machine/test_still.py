@@ -1,4 +1,4 @@
-"""A backbone that stands still, in two processes as in one: ridge regression and KRT, from features that are kept."""
+"""A backbone that stands still, in two processes as in one: every method, from features that are kept."""
 
 import json
 
@@ -14,12 +14,18 @@ from krt_core.session import train
 
 pytestmark = pytest.mark.ddp
 UNKNOWN = ("unknown", "unknown_krt")  # of these runs some labels are
+FIRST = {"model.freeze": "first", "train.batch_norm": "frozen", "train.augment": "none"}
+ALL = {"model.freeze": "all", "train.augment": "none"}
 JOBS = {
     "ridge": {"method": "ridge", "ridge.weights": "rare"},
-    "krt": {"method": "krt", "model.freeze": "all", "train.augment": "none"},
-    "first": {"method": "ridge", "model.freeze": "first", "train.batch_norm": "frozen", "train.augment": "none"},
+    "ridge-first": {"method": "ridge", **FIRST},
+    "krt": {"method": "krt", **ALL},
+    "krt-first": {"method": "krt", **FIRST},
+    "finetune": {"method": "finetune", **ALL},
+    "joint": {"method": "joint", **ALL},
+    "pod-first": {"method": "pod", **FIRST},
     "unknown": {"method": "ridge", "ridge.old": "class_mean"},
-    "unknown_krt": {"method": "krt", "model.freeze": "all", "train.augment": "none", "krt.target": "estimated"},
+    "unknown_krt": {"method": "krt", **ALL, "krt.target": "estimated"},
 }
 
 
@@ -38,8 +44,12 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
         one = train(load_experiment(tmp_path / f"{name}.yaml"), tmp_path / f"{name}-one", show="none")
         for session in range(3):
             assert np.allclose(one.scores(session).scores, two.scores(session).scores, atol=1e-5), (name, session)
+        first, last = one.model_state(0), one.model_state(2)
+        assert all(torch.equal(first[key], last[key]) for key in first if key.startswith("backbone.")), name
+        if name.startswith("pod"):
+            assert "POD has nothing to distil, this is fine-tuning" in (two.folder / "log.txt").read_text()
         assert (one.scores(2).labels.dtype == np.int8) == (name in UNKNOWN)
-        if "krt" not in name:
+        if one.experiment.method == "ridge":
             assert one.method_state(2)["penalty"] == two.method_state(2)["penalty"]
         if name == "ridge":  # sums in float64
             mine, theirs = one.method_state(2)["sums"], two.method_state(2)["sums"]

@@ -206,7 +206,7 @@ def test_a_reader_of_ones_own(tiny, coco_root, lab, monkeypatch):
     data.open_both(own.data)
     assert calls == ["train", "test"]  # once each: it may be slow
     calls.clear()
-    data.open_both(dataclasses.replace(own.data, holdout=0.5))
+    data.open_both(dataclasses.replace(own.data, validation=0.5, test="validation"))
     assert calls == ["train"]
     with pytest.raises(DataError, match=r"mylab:read_wrong, train split of .*data: labels must be a boolean \(40, 4\)"):
         train(tiny(data__dataset="mylab:read_wrong", data__root="data"), show="none")

@@ -5,6 +5,9 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
+from krt_core.data import open_dataset
+from krt_core.lab.report import runs_table, summary_table
+from krt_core.lab.report.html import html_report
 from krt_core.methods.ridge import PENALTIES
 from krt_core.methods.statistics import Statistics
 from krt_core.runs.files import read_tensors
@@ -146,3 +149,26 @@ def test_a_class_with_one_image_is_named_and_left_out_of_the_choice(tiny, tmp_pa
     path.write_text(json.dumps(content))
     run = train(tiny(method="ridge"), tmp_path / "run", show="none")
     assert "of ant there is one image" in (run.folder / "log.txt").read_text()
+
+
+def test_the_bytes_of_sums_stand_beside_those_of_exemplars(tiny, tmp_path):
+    """In state.json, in DONE and in tables."""
+    ridge = train(tiny(method="ridge"), tmp_path / "ridge", show="none")
+    replay = train(tiny(method="finetune", replay__per_class=2), tmp_path / "replay", show="none")
+    sums = read_tensors(ridge.session_folder(1) / "method.safetensors", "")
+    state, stored = ridge.session_state(1), replay.session_state(1)
+    assert state["exemplar_bytes"] == 0 and state["method_bytes"] == sum(tensor.nbytes for tensor in sums.values())
+    kept = {image for ids in stored["exemplar_ids"] for image in ids}
+    data = open_dataset(replay.experiment.data, "train")
+    sizes = [data.path(row).stat().st_size for row, image in enumerate(data.ids) if image in kept]
+    assert stored["exemplar_bytes"] == sum(sizes) > 0 == stored["method_bytes"]
+    for run in (ridge, replay):
+        assert all(run.summary[key] == run.session_state(1)[key] for key in ("exemplar_bytes", "method_bytes"))
+    table = runs_table([ridge, replay])
+    assert table.method_bytes.tolist() == [state["method_bytes"], 0] and table.backbone.tolist() == [
+        "frozen",
+        "trained",
+    ]
+    said = summary_table(table).set_index("method").stored
+    assert "of sums" in said["ridge"] and said["finetune, 2 exemplars per class"].startswith("8 images (")
+    assert "MB of sums" in html_report([ridge, replay])

@@ -12,7 +12,7 @@ from interrupted import begun, log_of
 
 import krt_core.methods.krt as krt_module
 import krt_core.session as session_module
-from krt_core.data import open_dataset
+from krt_core.data import Halves, open_dataset
 from krt_core.dpl import ThresholdRecord
 from krt_core.errors import DataError, RunError
 from krt_core.evaluate import Tester
@@ -232,12 +232,14 @@ def test_disjoint_images_must_leave_every_class_one_in_training_alone(tiny, coco
 
 
 def test_the_log_begins_with_what_there_is(tiny, tmp_path, monkeypatch):
-    original = session_module.open_both
+    original = session_module.open_halves
 
     def noted(section):
-        return [dataclasses.replace(half, notes=(f"a note on {half.split}",)) for half in original(section)]
+        train, held, test = original(section)
+        halves = [dataclasses.replace(half, notes=(f"a note on {half.split}",)) for half in (train, test)]
+        return Halves(halves[0], held, halves[1])
 
-    monkeypatch.setattr(session_module, "open_both", noted)
+    monkeypatch.setattr(session_module, "open_halves", noted)
     run = train(tiny(**PLAIN), tmp_path / "some", show="none", device="cpu", max_steps=1)
     lines = [line.split("  ", 1)[1] for line in log_of(run.folder).splitlines()]
     assert lines[0].startswith("some: 40 training and 24 test images, 2 sessions (B0-C2), cpu, ")

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ...runs.folder import Run
 from ..report import copies_of, finished_runs, labels_of, names_of, setting_of
-from ..report.published import author_curves
+from ..report.published import author_curves, tested_as
 
 
 def comparable_runs(folder: str | Path) -> list[Run]:
@@ -46,4 +46,4 @@ def authors_curves(run: Run, key: str = "seen") -> dict[str, np.ndarray]:
     """Published curves for the setting of a run, by name, in percent; empty where there are none. key: "base", "seen"
     or "new"."""
     protocol = run.protocol
-    return author_curves(run.experiment.data.tested_as, *protocol.as_published, key, protocol.classes)
+    return author_curves(tested_as(run.experiment), *protocol.as_published, key, protocol.classes)

@@ -257,7 +257,11 @@ def _found(run: Run, session: int, record: dict, dataset: MultiLabelDataset) -> 
     columns = [dataset.classes.index(name) for name in protocol.classes if name in dataset.classes]
     labels = dataset.truth[:, columns]
     memory = Memory(run.experiment.replay)
-    memory.load_state(run.session_state(session - 1).get("memory", {"ranked": [], "sessions": []}))
+    stored_as = run.session_state(session - 1).get("memory", {"ranked": [], "sessions": []})
+    if run.experiment.data.validation:  # their rows count those that are held out
+        by_id = run.session_state(session - 1)["exemplar_ids"]
+        stored_as = {**stored_as, "ranked": [rows_of(dataset, ids, run).tolist() for ids in by_id]}
+    memory.load_state(stored_as)
     stored = int(memory.images.max(initial=-1))
     view = None
     if len(columns) == len(protocol.classes) and stored < len(dataset):

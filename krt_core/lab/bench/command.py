@@ -2,58 +2,102 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from pathlib import Path
 
-from ...errors import ConfigError
-from ...machine.home import outputs_dir
+from ...errors import ConfigError, printable
+from ...machine.home import atomic_write, outputs_dir
 from ...runs.folder import Run, find_runs, in_order
 from ..report import LeftOut
 from ..report.write import write_report
 from . import state as s
-from .matrix import Job, Matrix
+from .matrix import Job, Matrix, Plan, plan
 from .runner import Runner
+from .search import Score
 from .slots import find_slots
 from .slurm import run_on_slurm
 from .state import JobFiles
 from .view import View, clock, table
 
+# Columns of trials.csv; the keys that are searched for stand behind the first two.
+ABOUT = ("contest", "setting", "seed", "class_order", "state", *Score._fields, "chosen", "run")
 REPORTS = ("report.html", "table.csv", "table.tex")
 
 
-def run(matrix: Matrix, jobs: list[Job], retry_failed: bool = False, max_failures: int = 0) -> int:
-    """Run what is not done; 0 if everything is done then, 1 if something failed, 130 if it was stopped."""
-    if matrix.launch == "slurm":
-        if max_failures:
-            raise ConfigError("--max-failures is for runs on this machine: Slurm has all of them from the beginning.")
-        done, stopped = run_on_slurm(matrix, jobs, View(), retry_failed), False
-    else:
-        runner = Runner(matrix, jobs, View(), retry_failed, max_failures)
-        done, stopped = runner.go(), runner.stopped
+def run(matrix: Matrix, planned: Plan, retry_failed: bool = False, max_failures: int = 0) -> int:
+    """Run what is not done; 0 if everything is done then, 1 if something failed, 130 if it was stopped. Where settings
+    are searched for, the runs of those that are chosen follow when all trials have ended."""
+    if matrix.launch == "slurm" and max_failures:
+        raise ConfigError("--max-failures is for runs on this machine: Slurm has all of them from the beginning.")
+    tried: set[str] = set()  # what failed in this start is not tried again in it
+    while True:
+        jobs = planned.jobs
+        tell_search(matrix, planned)
+        if matrix.launch == "slurm":
+            done, stopped, failures = run_on_slurm(matrix, jobs, View(), retry_failed, tried), False, 0
+        else:
+            runner = Runner(matrix, jobs, View(), retry_failed, max_failures, tried)
+            done, stopped, failures = runner.go(), runner.stopped, runner.failures
+        tried |= {job.id for job in jobs}
+        planned = plan(matrix) if matrix.search else planned
+        if stopped or {job.id for job in planned.jobs} <= tried or (max_failures and failures >= max_failures):
+            break
+        max_failures -= failures if max_failures else 0
+    tell_search(matrix, planned)
     if not stopped:
-        write_reports(matrix, jobs)
-    return 130 if stopped else 0 if done else 1
+        write_reports(matrix, planned)
+    return 130 if stopped else 0 if done and not planned.open else 1
 
 
-def write_reports(matrix: Matrix, jobs: list[Job]) -> None:
+def tell_search(matrix: Matrix, planned: Plan, write: bool = True) -> None:
+    """Say what each method's trials have come to, and write all of them to trials.csv, in the folder of the matrix.
+    Trials that stand in it and are no longer asked for stay there."""
+    if not planned.contests:
+        return
+    import pandas as pd
+
+    files = {job.id: JobFiles(matrix.folder, job) for job in planned.jobs if job.trial}
+    states = current(files)
+    failed = {name: state.kind or state.state for name, state in states.items() if state.state == s.FAILED}
+    for contest in planned.contests:
+        print(printable(contest.told(failed)))
+    if not write:
+        return
+    told = {name: state.state for name, state in states.items()}
+    rows = pd.DataFrame([row for contest in planned.contests for row in contest.rows(told)])
+    path = Path(matrix.folder) / "trials.csv"
+    with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or not ours
+        before = pd.read_csv(path)
+        before = before[~before["run"].isin(rows["run"] if len(rows) else [])]
+        rows = pd.concat([rows, before.assign(chosen=False, state="earlier")]) if len(before) else rows
+    if len(rows):
+        keys = [key for key in rows if key not in ABOUT]
+        atomic_write(path, rows[[*ABOUT[:2], *keys, *ABOUT[2:]]].to_csv(index=False))
+
+
+def write_reports(matrix: Matrix, planned: Plan) -> None:
     """report.html, table.csv, table_sessions.csv and table.tex of all finished runs, in the folder of the matrix."""
-    files = {job.id: JobFiles(matrix.folder, job) for job in jobs if job.trains}
+    files = {job.id: JobFiles(matrix.folder, job) for job in planned.jobs if job.trains and not job.trial}
     runs = [f.run for f in files.values() if f.finished and f.run is not None]
     left_out = [
         LeftOut(name, f"{state.state}: {state.kind}: {state.reason}" if state.kind else state.state)
         for name, state in current(files).items()
         if state.state != s.DONE
     ]
+    left_out += [LeftOut(contest.name, "waits for its trials") for contest in planned.open]
     if not runs:
         return
-    for path in write_report(in_order(runs), left_out, *(Path(matrix.folder) / f for f in REPORTS)):
+    chosen = [contest.told({}) for contest in planned.contests if contest.chosen is not None]
+    for path in write_report(in_order(runs), left_out, *(Path(matrix.folder) / f for f in REPORTS), chosen=chosen):
         print(path)
 
 
-def status(matrix: Matrix, jobs: list[Job]) -> int:
+def status(matrix: Matrix, planned: Plan) -> int:
     """Show how far every job is, from its files alone."""
-    files = {job.id: JobFiles(matrix.folder, job) for job in jobs}
+    files = {job.id: JobFiles(matrix.folder, job) for job in planned.jobs}
     View(live=False).console.print(table(files, current(files)))
+    tell_search(matrix, planned, write=False)
     return 0
 
 
@@ -61,8 +105,9 @@ def current(files: dict[str, JobFiles]) -> dict[str, s.State]:
     return {name: f.current(s.inputs_of([files[other] for other in f.job.needs])) for name, f in files.items()}
 
 
-def dry_run(matrix: Matrix, jobs: list[Job]) -> int:
+def dry_run(matrix: Matrix, planned: Plan) -> int:
     """List the jobs, what is done, and how long the rest may take, going by runs that are finished."""
+    jobs = planned.jobs
     files = {job.id: JobFiles(matrix.folder, job) for job in jobs}
     past = [run for run in find_runs(outputs_dir()) if run.done]
     total, unknown = 0.0, 0
@@ -79,6 +124,11 @@ def dry_run(matrix: Matrix, jobs: list[Job]) -> int:
     print(f"{len(jobs)} jobs in {matrix.folder}, {at_once} at once on this machine ({slots.kind})")
     if total:
         print(f"about {clock(total / at_once)} to go" + (f", and {unknown} runs of unknown length" if unknown else ""))
+    for contest in planned.contests:
+        print(printable(contest.told({})))
+    if planned.open:
+        runs = sum(len(contest.replicates) for contest in planned.open)
+        print(f"{runs} more runs, and the analyses, follow when their settings are chosen")
     return 0
 
 

@@ -17,11 +17,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...config import Count, Experiment, Names, Number, Seed, load_experiments, parse_yaml, preset_names
+from ...config import Count, Experiment, Names, Number, Seed, kind_of, load_experiments, parse_yaml, preset_names
 from ...errors import ConfigError, did_you_mean
 from ...machine.home import home, resolve
 from ...options import LISTED, STRICT, convert, is_dotted, short_name
+from ...presets import merge, nested
 from ...presets.reading import read_text
+from .search import Contest, Search, Setting
 
 TRAINING = "02_train_sessions"
 AXES = ("presets", "methods", "seeds", "class_orders", "overrides")
@@ -58,6 +60,7 @@ class Matrix:
     time_limit: str = ""  # of each run, such as 90m or 12h; empty: none
     launch: Literal["local", "slurm"] = "local"
     slurm: Slurm = Slurm()
+    search: Search | None = None  # choose settings on validation images first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Job:
     run_folder: str = ""  # training only
     needs: tuple[str, ...] = ()  # ids of the trainings an analysis reads
     experiment: Experiment | None = field(default=None, compare=False)
+    trial: bool = False  # of a setting, on validation images
 
     @property
     def trains(self) -> bool:
@@ -105,7 +109,11 @@ def load_matrix(source: str | Path, **changes: Any) -> Matrix:
     for block in also:
         for key in block.keys() - AXES:
             raise ConfigError(f"{source}: also cannot change {key!r}.{did_you_mean(key, AXES)}")
+    if content.get("search") is not None:
+        content["search"] = convert(Search, content["search"], "search", str(source))
     blocks = [_block({**content, **block}, place, str(source)) for block in ({}, *also)]
+    if blocks[0].search:
+        blocks[0].search.check([method for block in blocks for method in block.methods], str(source))
     return replace(blocks[0], also=tuple(blocks[1:]), folder=str(resolve(blocks[0].folder or f"outputs/{path.stem}")))
 
 
@@ -132,28 +140,122 @@ def _preset(preset: str, place: Path, source: str) -> str:
     raise ConfigError(f"{source}: there is no preset {preset!r}.{did_you_mean(preset, preset_names())}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a matrix comes to, as far as that is known: runs of a chosen setting are, once its trials are done."""
+
+    jobs: list[Job]  # trainings first, trials before others
+    contests: list[Contest]  # of a matrix with ``search``
+
+    @property
+    def open(self) -> list[Contest]:
+        """Those whose trials are not all done."""
+        return [contest for contest in self.contests if contest.winner is None]
+
+
 def expand(matrix: Matrix) -> list[Job]:
-    """Every job of a matrix, trainings first. All configurations and notebook parameters are checked here."""
+    """Every job of a matrix that is known, trainings first."""
+    return plan(matrix).jobs
+
+
+def plan(matrix: Matrix) -> Plan:
+    """All configurations and notebook parameters are checked here."""
+    contests = list(_contests(matrix)) if matrix.search else []
+    trials = [job for contest in contests for jobs in contest.trials for job in jobs]
+    runs = [job for contest in contests for job in _final_runs(matrix, contest)]
+    if not matrix.search:
+        runs = [_training(matrix, *combination) for combination in _combinations(matrix)]
     jobs: dict[str, Job] = {}
-    folder = Path(matrix.folder)
-    for preset, seed, order, changes, method in _combinations(matrix):
-        changes = {**changes, **({} if order is None else {"protocol.order_seed": order})}
-        (experiment,) = load_experiments(preset, [method], [seed], changes)
-        if experiment.train.batch_size < matrix.gpus_per_run:
-            raise ConfigError(f"gpus_per_run must not be more than train.batch_size of {preset}.")
-        group = _group(experiment)
-        run_folder = folder / group / "runs" / experiment.run_name()
-        parameters = {
-            "preset": preset, "methods": [method], "seeds": [seed], "overrides": changes,
-            "folder": str(folder / group), "figures": str(run_folder / "figures"), "processes": matrix.gpus_per_run,
-        }  # fmt: skip
-        name = experiment.run_name()
-        jobs.setdefault(name, Job(name, group, TRAINING, parameters, str(run_folder), (), experiment))
-    jobs.update({job.id: job for job in _analyses(matrix, list(jobs.values()))})
-    for notebook in sorted({job.notebook for job in jobs.values()}):
-        first = next(job for job in jobs.values() if job.notebook == notebook)
+    for job in (*trials, *runs):
+        jobs.setdefault(job.id, job)
+    made = Plan(list(jobs.values()), contests)
+    if not made.open:  # an analysis is of all methods
+        made.jobs.extend(_analyses(matrix, [job for job in made.jobs if not job.trial]))
+    for notebook in sorted({job.notebook for job in made.jobs}):
+        first = next(job for job in made.jobs if job.notebook == notebook)
         check_parameters(notebook, first.parameters)
-    return list(jobs.values())
+    return made
+
+
+def _training(
+    matrix: Matrix, preset: str, seed: int, order: int | None, changes: dict, method: str, trial: bool = False
+) -> Job:
+    changes = {**changes, **({} if order is None else {"protocol.order_seed": order})}
+    (experiment,) = load_experiments(preset, [method], [seed], changes)
+    if experiment.train.batch_size < matrix.gpus_per_run:
+        raise ConfigError(f"gpus_per_run must not be more than train.batch_size of {preset}.")
+    group = ("trials/" if trial else "") + _group(experiment)
+    folder, name = Path(matrix.folder) / group, experiment.run_name()
+    run_folder = folder / "runs" / name
+    parameters = {
+        "preset": preset, "methods": [method], "seeds": [seed], "overrides": changes, "folder": str(folder),
+        "figures": str(run_folder / "figures"), "processes": matrix.gpus_per_run,
+    }  # fmt: skip
+    return Job(name, group, TRAINING, parameters, str(run_folder), (), experiment, trial)
+
+
+# ---- settings that are searched for ----
+
+
+def _contests(matrix: Matrix) -> Iterator[Contest]:
+    """One for each method on each preset with each variant of the overrides, whatever seeds and class orders."""
+    entries: dict[str, dict[tuple, None]] = {}
+    for preset, seed, order, changes, method in _combinations(matrix):
+        entry = json.dumps([preset, changes, method], sort_keys=True)
+        entries.setdefault(entry, {})[preset, seed, order, method] = None
+    for entry, runs in entries.items():
+        changes = json.loads(entry)[1]
+        (preset, _, order, method), *_ = runs
+        replicates = [(seed, order) for _, seed, order, _ in runs]
+        yield Contest(
+            preset, method, matrix.search, *_trials(matrix, preset, order, changes, method), replicates, changes
+        )
+
+
+def _trials(
+    matrix: Matrix, preset: str, order: int | None, changes: dict, method: str
+) -> tuple[list[Setting], list[list[Job]]]:
+    """The settings that a method tries and, of each, a job per seed, on the first class order. ConfigError for a grid
+    that is too large; settings that come to the same experiment are one."""
+    search = matrix.search
+    held_out = {"data.validation": search.validation, "data.test": "validation"}
+    found: dict[str, tuple[Setting, list[Job]]] = {}
+    for setting in search.settings(method):
+        with_it = _merged(changes, setting, held_out)
+        jobs = [_training(matrix, preset, seed, order, with_it, method, trial=True) for seed in search.seeds]
+        data = jobs[0].experiment.data
+        if (data.validation, data.test) != (search.validation, "validation"):
+            raise ConfigError(f"{method}: search says data.validation and data.test, the method must not.")
+        if jobs[0].experiment.train.report == "best":
+            raise ConfigError(
+                f"{method}: train.report=best would choose the winner's epochs on the test images: set it to last, and "
+                "search for train.epochs."
+            )
+        found.setdefault(jobs[0].experiment.hash(), (setting, jobs))
+        if len(found) > search.trials:
+            raise ConfigError(
+                f"The grid of {method} has more than search.trials = {search.trials} settings: allow more, shorten the "
+                "lists, or draw from them (search.how: random)."
+            )
+        if len(found) == search.trials and search.how == "random":
+            break
+    settings, trials = (list(part) for part in zip(*found.values(), strict=True))
+    return settings, trials if len(settings) > 1 else []
+
+
+def _final_runs(matrix: Matrix, contest: Contest) -> Iterator[Job]:
+    """Those of the setting that has won: on all training images, and on the test images once after each session."""
+    if contest.chosen is None:
+        return
+    whole = {"data.validation": 0.0, "data.test": "test", "train.evaluate_every": 0}
+    changes = _merged(contest.changes, contest.chosen, whole)
+    for seed, order in contest.replicates:
+        yield _training(matrix, contest.preset, seed, order, changes, contest.method)
+
+
+def _merged(*changes: dict) -> dict[str, Any]:
+    """Changes on top of one another, in sections, whether they came dotted or not."""
+    return functools.reduce(merge, (nested(one, kind_of) for one in changes), {})
 
 
 def _combinations(matrix: Matrix) -> Iterator[tuple]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections import Counter, defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import IO
 
@@ -28,10 +29,15 @@ class Running:
 
 
 class Runner:
-    """Runs what is not done. max_failures: start nothing more after so many runs have failed (0: go on)."""
+    """Runs what is not done. max_failures: start nothing more after so many runs have failed (0: go on). tried: jobs
+    that are not to be tried again where they have failed, whatever ``retry_failed`` says."""
 
-    def __init__(self, matrix: Matrix, jobs: list[Job], view: View, retry_failed: bool = False, max_failures: int = 0):
-        self.matrix, self.view, self.retry_failed, self.max_failures = matrix, view, retry_failed, max_failures
+    def __init__(
+        self, matrix: Matrix, jobs: list[Job], view: View, retry_failed: bool = False, max_failures: int = 0,
+        tried: Collection[str] = (),
+    ):  # fmt: skip
+        self.matrix, self.view, self.max_failures = matrix, view, max_failures
+        self.again = {job.id for job in jobs if retry_failed and job.id not in tried}
         self.files = {job.id: JobFiles(matrix.folder, job) for job in jobs}
         self.time_limit = seconds_of(matrix.time_limit)
         self.states: dict[str, State] = {}
@@ -96,7 +102,7 @@ class Runner:
             with lock:
                 minder.end()  # left over from a start that was killed
         self._note_done(files, state)
-        return replace(state, state=s.QUEUED) if state.state == s.FAILED and self.retry_failed else state
+        return replace(state, state=s.QUEUED) if state.state == s.FAILED and files.job.id in self.again else state
 
     def _startable(self) -> list[str]:
         """Names of the jobs that wait for nothing but a slot, trainings first."""
@@ -112,7 +118,7 @@ class Runner:
         """Another start may have taken or ended it since. mine: its lock is held here."""
         files = self.files[name]
         now = files.current(self._inputs(files), mine)
-        if now.state == s.FAILED and self.retry_failed and now.attempts == self.states[name].attempts:
+        if now.state == s.FAILED and name in self.again and now.attempts == self.states[name].attempts:
             return True  # failed before this start
         if now.state != s.QUEUED:
             self.states[name] = now

@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,18 @@ def _own_id() -> str:
     return f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "?")
 
 
-def run_on_slurm(matrix: Matrix, jobs: list[Job], view: View, retry_failed: bool = False) -> bool:
-    """Submit what is neither done nor in the queue, and watch until Slurm has nothing left of it.
+def run_on_slurm(
+    matrix: Matrix, jobs: list[Job], view: View, retry_failed: bool = False, tried: Collection[str] = ()
+) -> bool:
+    """Submit what is neither done nor in the queue, and watch until Slurm has nothing left of it. tried: jobs that are
+    not submitted again where they have failed.
 
     Ctrl-C ends the watching, not the jobs. Returns whether everything is done.
     """
     files = {job.id: JobFiles(matrix.folder, job) for job in jobs}
     queue = _queue()
-    wanted = [f for f in _wanted(files, queue, retry_failed) if _reset(f)]
+    again = {name for name in files if retry_failed and name not in tried}
+    wanted = [f for f in _wanted(files, queue, again) if _reset(f)]
     trainings, analyses = [f for f in wanted if f.job.trains], [f for f in wanted if not f.job.trains]
     view.begin(f"{len(wanted)} of {len(jobs)} jobs to submit to Slurm", matrix.folder)
     left = ""
@@ -89,12 +94,12 @@ def run_on_slurm(matrix: Matrix, jobs: list[Job], view: View, retry_failed: bool
     return all(state.state == s.DONE for state in states.values())
 
 
-def _wanted(files: dict[str, JobFiles], queue: set[str], retry_failed: bool) -> list[JobFiles]:
+def _wanted(files: dict[str, JobFiles], queue: set[str], again: Collection[str]) -> list[JobFiles]:
     """What is to be submitted: an analysis that is done too, where a training it reads is still to end."""
     states, wanted = _states(files), []
     moving = {name for name, state in states.items() if state.state == s.RUNNING or _id(files[name]) in queue}
     for name, state in states.items():  # trainings first
-        if name in moving or (state.state == s.FAILED and not retry_failed):
+        if name in moving or (state.state == s.FAILED and name not in again):
             continue
         if state.state != s.DONE or moving & set(files[name].job.needs):
             wanted.append(files[name])

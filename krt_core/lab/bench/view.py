@@ -85,19 +85,19 @@ def _rank(state: State) -> int:
 def row_of(files: JobFiles, state: State) -> tuple[str, ...]:
     """What is known of a job, as text for `COLUMNS`."""
     note = f"{state.kind}: {state.reason}" if state.kind else state.slot if state.state == s.RUNNING else ""
-    run = files.run
+    run, name = files.run, files.job.id + " (trial)" * files.job.trial
     if run is None:
-        return files.job.id, state.state, "", "", "", "", "", note
+        return name, state.state, "", "", "", "", "", note
     if run.done:
         summary = run.summary
-        return files.job.id, state.state, "", "", f"{summary['average_mAP']:.2f}", "", "", clock(summary["seconds"])
+        return name, state.state, "", "", f"{summary['average_mAP']:.2f}", "", "", clock(summary["seconds"])
     p, curve = run.progress, run.curve()
     done, total = run.finished_sessions, p.get("sessions")
     session = f"{done + 1 if state.state == s.RUNNING else done}/{total}" if total else ""
     epoch = f"{p['epoch'] + 1}/{p['epochs']}" if "epoch" in p else ""
     running = state.state == s.RUNNING
     return (
-        files.job.id,
+        name,
         state.state,
         session,
         epoch,

@@ -16,7 +16,7 @@ from ...runs.folder import Run
 from . import background
 
 NUMBERS = {"mAP seen (%)": 2, "average mAP (%)": 2, "images/s": 0}  # column → decimals
-COLUMNS = ("run", "state", "session", "epoch", *NUMBERS, "time left", "note")
+COLUMNS = ("run", "state", "session", "epoch", *NUMBERS, "mAP of", "time left", "note")
 
 
 class Followed:
@@ -96,9 +96,11 @@ class Followed:
 def _results(run: Run) -> dict[str, Any]:
     """The newest mAP of seen classes, its mean over the finished sessions, and the rate of the last epoch."""
     curve, epochs = run.curve(), run.epochs
-    validated = [e["mAP_seen"] for e in epochs if "mAP_seen" in e and e["session"] >= len(curve)]
-    values = [*curve, *validated[-1:]]
+    validated = [e for e in epochs if "mAP_seen" in e and e["session"] >= len(curve)][-1:]
+    values = [*curve, *(e["mAP_seen"] for e in validated)]
+    tested = run.experiment.data.test  # what the numbers after a session are of
     return {
+        "mAP of": f"{validated[0].get('mAP_of', tested) if validated else tested} images" if values else "",
         "mAP seen (%)": round(float(values[-1]), 2) if values else math.nan,
         "average mAP (%)": round(float(np.mean(curve)), 2) if len(curve) else math.nan,
         "images/s": epochs[-1]["images_per_second"] if epochs else math.nan,

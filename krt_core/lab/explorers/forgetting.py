@@ -18,7 +18,7 @@ from ..analysis.datasets import opened_test_set
 from ..analysis.forgetting import confusions, falls, lost_images
 from ..figures.figure import by_label
 from ..report import finished_runs, setting_of
-from ..report.published import author_ap
+from ..report.published import author_ap, tested_as
 from .explorer import WIDTH, Explorer, Result, menu, slider
 from .gallery import named
 
@@ -105,7 +105,7 @@ class ForgettingExplorer(Explorer):
     def _new_setting(self) -> None:
         self._all = self.settings[self.value("setting")]
         self._groups, self._one, protocol = by_label(self._all), named(self._all), self._all[0].protocol
-        self._ap = author_ap(self._all[0].experiment.data.tested_as, *protocol.as_published, protocol.classes)
+        self._ap = author_ap(tested_as(self._all[0].experiment), *protocol.as_published, protocol.classes)
         self.controls["methods"].options = list(self._groups)
         self.controls["methods"].value = list(self._groups)
         classes = [(name, column) for column, name in enumerate(protocol.classes)]

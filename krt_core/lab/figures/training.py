@@ -15,19 +15,21 @@ from .figure import PALETTE, new_figure, style_of
 
 
 def training_loss(runs: Sequence[Run]) -> Figure:
-    """Mean loss of every epoch; vertical lines separate the sessions."""
-    figure, axis = new_figure(9, 3.4)
-    for i, (run, name) in enumerate(zip(runs, names_of(runs), strict=True)):
-        epochs = run.epochs
-        axis.plot(range(1, len(epochs) + 1), [e.get("loss", np.nan) for e in epochs], color=PALETTE[i % len(PALETTE)],
-                  label=name)  # fmt: skip
+    """Mean loss of every epoch; vertical lines separate the sessions. What is learned in closed form has none."""
+    figure, axis = new_figure(9, 3.8)
     per_session = runs[0].experiment.train.epochs
+    for i, (run, name) in enumerate(zip(runs, names_of(runs), strict=True)):
+        epochs = [(e["session"] * per_session + e["epoch"] + 1, e["loss"]) for e in run.epochs if "loss" in e]
+        if epochs:
+            axis.plot(*zip(*epochs, strict=True), color=PALETTE[i % len(PALETTE)], label=name)
     for t in range(1, len(runs[0].protocol.sessions)):
         axis.axvline(t * per_session + 0.5, color="0.8", lw=1)
-    axis.set(
-        xlabel="epoch, over all sessions", ylabel="loss (summed over a batch)", yscale="log", title="Training loss"
-    )
-    axis.legend(fontsize=9)
+    axis.set(xlabel="epoch, over all sessions", ylabel="loss (summed over a batch)", title="Training loss")
+    if axis.get_legend_handles_labels()[0]:
+        axis.set_yscale(_scale(runs))
+        figure.legend(fontsize=9, loc="outside lower center", ncols=2)
+    else:
+        axis.set_title("No loss: learned in closed form")
     return figure
 
 
@@ -54,20 +56,31 @@ def training_progress(runs: Sequence[Run]) -> Figure:
     sessions = max(map(_sessions, runs), default=1)
     _separate(above, below, edges=np.arange(sessions + 1) * unit + shift)
     above.set(
-        ylabel="loss (summed over a batch)", yscale="log", xlim=(shift - 0.01 * unit, (sessions + 0.02) * unit + shift)
+        ylabel="loss (summed over a batch)",
+        yscale=_scale(runs),
+        xlim=(shift - 0.01 * unit, (sessions + 0.02) * unit + shift),
     )
     below.set(ylabel="mAP of seen classes (%)", xlabel="epoch, over all sessions" if same else "session")
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     for which in (above.yaxis.set_major_formatter, above.yaxis.set_minor_formatter):
-        which(LogFormatter(minor_thresholds=(2, 1)))  # 70, 80, ... rather than powers of ten
+        if above.get_yscale() == "log":
+            which(LogFormatter(minor_thresholds=(2, 1)))  # 70, 80, ... rather than powers of ten
     if validated:
-        below.set_title("large: after a session, small: inside it", fontsize=8, color="0.35")
+        of = sorted({str(e["mAP_of"]) for run in runs for e in run.epochs if "mAP_of" in e})
+        images = f" ({' or '.join(of)} images)" if of else ""
+        below.set_title(f"large: after a session, small: inside it{images}", fontsize=8, color="0.35")
     if not drawn:
         below.set_ylim(0, 100)
     figure.suptitle("Training progress" if drawn else "Training progress: no epoch is finished yet")
     if runs:
         figure.legend(*above.get_legend_handles_labels(), fontsize=9, loc="outside lower center", ncols=2)
     return figure
+
+
+def _scale(runs: Sequence[Run]) -> str:
+    """Logarithmic, unless no run has a loss, as none has that learns in closed form."""
+    begun = any(run.epochs for run in runs)
+    return "linear" if begun and not any("loss" in e for run in runs for e in run.epochs) else "log"
 
 
 def _per_epoch(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

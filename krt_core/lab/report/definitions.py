@@ -9,7 +9,8 @@ RESULTS = (
     f"far; last mAP, CF1, OF1: after the last session, F1 at score > {F1_THRESHOLD}, CF1 the mean of the "
     "per-class F1. Forgetting, in points: best AP after an earlier session minus last AP, on the whole test"
     " set, averaged over the classes of all sessions but the last. Time: median over runs; peak memory: "
-    f"largest of all runs. {SPREAD} Bold: the best of our lines, upper bounds and LEAK lines aside. – : not "
+    f"largest of all runs. Backbone: trained in every session, in the first session alone, or frozen "
+    f"(its first weights). {SPREAD} Bold: the best of our lines, upper bounds and LEAK lines aside. – : not "
     "known or not defined."
 )
 
@@ -51,13 +52,19 @@ COSTS = (
     "Time: median over runs of the wall-clock time of a whole run, training, testing and choosing exemplars"
     " included; compare it on the same hardware only. Peak memory: largest over sessions and runs, of the "
     "tensors of the main process on a GPU, or of the whole process on a CPU since its start (so a run that "
-    "shares a process with earlier runs has theirs too); – for runs made before it was recorded. Images "
-    "stored: exemplars at the end, median over runs."
+    "shares a process with earlier runs has theirs too); – for runs made before it was recorded. Stored: "
+    "exemplars at the end with the bytes of their files, and the bytes of what else the method keeps, as ridge "
+    "regression its sums; median over runs."
 )
 
 RUNS = (
     "Every finished run of this setting: what made it, and when its last file was written (local time). "
     "Commit: of the workbench; +changes: its files differed from it."
+)
+
+SEARCH = (
+    "Chosen on validation images, held out of the training images, before any run below was made: the test images were "
+    "not opened for it. Every trial stands in trials.csv. The runs below train on all training images."
 )
 
 LEFT_OUT = "Run folders that no number on this page comes from, why, and how far they got."
@@ -81,6 +88,11 @@ MIXED = (
 OTHER_DATA = (
     "The runs here were not all made on the same data: labels or images of the data set were changed between them. "
     "Lines that this tells apart have data= and a hash of theirs; part of any difference may be the data's."
+)
+
+CHOSEN_ON_TEST = (
+    "epoch chosen on test: train.report=best took each session's best epoch as measured on the test images, which the "
+    "scores then are of, so they are too good. With data.validation it is chosen on images held out of training."
 )
 
 UNEQUAL = (

@@ -25,8 +25,9 @@ from .paper_table import HIGHER_IS_BETTER, Line, Setting, mean_and_std, settings
 Rows = list[tuple[Line, dict[str, str]]]  # of a table: a line and its cells by column
 
 
-def html_report(runs: Sequence[Run], left_out: Sequence[LeftOut] = ()) -> str:
-    """The whole page. runs: finished ones, see `collect`; left_out: the others, to be listed."""
+def html_report(runs: Sequence[Run], left_out: Sequence[LeftOut] = (), chosen: Sequence[str] = ()) -> str:
+    """The whole page. runs: finished ones, see `collect`; left_out: the others, to be listed; chosen: the settings that
+    were searched for, in words."""
     loader = PackageLoader(__package__, "")
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters |= {"heat": _heat, "many": _many, "memory": _memory, "pieces": _pieces, "spread": mean_and_std,
@@ -38,6 +39,7 @@ def html_report(runs: Sequence[Run], left_out: Sequence[LeftOut] = ()) -> str:
         runs=runs,
         settings=settings_of(runs),
         left_out=left_out,
+        chosen=chosen,
         metrics={key: key.replace("_", " ") for key in HIGHER_IS_BETTER},
         definitions=definitions,
         now=datetime.now(timezone.utc),
@@ -116,13 +118,13 @@ def _classes(setting: Setting) -> list[tuple[str, list[str], list[tuple]]]:
 def _costs(setting: Setting) -> Rows:
     rows = []
     for line in setting.lines:
-        seconds, stored = line.values["seconds"], line.values["exemplars"]
+        seconds = line.values["seconds"]
         cells = {
             "time": _time(seconds),
             "least – most": f"{_time(seconds.min())} – {_time(seconds.max())}" if len(seconds) > 1 else "–",
             "per session": _time(seconds / len(setting.classes.sessions)),
             "peak memory": _memory(line.values["peak_memory_mb"]),
-            "images stored": f"{np.median(stored):.0f}" if len(stored) else "–",
+            "stored": line.stored,
             "hardware": "; ".join(sorted({_hardware(run) for run in line.runs})),
         }
         rows.append((line, cells))

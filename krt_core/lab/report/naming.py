@@ -11,15 +11,18 @@ from typing import Any
 from ...methods import class_of
 from ...options import is_dotted, short_name
 from ...runs.folder import Run
+from .published import held_out
 
 NOT_OF_THE_METHOD = {"protocol.order_seed", "protocol.order"}  # runs that differ in the class order are replicates
 LEAK, MIXED = " (LEAK)", " (mixed)"  # marks in labels
+FROZEN = {"all": ", frozen", "first": ", frozen after session 1"}  # what a label says of `model.freeze`
 _DEFAULT = object()  # stands for a key that is not changed
 
 
 def label_of(run: Run, among: Sequence[Run] = ()) -> str:
-    """How a run is called in tables and legends: its method, with its exemplars if it has any, LEAK if its first
-    weights had seen the labels to be learned, and mixed if starts of different kinds have made it.
+    """How a run is called in tables and legends: its method, with its exemplars if it has any, whether `model.freeze`
+    lets its backbone stand still, LEAK if its first weights had seen the labels to be learned, and mixed if starts of
+    different kinds have made it.
 
     Runs in one setting that this would name alike though their configurations differ are told apart by the keys in
     which they do, as far as those are not at their default, or by a hash of their data: they are no replicates of one
@@ -62,7 +65,7 @@ def _told(runs: Sequence[Run]) -> list[tuple[str, str]]:
         *_, plain, leak = place
         told = [f"{key}={value}" for key, value in own.items() if key in differing[place]]
         label = ", ".join([plain, *told]) + LEAK * leak
-        found.append((", ".join([short_name(run.experiment.method), *told]), label))
+        found.append((", ".join([_method(run), *told]), label))
     return found
 
 
@@ -112,9 +115,17 @@ def setting_of(run: Run) -> tuple[str, str]:
         name = f"{Path(data.root or 'data').name} (read by {name})"
     if data.classes:
         name += f", {len(data.classes)} classes"
-    if data.holdout:
-        name += f", tested on {100 * data.holdout:g} % of the training images"
+    if share := held_out(run.experiment):
+        name += f", tested on {100 * share:g} % of the training images"
     return name, run.experiment.protocol.name
+
+
+def epoch_chosen_on(run: Run) -> str:
+    """On which images the epochs were chosen that a run reports: "test" or "validation"; "" for the last epochs."""
+    e = run.experiment
+    if e.train.report == "last" or class_of(e.method).has_own("fit"):
+        return ""
+    return "validation" if e.data.validation else "test"
 
 
 def buffer_of(run: Run) -> str:
@@ -125,8 +136,33 @@ def buffer_of(run: Run) -> str:
     return f"{replay.per_class}/class" if replay.per_class else str(replay.budget)
 
 
+def backbone_of(run: Run) -> str:
+    """What the backbone does: "trained" in every session, trained in the "first session", or "frozen" from the start,
+    as it always is where a method learns in closed form only."""
+    freeze = run.experiment.model.freeze
+    if freeze == "none" and class_of(run.experiment.method).has_own("fit"):
+        freeze = "all"
+    return {"none": "trained", "first": "first session", "all": "frozen"}[freeze]
+
+
+def stored_words(images: float, image_bytes: float, method_bytes: float) -> str:
+    """What a method keeps of the sessions before, as in "200 images (0.6 MB)" or "13 MB of sums"; "–" for nothing.
+    NaN where it is not known, as for runs of older versions."""
+    exemplars = f"{images:.0f} images" + (f" ({_megabytes(image_bytes)})" if image_bytes > 0 else "")
+    parts = (exemplars if images > 0 else "", f"{_megabytes(method_bytes)} of sums" if method_bytes > 0 else "")
+    return " + ".join(filter(None, parts)) or "–"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:.2g} MB" if size < 1e7 else f"{size / 1e6:.0f} MB"
+
+
+def _method(run: Run) -> str:
+    return short_name(run.experiment.method) + FROZEN.get(run.experiment.model.freeze, "")
+
+
 def _plain_label(run: Run) -> str:
-    replay, method = run.experiment.replay, short_name(run.experiment.method)
+    replay, method = run.experiment.replay, _method(run)
     if replay.per_class:
         return f"{method}, {replay.per_class} exemplars per class"
     return f"{method}, {replay.budget} exemplars" if replay.budget else method

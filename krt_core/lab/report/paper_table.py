@@ -14,10 +14,23 @@ import numpy as np
 from ...methods import class_of
 from ...protocol import Protocol
 from ...runs.folder import Run
+from ...runs.summary import STORED
 from . import definitions
-from .naming import LEAK, MIXED, buffer_of, data_of, methods_and_labels, replicate_of, setting_of
-from .published import PublishedResult, author_curves, published_classes, published_results
+from .naming import (
+    LEAK,
+    MIXED,
+    backbone_of,
+    buffer_of,
+    data_of,
+    epoch_chosen_on,
+    methods_and_labels,
+    replicate_of,
+    setting_of,
+    stored_words,
+)
+from .published import PublishedResult, author_curves, published_classes, published_results, tested_as
 
+KEPT = ("exemplars", *STORED)
 HIGHER_IS_BETTER = {"average_mAP": True, "last_mAP": True, "CF1": True, "OF1": True, "forgetting": False}
 
 
@@ -38,6 +51,16 @@ class Line:
     note: str = ""
 
     @property
+    def backbone(self) -> str:
+        """See `backbone_of`; "–" for a published line."""
+        return backbone_of(self.runs[0]) if self.runs else "–"
+
+    @property
+    def stored(self) -> str:
+        """See `stored_words`; medians over the runs."""
+        return stored_words(*(float(np.median(v)) if len(v := self.values[key]) else np.nan for key in KEPT))
+
+    @property
     def published(self) -> bool:
         return bool(self.source)
 
@@ -50,6 +73,11 @@ class Line:
     def mixed(self) -> bool:
         """Have starts of different kinds made one of its runs?"""
         return self.label.endswith(MIXED)
+
+    @property
+    def chosen_on_test(self) -> bool:
+        """Were the epochs of one of its runs chosen on the test images?"""
+        return any(epoch_chosen_on(run) == "test" for run in self.runs)
 
     @property
     def cited(self) -> str:
@@ -145,13 +173,12 @@ def _setting(dataset: str, protocol: str, runs: list[Run]) -> Setting:
         methods[label] = method
     lines = tuple(sorted((_line(methods[label], label, group) for label, group in groups.items()), key=_rank))
     data, made = runs[0].experiment.data, runs[0].protocol
+    tested = tested_as(runs[0].experiment)
     published, reference = (), {f"mAP_{key}": {} for key in ("seen", "base", "new")}
-    if not data.classes and published_classes(data.tested_as) == set(made.classes):
-        found = published_results(data.tested_as, *made.as_published)
+    if not data.classes and published_classes(tested) == set(made.classes):
+        found = published_results(tested, *made.as_published)
         published = tuple(_published_line(result) for result in found)
-        reference = {
-            f"mAP_{key}": author_curves(data.dataset, *made.as_published, key) for key in ("seen", "base", "new")
-        }
+        reference = {f"mAP_{key}": author_curves(tested, *made.as_published, key) for key in ("seen", "base", "new")}
     return Setting(dataset, protocol, lines, published, reference, tuple(_remarks(lines, bool(published))))
 
 
@@ -159,7 +186,7 @@ def _line(method: str, label: str, runs: list[Run]) -> Line:
     summaries = [run.summary for run in runs]
     lost = [s.get("forgetting_definitions") or {} for s in summaries]
     values = {key: _known([s.get(key) for s in summaries]) for key in HIGHER_IS_BETTER}
-    values |= {key: _known([s.get(key) for s in summaries]) for key in ("seconds", "peak_memory_mb", "exemplars")}
+    values |= {key: _known([s.get(key) for s in summaries]) for key in ("seconds", "peak_memory_mb", *KEPT)}
     if len(runs[0].protocol.sessions) < 2:
         values["forgetting"] = _known([])  # nothing came after the only session
     bound = class_of(runs[0].experiment.method).sees == "all"
@@ -184,7 +211,7 @@ def _published_line(result: PublishedResult) -> Line:
         buffer=result.buffer,
         # Their forgetting was taken on another pool of images than ours, so it is no headline.
         values={**{key: _known([getattr(result, key)]) for key in keys}, "forgetting": _known([]),
-                "peak_memory_mb": _known([]), "exemplars": _known([])},
+                "peak_memory_mb": _known([]), **dict.fromkeys(KEPT, _known([]))},
         forgetting={key: _known([value]) for key, value in result.forgetting.items()},
         curve=np.array([result.mAP_per_session]) if result.mAP_per_session else np.zeros((0, 0)),
         source=result.source,
@@ -228,11 +255,12 @@ def _remarks(lines: Sequence[Line], published: bool) -> list[str]:
         remarks.append(definitions.MIXED)
     if len(set(data_of([run for line in lines for run in line.runs]))) > 1:
         remarks.append(definitions.OTHER_DATA)
-    best = sorted({line.label for line in lines if line.runs[0].experiment.train.report == "best"})
+    if any(line.chosen_on_test for line in lines):
+        remarks.append(definitions.CHOSEN_ON_TEST)
+    best = sorted({line.label for line in lines if epoch_chosen_on(line.runs[0]) == "validation"})
     if best:
         remarks.append(
-            f"{'; '.join(best)}: train.report=best takes each session's best epoch as measured on the test images; "
-            "the other lines take the last epoch."
+            f"{'; '.join(best)}: train.report=best takes each session's best epoch as measured on validation images."
         )
     if published:
         remarks.append(definitions.PUBLISHED)

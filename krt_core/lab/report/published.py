@@ -9,8 +9,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ...config import Experiment
 from ...metrics import F1_THRESHOLD, forgetting
 from ...reference import text as _text
+
+
+def held_out(experiment: Experiment) -> float:
+    """The share of the training images that a run was tested on; 0: it was tested on the test images."""
+    data, old = experiment.data, dict(experiment.retired).get("data.holdout")
+    return data.validation if data.test == "validation" else float(old) if isinstance(old, (int, float)) else 0.0
+
+
+def tested_as(experiment: Experiment) -> str:
+    """The data set whose published numbers are of the images that a run was tested on, if there are any."""
+    return "" if held_out(experiment) else experiment.data.dataset
 
 
 def author_curves(

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from ...runs.folder import Run
-from .naming import labels_of, replicate_of, setting_of
+from ...runs.summary import STORED
+from .naming import backbone_of, epoch_chosen_on, labels_of, replicate_of, setting_of, stored_words
 
 METRICS = ("average_mAP", "last_mAP", "forgetting", "CF1", "OF1")  # what every DONE file holds, as CSV files have it
 
@@ -20,9 +21,10 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
         lines.append(
             {"run": run.folder.name, "name": name, "dataset": dataset, "protocol": protocol,
              "seed": s["seed"], "class_order": run.experiment.protocol.order_name,
-             **{key: s[key] for key in METRICS}, "exemplars": s["exemplars"], "seconds": s["seconds"],
+             **{key: s[key] for key in METRICS}, "exemplars": s["exemplars"], **{key: s.get(key) for key in STORED},
+             "backbone": backbone_of(run), "seconds": s["seconds"],
              "peak_memory_mb": s.get("peak_memory_mb"), "leak": s["weights"].get("leak") or "", "commit": s["commit"],
-             "mixed": "; ".join(run.mixed)}
+             "mixed": "; ".join(run.mixed), "epoch_chosen_on": epoch_chosen_on(run)}
         )  # fmt: skip
     return pd.DataFrame(lines)
 
@@ -54,6 +56,8 @@ def summary_table(table: pd.DataFrame) -> pd.DataFrame:
         for key in METRICS:
             spread = f" ± {group[key].std():.2f}" if len(group) > 1 else ""
             line[key] = f"{group[key].mean():.2f}{spread}"
+        line["backbone"] = group.backbone.iloc[0]
+        line["stored"] = stored_words(*(group[key].astype(float).median() for key in ("exemplars", *STORED)))
         line["seconds"] = f"{group.seconds.mean():.0f}"
         lines.append((group.average_mAP.mean(), line))
     lines.sort(key=lambda pair: (pair[1]["dataset"], pair[1]["protocol"], -pair[0]))

@@ -17,9 +17,10 @@ def write_report(
     html: str | Path | None = None,
     csv: str | Path | None = None,
     latex: str | Path | None = None,
+    chosen: Sequence[str] = (),
 ) -> list[Path]:
     """Write what has a name, of finished runs; returns the files. Beside ``table.csv``, one line per run, there is
-    ``table_sessions.csv``, one per run and session."""
+    ``table_sessions.csv``, one per run and session. chosen: what a search for settings chose from what, in words."""
     written = []
     if csv:
         path = Path(csv)
@@ -33,5 +34,5 @@ def write_report(
     if html:
         from .html import html_report
 
-        written.append(atomic_write(html, html_report(runs, left_out)))
+        written.append(atomic_write(html, html_report(runs, left_out, chosen)))
     return written

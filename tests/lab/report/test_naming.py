@@ -1,11 +1,13 @@
 """Names of many runs at once: the same as one by one, and no configuration compared more than once."""
 
+import math
 from collections import Counter
 
 from benchmarks.made_up_runs import finished
 from krt_core.config import Experiment
 from krt_core.lab.explorers.gallery import named
 from krt_core.lab.report import label_of, labels_of, names_of, replicate_of
+from krt_core.lab.report.naming import backbone_of, stored_words
 
 
 def many():
@@ -37,3 +39,21 @@ def test_a_configuration_is_looked_at_once_however_many_runs_there_are(monkeypat
     monkeypatch.setattr(Experiment, "changes", lambda self: (seen.update([id(self)]), plain(self))[1])
     assert len(named(runs)) == len(runs)
     assert set(seen.values()) == {1} and len(seen) == len(runs)
+
+
+def test_backbones_that_stand_still_are_told_apart_in_every_name():
+    freezes = ("none", "all", "first")
+    runs = [finished(overrides=["method=krt", f"model.freeze={freeze}"]) for freeze in freezes]
+    assert labels_of(runs) == ["krt", "krt, frozen", "krt, frozen after session 1"]
+    assert [backbone_of(run) for run in runs] == ["trained", "frozen", "first session"]
+    ridge = [finished(overrides=["method=ridge", f"model.freeze={freeze}"]) for freeze in freezes]
+    assert [backbone_of(run) for run in ridge] == ["frozen", "frozen", "first session"]
+    assert label_of(finished(overrides=["method=krt", "model.freeze=all", "replay.per_class=5"])) == (
+        "krt, frozen, 5 exemplars per class"
+    )
+
+
+def test_what_is_stored_is_said_in_images_and_bytes():
+    assert stored_words(0, 0, 0) == "–" and stored_words(3, math.nan, math.nan) == "3 images"
+    assert stored_words(200, 6e5, 0) == "200 images (0.6 MB)" and stored_words(0, 0, 13.3e6) == "13 MB of sums"
+    assert stored_words(20, 4e6, 1e5) == "20 images (4 MB) + 0.1 MB of sums"

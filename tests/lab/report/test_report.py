@@ -268,7 +268,7 @@ def test_no_published_line_beside_anything_else(make):
 
 
 def test_no_published_line_beside_runs_tested_on_held_out_images():
-    run = coco(["data.holdout=0.1"])
+    run = coco(["data.validation=0.1", "data.test=validation"])
     text = html_report([run])
     assert "tested on 10 % of the training images" in text and "dagger" not in latex_report([run])
     assert "published" not in text.split("</style>")[1] and not authors_curves(run)
