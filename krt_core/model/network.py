@@ -9,6 +9,7 @@ import torch.export
 from torch import Tensor, nn
 
 from ..config import Model
+from ..errors import ConfigError
 from ..machine.precision import full_precision
 from .backbone import Backbone, make_backbone
 from .ica import Attention, IncrementalCrossAttention, SessionHead, _truncated_normal
@@ -122,6 +123,11 @@ class Network(nn.Module):
         return self
 
     def forward(self, images: Tensor, with_attention: bool = False, with_stages: bool = False) -> Output:
+        if with_stages and images.shape[1] == self.backbone.channels:
+            raise ConfigError(
+                "The outputs of the backbone's stages are asked for, but it stands still, and of the images only the "
+                "last map is kept. Do without them where Network.still, or set data.features=false."
+            )
         features, stages = self.backbone.with_stages(images) if with_stages else (self.features(images), None)
         logits, tokens, attention = self._classify(features, with_attention)
         return Output(logits, tokens, features, attention, stages)
