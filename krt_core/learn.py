@@ -16,6 +16,7 @@ from .data.pipeline import Batch, batches
 from .data.pipeline import steps as steps_of
 from .data.store import ImageStore
 from .errors import ConfigError, RunError
+from .machine.cpu import one_thread
 from .machine.device import Runtime
 from .methods import Context, Method
 from .model import Network
@@ -58,6 +59,12 @@ class Learner:
         Steps whose loss overflowed float16, which change no weight, are left out of the means and counted as
         ``overflowed`` (by each process). Raises RunError where the loss is not finite otherwise, or in every step.
         """
+        with one_thread(getattr(store, "pooled", False) and self.runtime.device.type == "cpu"):
+            return self._pass(store, seed, on_step, max_steps)
+
+    def _pass(
+        self, store: ImageStore, seed: tuple[int, ...], on_step: Callable[[], None], max_steps: int | None
+    ) -> dict[str, float]:
         began, sums, images, steps = time.perf_counter(), {}, 0, 0
         skips, finite_steps = self.scaler.is_enabled(), 0
         world, config = self.runtime.world, self.config

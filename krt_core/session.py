@@ -211,8 +211,7 @@ class _Training:
             return
         self.model.freeze_backbone()
         if self.experiment.data.features:
-            maps = self.model.kind == "ica" or self.method.needs_maps
-            how = self.runtime, maps, self.experiment, self.progress.decoding
+            how = self.runtime, self.method, self.experiment, self.progress
             self.train_store, test = kept_features(self.model, *how, self.train_store, self.tester.store)
             for one in (self.tester, self.validator):
                 one.store = test if one.images == "test" else self.train_store

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import os
-import shutil
-from collections.abc import Callable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,14 +17,26 @@ from torch import Tensor
 from ..errors import DataError
 from ..machine.device import Runtime
 from ..machine.home import data_dir
-from ..machine.locks import only_one
+from ..machine.locks import Claims
 from .augment import draw
 from .images import DECODER
+from .kept import Kept, check_room, said
 from .loading import Pixels
 from .overlap import image_key
-from .store import ImageStore, Progress, allocate, is_whole
+from .store import ImageStore
 
-BLOCK = 128  # images that are computed at a time and then written down
+BLOCK = 128  # images that are computed at a time
+SETTLE = 1.0  # seconds after which what was computed is written down for good
+BUSY = threading.Lock()  # claims keep processes apart, this the threads of one
+WAYS_OUT = "choose another KRT_HOME or fewer data.views, or set data.features=false to have them computed at every use"
+
+
+class Teller(Protocol):
+    """Where it is said how far something is; `krt_core.runs.progress.Progress`."""
+
+    def log(self, text: str) -> None: ...
+
+    def decoding(self, what: str, done: int, total: int) -> None: ...
 
 
 class Maker(Protocol):
@@ -39,34 +50,22 @@ class Maker(Protocol):
     def __call__(self, images: Tensor) -> Tensor: ...
 
 
-class _Kept(NamedTuple):
-    """The features (n, channels, h, w) of one view of all images, and which of them (n,) are computed."""
-
-    array: np.memmap
-    done: np.memmap
-
-
 class FeatureStore:
     """Features by row, memory-mapped under ``data/cache``, beside the images that they are made of.
 
     The file's name holds a hash of all that decides them: weights, sizes, normalisation, precision, the images' names,
-    sizes and times, and how a view is augmented. Only rows that are asked for are computed, so an interrupted start
-    loses at most `BLOCK` of them; processes and runs that want the same ones wait for each other. view 0 is the image
-    as in a test, views 1 to ``views`` are augmented, each always alike.
+    sizes and times, and how a view is augmented. Only rows that are asked for are computed, `BLOCK` at a time;
+    processes and runs that want the same ones at the same time compute a part each. view 0 is the image as in a test,
+    views 1 to ``views`` are augmented, each always alike. tell: where it is said what takes time.
     """
 
     def __init__(
-        self,
-        images: ImageStore,
-        maker: Maker,
-        augmentation: str = "none",
-        views: int = 0,
-        progress: Progress | None = None,
+        self, images: ImageStore, maker: Maker, augmentation: str = "none", views: int = 0, tell: Teller | None = None
     ):
-        self.images, self.maker, self.progress = images, maker, progress
+        self.images, self.maker, self.tell = images, maker, tell
         self.augmentation, self.views = augmentation, views
         self.key = images.key or image_key(images.dataset)
-        self.kept: dict[int, _Kept] = {}
+        self.files = [self._file(view) for view in range(views + 1)]
 
     @property
     def dataset(self) -> Any:
@@ -76,69 +75,94 @@ class FeatureStore:
     def workers(self) -> int:
         return self.images.workers
 
+    @property
+    def pooled(self) -> bool:
+        """Means, not maps?"""
+        return self.maker.shape[1:] == (1, 1)
+
     def rows(self, rows: np.ndarray, views: np.ndarray | None = None) -> Tensor:
         """Features (B, channels, h, w) of rows (B,) that `ensure` has computed; views (B,), default 0."""
         if views is None:
-            return self._tensor(self._open(0).array[rows])
+            return self._tensor(self.files[0].array()[rows])
         out = torch.empty((len(rows), *self.maker.shape), dtype=self.maker.dtype)
         for view in np.unique(views):
             places = np.flatnonzero(views == view)
-            out[torch.from_numpy(places)] = self._tensor(self._open(int(view)).array[rows[places]])
+            out[torch.from_numpy(places)] = self._tensor(self.files[view].array()[rows[places]])
         return out
 
     def ensure(self, rows: np.ndarray, view: int = 0) -> None:
         """Compute those of rows (m,) that are not there yet. DataError where the disk has no room for them."""
-        rows = np.unique(rows)
-        if self._open(view).done[rows].all():
+        file = self.files[view]
+        if file.sure[rows].all():
             return
-        with only_one(self._path(view).with_suffix(".lock")):
-            kept = self._open(view, anew=True)
-            for block, features in self._made(rows[~kept.done[rows]], view):
+        check_room([file], f"The features of {self.dataset.name} {self.dataset.split}", WAYS_OUT)
+        rows = np.unique(rows)
+        there = file.count(rows)
+        lacking = rows[~file.have(rows)]
+        if (damaged := there + len(lacking) - len(rows)) > 0 and self.tell:
+            self.tell.log(f"{file.path}: {damaged} of {there} rows are not as they were written: made again")
+        if len(lacking):
+            with BUSY, file.begin() as claims, ThreadPoolExecutor(self.workers) as pool:
+                self._fill(file, lacking, view, claims, pool)
+
+    def _fill(self, file: Kept, rows: np.ndarray, view: int, claims: Claims, pool: ThreadPoolExecutor) -> None:
+        """Block by block; the threads are a block ahead of the network. A block that another process is at is left to
+        it until there is nothing else to do."""
+        source = Pixels(self.images, self.augmentation if view else "none", self.maker.runtime, pool)
+        waiting = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+        written: list[np.ndarray] = []
+
+        def begin(wait: bool) -> tuple[np.ndarray, Callable[[], Tensor]] | None:
+            for block in list(waiting):
+                if claims.take(int(block[0]), int(block[-1]) + 1, wait):
+                    del waiting[next(i for i, other in enumerate(waiting) if other is block)]
+                    if len(mine := block[~file.have(block)]):
+                        return mine, self._read(source, mine, view)
+                    claims.give(int(block[0]), int(block[-1]) + 1)
+            return None
+
+        def settle() -> None:
+            for block in written:
+                file.vouch(block)
+                claims.give(int(block[0]), int(block[-1]) + 1)
+            written.clear()
+
+        ahead, settled = begin(wait=False) or begin(wait=True), time.monotonic()
+        try:
+            while ahead:
+                block, pixels = ahead
+                images = pixels()
+                ahead = begin(wait=False)
+                features = self.maker(self._finished(source, images, view, block))
                 self._check(features, block)
-                kept.array[block] = self._array(features)
-                kept.array.flush()
-                kept.done[block] = True  # after the features are on disk
-                kept.done.flush()
-                if self.progress:
-                    what = f"features of the {self.dataset.split} images, {_said(self._size)} on disk"
-                    self.progress(what, int(kept.done[rows].sum()), len(rows))
+                file.write(block, self._array(features))
+                written.append(block)
+                if not ahead or time.monotonic() - settled > SETTLE:
+                    settle()
+                    settled = time.monotonic()
+                if self.tell:
+                    what = f"features of the {self.dataset.split} images"
+                    self.tell.decoding(what, file.count(rows) + sum(map(len, written)), len(rows))
+                ahead = ahead or begin(wait=False) or begin(wait=True)
+        finally:
+            settle()
 
-    def _made(self, rows: np.ndarray, view: int) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """The rows, block by block, with their features; the threads are a block ahead of the network."""
-        blocks = [rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]
-        with ThreadPoolExecutor(self.workers) as pool:
-            source = Pixels(self.images, self.augmentation if view else "none", self.maker.runtime, pool)
+    @staticmethod
+    def _read(source: Pixels, block: np.ndarray, view: int) -> Callable[[], Tensor]:
+        each = [draw(source.augmentation, 1, np.random.default_rng([view, int(row)])) for row in block]
+        return source.read(block, {name: np.concatenate([one[name] for one in each]) for name in each[0]})
 
-            def read(block: np.ndarray) -> Callable[[], Tensor]:
-                each = [draw(source.augmentation, 1, np.random.default_rng([view, int(row)])) for row in block]
-                return source.read(block, {name: np.concatenate([one[name] for one in each]) for name in each[0]})
-
-            ahead = [read(block) for block in blocks[:1]]
-            for position, block in enumerate(blocks):
-                pixels = ahead.pop()()
-                ahead += [read(block) for block in blocks[position + 1 : position + 2]]
-                if source.own is None:
-                    images = source.finish(pixels)
-                else:  # what it draws follows from the image, not from its neighbours
-                    images = torch.cat(
-                        [self._own_view(source, pixels[i : i + 1], view, row) for i, row in enumerate(block)]
-                    )
-                yield block, self.maker(images)
+    def _finished(self, source: Pixels, pixels: Tensor, view: int, block: np.ndarray) -> Tensor:
+        if source.own is None:
+            return source.finish(pixels)
+        # what it draws follows from the image, not from its neighbours
+        return torch.cat([self._own_view(source, pixels[i : i + 1], view, row) for i, row in enumerate(block)])
 
     @staticmethod
     def _own_view(source: Pixels, pixels: Tensor, view: int, row: int) -> Tensor:
         with torch.random.fork_rng():
             torch.manual_seed(view * 2**40 + int(row))
             return source.finish(pixels)
-
-    @property
-    def _size(self) -> int:
-        """Bytes of one view of all images."""
-        return len(self.dataset) * math.prod(self.maker.shape) * self._stored.itemsize
-
-    @property
-    def _stored(self) -> np.dtype:
-        return np.dtype(np.int16 if self.maker.dtype == torch.bfloat16 else str(self.maker.dtype).split(".")[1])
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(array))
@@ -155,59 +179,48 @@ class FeatureStore:
                 f"{str(self.maker.dtype).removeprefix('torch.')}. Set train.precision=float32, or data.features=false."
             )
 
-    def _path(self, view: int) -> Path:
+    def _file(self, view: int) -> Kept:
         stored, way = self.images.stored, f"{view} {self.augmentation}" if view else ""
         said = f"{self.dataset.root} {self.key} {stored} {DECODER} {self.maker.digest} {way}"
-        digest = hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        return data_dir() / "cache" / f"features-{self.dataset.name}-{self.dataset.split}-{digest}.npy"
+        digest = hashlib.sha256(content := said.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        path = data_dir() / "cache" / f"features-{self.dataset.name}-{self.dataset.split}-{digest}.npy"
+        kind = np.dtype(np.int16 if self.maker.dtype == torch.bfloat16 else str(self.maker.dtype).split(".")[1])
+        return Kept(path, (len(self.dataset), *self.maker.shape), kind, content)
 
-    def _open(self, view: int, anew: bool = False) -> _Kept:
-        if anew or view not in self.kept:
-            path, shape = self._path(view), (len(self.dataset), *self.maker.shape)
-            flags = path.with_suffix(".done")
-            if not (is_whole(path, shape, self._stored.type) and is_whole(flags, shape[:1], bool)):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if not anew:  # the one that holds the lock makes it
-                    with only_one(path.with_suffix(".lock")):
-                        return self._open(view, anew=True)
-                self._create(path, flags, shape)
-            mode: Literal["r", "r+"] = "r+" if anew else "r"
-            self.kept[view] = _Kept(*(np.load(file, mode, allow_pickle=False) for file in (path, flags)))
-        return self.kept[view]
 
-    def _create(self, path: Path, flags: Path, shape: tuple[int, ...]) -> None:
-        """Empty files of the right size; what was left of a build that was cut short is thrown away."""
-        free = shutil.disk_usage(path.parent).free
-        if self._size > free:
-            raise DataError(
-                f"The features of {self.dataset.name} {self.dataset.split} take {_said(self._size)}, and {path.parent} "
-                f"has {_said(free)} left. Make room, or set data.features=false to compute them at every use."
-            )
-        for target, dtype, dims in ((path, self._stored, shape), (flags, np.dtype(bool), shape[:1])):
-            part = target.with_name(f"{target.name}.part")
-            target.unlink(missing_ok=True)
-            np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=dims)
-            allocate(part)
-            os.replace(part, target)
+def say_sizes(stores: Iterable[FeatureStore], log: Callable[[str], None]) -> None:
+    """Before anything is computed: what the features take on disk and what of them is there. DataError where the disk
+    has no room for the rest."""
+    stores = {store.files[0].path: store for store in stores}.values()
+    for store in stores:
+        each, n = store.files[0].size // max(len(store.dataset), 1), len(store.dataset)
+        kind = "means" if store.pooled else "maps of " + " x ".join(map(str, store.maker.shape[1:]))
+        copies = f", as they are and in {store.views} views" if store.views else ""
+        there = sum(file.count() for file in store.files)
+        log(
+            f"features: {kind} of {n} {store.dataset.split} images{copies}, {each} bytes each, "
+            f"{said(sum(file.size for file in store.files))} in {store.files[0].path.parent}; {there} are there"
+        )
+    check_room([file for store in stores for file in store.files], "The features", WAYS_OUT)
 
 
 class KeptFeatures:
     """Features on their way to the heads, as `krt_core.data.loading.Pixels` are to the network."""
 
-    def __init__(self, store: FeatureStore, rows: np.ndarray, augmented: bool):
-        self.store, self.augmented = store, augmented
+    def __init__(self, store: FeatureStore, rows: np.ndarray, augmented: bool, pool: ThreadPoolExecutor):
+        self.store, self.augmented, self.pool = store, augmented, pool
         self.dtype = torch.promote_types(store.maker.dtype, torch.float32)  # means; maps stay as they are
         for view in range(1, store.views + 1) if augmented else (0,):
             store.ensure(rows, view)
 
     def prepare(self, rows: np.ndarray, count: int, mine: np.ndarray, rng: np.random.Generator) -> Callable[[], Tensor]:
-        """A view of each image is drawn."""
+        """A view of each image is drawn. Maps are read ahead by a thread; means are there at once."""
         views = rng.integers(1, self.store.views + 1, count)[mine] if self.augmented else None
-        return lambda: self.store.rows(rows, views)
+        return (
+            partial(self.store.rows, rows, views)
+            if self.store.pooled
+            else self.pool.submit(self.store.rows, rows, views).result
+        )
 
     def finish(self, features: Tensor) -> Tensor:
         return features.to(self.dtype) if features.shape[-1] == 1 else features
-
-
-def _said(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

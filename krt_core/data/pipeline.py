@@ -73,7 +73,7 @@ def batches(
     with ThreadPoolExecutor(store.workers) as pool:
         source: Pixels | KeptFeatures
         if isinstance(store, FeatureStore) and (augmentation == "none" or store.views):
-            source = KeptFeatures(store, rows, augmentation != "none")
+            source = KeptFeatures(store, rows, augmentation != "none", pool)
         else:
             images = store.images if isinstance(store, FeatureStore) else store
             source = Pixels(images, augmentation, runtime, pool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,15 +10,10 @@ from ..config import Data
 from ..machine.distributed import World
 from . import Halves
 from .dataset import MultiLabelDataset
+from .features import Teller
 from .overlap import key_of, look, look_at
 from .stamp import image_stamp
 from .store import ImageStore
-
-
-class Teller(Protocol):
-    def log(self, text: str) -> None: ...
-
-    def decoding(self, what: str, done: int, total: int) -> None: ...
 
 
 class Images(NamedTuple):

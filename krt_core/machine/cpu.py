@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,17 @@ def keep_freed_memory(keep: bool = True) -> bool:
         return all(libc.mallopt(key, value) for key, value in settings.items())
     except (OSError, AttributeError):  # no glibc
         return False
+
+
+@contextlib.contextmanager
+def one_thread(only: bool = True) -> Iterator[None]:
+    """Compute in one thread, where the work is so small that several would mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if only else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def falling_order(scores: np.ndarray) -> np.ndarray:

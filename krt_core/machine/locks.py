@@ -94,3 +94,29 @@ def _told(path: str | Path) -> Iterator[None]:
             f"{path} cannot be locked ({error.strerror}). Mount its file system with locks (Lustre: -o flock; "
             "NFS: not nolock), or choose another one: --folder or KRT_HOME for results, KRT_SLOTS for slots."
         ) from None
+
+
+class Claims:
+    """Ranges of whole numbers, each held by one process at a time, by locks on bytes of a file; a killed process lets
+    go of them by itself. Threads of one process are not kept apart."""
+
+    def __init__(self, path: str | Path):
+        self.path, self.file = path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+    def take(self, start: int, stop: int, wait: bool) -> bool:
+        """Hold the numbers from start to before stop; False where another process has some and ``wait`` is not said."""
+        try:
+            with _told(self.path):
+                fcntl.lockf(self.file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), stop - start, start)
+        except BlockingIOError:
+            return False
+        return True
+
+    def give(self, start: int, stop: int) -> None:
+        fcntl.lockf(self.file, fcntl.LOCK_UN, stop - start, start)
+
+    def __enter__(self) -> Claims:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.file)

@@ -36,6 +36,7 @@ class Backbone(nn.Module):
         self.register_buffer("scale", torch.tensor(std, dtype=torch.float64).view(-1, 1, 1), persistent=False)
         self.image_size: int | None = None  # pixels; None if nobody said
         self.compiled = False  # run through torch.compile? The heads, which grow, are never compiled
+        self.later: Callable[[Backbone], None] | None = None  # what is to be done to it before it sees its first image
         self.foldable: bool | None = None  # can batch norm be folded away? found out when first asked (inference.py)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -59,6 +60,9 @@ class Backbone(nn.Module):
         return _as_map(self.body, features), tuple(stages)
 
     def _normalise(self, images: Tensor) -> Tensor:
+        if self.later is not None:
+            self.later, later = None, self.later
+            later(self)
         if not np.any(self.mean) and np.all(np.equal(self.std, 1)):
             return images
         return (images - self.shift.to(images.dtype)) / self.scale.to(images.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 
 import torch
@@ -25,8 +26,8 @@ def for_inference(network: Network, dtype: torch.dtype) -> Network:
         _prepare(made.backbone, network.backbone, dtype)
         return made
     if dtype not in network.looking:  # made once: all copies share it
-        network.looking[dtype] = copy.deepcopy(network.backbone).eval().requires_grad_(False)
-        _prepare(network.looking[dtype], network.backbone, dtype)
+        looking = network.looking[dtype] = copy.deepcopy(network.backbone).eval().requires_grad_(False)
+        looking.later = functools.partial(_prepare, original=network.backbone, dtype=dtype)  # if it sees images at all
     shared = {id(network.backbone): network.looking[dtype], id(network.looking): network.looking}
     return copy.deepcopy(network, shared).eval().requires_grad_(False)
 

@@ -9,6 +9,7 @@ import torch.export
 from torch import Tensor, nn
 
 from ..config import Model
+from ..errors import ConfigError
 from ..machine.precision import full_precision
 from .backbone import Backbone, make_backbone
 from .ica import Attention, IncrementalCrossAttention, SessionHead, _truncated_normal
@@ -27,7 +28,7 @@ class Output:
     @property
     def pooled(self) -> Tensor:
         """(B, channels) mean over the feature map: the embedding that herding uses."""
-        return full_precision(self.features).mean(dim=(2, 3))
+        return pool(self.features)
 
     def clone(self) -> Output:
         """Copies of all tensors but the attention."""
@@ -122,6 +123,11 @@ class Network(nn.Module):
         return self
 
     def forward(self, images: Tensor, with_attention: bool = False, with_stages: bool = False) -> Output:
+        if with_stages and images.shape[1] == self.backbone.channels:
+            raise ConfigError(
+                "The outputs of the backbone's stages are asked for, but it stands still, and of the images only the "
+                "last map is kept. Do without them where Network.still, or set data.features=false."
+            )
         features, stages = self.backbone.with_stages(images) if with_stages else (self.features(images), None)
         logits, tokens, attention = self._classify(features, with_attention)
         return Output(logits, tokens, features, attention, stages)
@@ -145,7 +151,7 @@ class Network(nn.Module):
 
     def embed(self, features: Tensor) -> Tensor:
         """What a linear head reads (B, width) of feature maps (B, channels, h, w)."""
-        pooled = full_precision(features).mean(dim=(2, 3))
+        pooled = pool(features)
         return self.expansion(pooled).relu() if hasattr(self, "expansion") else pooled
 
     def patch_tokens(self, features: Tensor) -> Tensor:
@@ -158,6 +164,12 @@ class Network(nn.Module):
                 + (", or feature maps, not their means (needs_maps of the method)." if patches.shape[1] == 1 else ".")
             )
         return patches + self.position
+
+
+def pool(features: Tensor) -> Tensor:
+    """(B, channels) means of feature maps, or of what were means already, float32 or better."""
+    features = full_precision(features)
+    return features.flatten(1) if features.shape[2:] == (1, 1) else features.mean(dim=(2, 3))
 
 
 def build_network(model: Model, head: str, image_size: int, compile: bool = False, frozen: bool = False) -> Network:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import Experiment
-from ..data.features import FeatureStore
-from ..data.store import ImageStore, Progress
+from ..data.features import FeatureStore, Teller, say_sizes
+from ..data.store import ImageStore
 from ..machine.device import Runtime
 from ..machine.precision import full_precision
 from .inference import for_inference
@@ -51,14 +52,23 @@ class Features:
 
 
 def kept_features(
-    network: Network, runtime: Runtime, maps: bool, experiment: Experiment, progress: Progress,
+    network: Network, runtime: Runtime, method: Any, experiment: Experiment, tell: Teller,
     train: ImageStore, test: ImageStore,
 ) -> tuple[FeatureStore, FeatureStore]:  # fmt: skip
-    """Stores of features in place of the stores of training and test images, of a network whose backbone stands still.
-    maps: of whole maps, which the head "ica" needs, or of their means."""
-    make = features_of(network, runtime, maps)
-    how = experiment.train.augment, experiment.data.views, progress
-    return FeatureStore(train, make, *how), FeatureStore(test, make, progress=progress)
+    """Stores of features in place of the stores of training and test images, of a network whose backbone stands still:
+    whole maps where the head "ica" or the method needs them, else their means. Says how large they are; DataError where
+    the disk has no room for them."""
+    make = features_of(network, runtime, network.kind == "ica" or method.needs_maps)
+    augment, views = experiment.train.augment, experiment.data.views
+    stores = FeatureStore(train, make, augment, views, tell), FeatureStore(test, make, tell=tell)
+    if runtime.world.main:
+        say_sizes(stores, tell.log)
+    if augment != "none" and not views and not method.has_own("fit"):
+        tell.log(
+            f"features: training augments anew at every use (train.augment={augment}), so its images pass the backbone "
+            "in each epoch; with data.views=N, or augment=none, they do so once"
+        )
+    return stores
 
 
 def features_of(network: Network, runtime: Runtime, maps: bool) -> Features:

@@ -29,7 +29,7 @@ class Progress:
         self.state: dict[str, Any] = {}
         self.began = time.monotonic()
         self.steps_total = self.steps_done = self.steps_at_start = 0
-        self._written = 0.0
+        self._written, self._told = 0.0, time.monotonic()
         self._bar = None
         self._board = _open_board(folder) if tensorboard and self.show != "off" else None
 
@@ -111,9 +111,10 @@ class Progress:
                 self._board.add_scalar(f"session_{record['session']:02d}/{key}", record[key], record["epoch"])
 
     def decoding(self, what: str, done: int, total: int) -> None:
-        """Callback of the image cache."""
+        """How far the images, or their features, are: a line at the end, and every half minute before."""
         self.write(task=f"{what} {done}/{total}")
-        if self.show == "lines" and (done == total or done % 8192 < 512):
+        if done == total or time.monotonic() - self._told > 30:
+            self._told = time.monotonic()
             self.log(f"{what}: {done} of {total}")
 
     def close(self) -> None:

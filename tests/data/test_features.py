@@ -1,17 +1,25 @@
 """Features of a backbone that stands still: computed once, read by every run after it, never those of others."""
 
+import re
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from krt_core.data import features as module
+from krt_core.data import kept as kept_module
+from krt_core.data.kept import Kept, said
 from krt_core.data.store import ImageStore
 from krt_core.errors import ConfigError, DataError
 from krt_core.model import still
 from krt_core.runs.files import read_tensors
+from krt_core.runs.folder import Run
 from krt_core.session import train
 from krt_core.weights.convert import load_model
 
@@ -123,7 +131,7 @@ def test_a_start_that_was_cut_short_loses_a_block(store, monkeypatch):
 
 def test_files_that_were_cut_short_are_made_again(store):
     store().ensure(np.arange(40))
-    (path,) = (file for file in store()._path(0).parent.glob("features-*.npy"))
+    path = store().files[0].path
     wanted = store().rows(np.arange(40))
     with path.open("r+b") as file:
         file.truncate(300)
@@ -140,9 +148,7 @@ def test_a_disk_without_room_is_named_before_anything_is_computed(store, monkeyp
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     full = store()
-    with pytest.raises(
-        DataError, match=r"take 0\.0 MB, and .* has 0\.0 MB left\. Make room, or set data\.features=false"
-    ):
+    with pytest.raises(DataError, match=r"take 0\.0 MB, and .* has 0\.0 MB left\. Make room, .*data\.features=false"):
         full.ensure(np.arange(40))
     assert not full.maker.asked
 
@@ -162,3 +168,135 @@ def test_pod_says_that_it_has_nothing_to_distil(tiny, tmp_path):
 def test_views_need_a_backbone_that_stands_still(tiny):
     with pytest.raises(ConfigError, match=r"data\.views needs model\.freeze"):
         tiny(data__views=2)
+
+
+def test_the_sizes_of_coco_with_tresnet_m():
+    train2014, half = 82081, np.dtype(np.float16)
+    pooled, maps = (Kept(Path("x.npy"), (train2014, 2048, *grid), half, b"") for grid in ((1, 1), (7, 7)))
+    assert said(pooled.size) == "0.3 GB" and said(maps.size) == "16.5 GB"
+
+
+def test_sizes_are_said_before_anything_is_computed(tiny, tmp_path, made, monkeypatch):
+    train(tiny(method="krt", model__freeze="all", train__augment="light"), tmp_path / "one", show="none")
+    log = (tmp_path / "one" / "log.txt").read_text()
+    assert re.search(r"features: maps of \d x \d of 40 train images, \d+ bytes each, 0\.\d MB in .*; 0 are there", log)
+    assert "training augments anew at every use (train.augment=light)" in log
+    made.clear()
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
+    with pytest.raises(DataError, match=r"The features take 0\.\d MB, and .* has 0\.0 MB left.*KRT_HOME"):
+        train(tiny(method="krt", **FROZEN, seed=1), tmp_path / "two", show="none")
+    assert not made
+    train(tiny(method="krt", **FROZEN), tmp_path / "three", show="none")  # its features are there
+    assert sum(made) <= 8 and "; 24 are there" in (tmp_path / "three" / "log.txt").read_text()
+
+
+def test_maps_and_means_do_not_mix(tiny, tmp_path, made):
+    train(tiny(method="krt", **FROZEN), tmp_path / "maps", show="none")
+    train(tiny(method="finetune", **FROZEN), tmp_path / "means", show="none")
+    train(tiny(method="krt", **FROZEN), tmp_path / "again", show="none")
+    assert sum(made) == 128
+    assert losses(Run(tmp_path / "maps")) == losses(Run(tmp_path / "again"))
+
+
+def test_stages_of_a_backbone_that_stands_still_are_not_to_be_had(tiny, tmp_path):
+    run = train(tiny(method="krt", **FROZEN), tmp_path / "run", show="none")
+    model = load_model(run, 0)
+    with pytest.raises(ConfigError, match="stages are asked for"):
+        model(torch.zeros(1, model.backbone.channels, *model.backbone.grid), with_stages=True)
+
+
+def test_an_image_that_changes_is_made_again(tiny, tmp_path, made):
+    one = tiny(method="finetune", **FROZEN)
+    train(one, tmp_path / "one", show="none")
+    path = next((Path(one.data.root) / "train2014").glob("*.png"))
+    made.clear()
+    path.touch()
+    train(one, tmp_path / "two", show="none")
+    assert sum(made) == 40  # an image set is known as a whole; the test images are as they were
+
+
+def test_features_of_other_weights_under_this_name_are_not_believed(store):
+    store().ensure(np.arange(40))
+    wanted, other = store().rows(np.arange(40)), store()
+    other.maker.digest = "y"
+    theirs = other._file(0)
+    theirs.begin()
+    theirs.write(np.arange(40), np.zeros((40, 3, 2, 2), np.float32))
+    theirs.vouch(np.arange(40))
+    mine = store().files[0]
+    for file in ("path", "sums_path"):
+        getattr(theirs, file).replace(getattr(mine, file))
+    again = store()
+    again.ensure(np.arange(40))
+    assert sum(again.maker.asked) == 40 and torch.equal(again.rows(np.arange(40)), wanted)
+
+
+def test_a_row_that_the_disk_has_damaged_is_named_and_made_again(store):
+    store().ensure(np.arange(40))
+    again, lines = store(), []
+    again.tell = SimpleNamespace(log=lines.append, decoding=lambda *a: None)
+    wanted = store().rows(np.arange(40))
+    data = bytearray(again.files[0].path.read_bytes())
+    data[-3] ^= 1
+    again.files[0].path.write_bytes(data)
+    again.ensure(np.arange(40))
+    assert again.maker.asked == [1] and torch.equal(again.rows(np.arange(40)), wanted)
+    assert "1 of 40 rows are not as they were written: made again" in lines[0]
+
+
+def test_what_was_written_without_its_checksum_does_not_count(store):
+    cut = store()
+    cut.files[0].begin()
+    cut.files[0].write(np.arange(20), np.ones((20, 3, 2, 2), np.float32))  # and killed
+    again = store()
+    again.ensure(np.arange(40))
+    assert sum(again.maker.asked) == 40
+
+
+def test_a_whole_cache_is_only_read(store, monkeypatch):
+    store().ensure(np.arange(40))
+
+    def fails(*args):
+        raise PermissionError
+
+    monkeypatch.setattr(kept_module, "only_one", fails)
+    monkeypatch.setattr(kept_module, "Claims", fails)
+    store().ensure(np.arange(40))
+
+
+TWO = """
+import sys, time
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np, torch
+from krt_core.config import load_experiment
+from krt_core.data import features, open_dataset
+from krt_core.data.store import ImageStore
+from krt_core.machine.device import choose_runtime
+features.BLOCK, asked = 4, []
+class Maker:
+    shape, dtype, digest, runtime = (3, 2, 2), torch.float32, "x", choose_runtime("float32", "cpu")
+    def __call__(self, images):
+        time.sleep(0.1)
+        asked.append(len(images))
+        return images[:, :, :2, :2].cpu()
+images = ImageStore(open_dataset(load_experiment(sys.argv[1]).data, "train"), 32)
+store = features.FeatureStore(images, Maker())
+Path(sys.argv[2]).touch()
+while not all(Path(file).exists() for file in sys.argv[2:]):
+    time.sleep(0.01)
+store.ensure(np.arange(40))
+print(sum(asked), float(store.rows(np.arange(40)).sum()))
+"""
+
+
+def test_two_runs_at_once_compute_a_part_each(tiny, tmp_path):
+    (tmp_path / "run.yaml").write_text(tiny().to_yaml())
+    places = [str(tmp_path / "one"), str(tmp_path / "two")]
+    command = [sys.executable, "-c", TWO, str(tmp_path / "run.yaml")]
+    both = [subprocess.Popen([*command, *at], stdout=subprocess.PIPE, text=True) for at in (places, places[::-1])]
+    said_by = [process.communicate(timeout=120)[0].split() for process in both]
+    counts, sums = zip(*said_by, strict=True)
+    assert sum(map(int, counts)) == 40 and min(map(int, counts)) >= 12
+    assert sums[0] == sums[1]
