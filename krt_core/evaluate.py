@@ -13,7 +13,7 @@ import torch
 
 from .config import Experiment, Train
 from .data import Halves, MultiLabelDataset, open_dataset
-from .data.pipeline import batches
+from .data.pipeline import batches, small_work
 from .data.store import ImageStore
 from .errors import CheckpointError, ConfigError, RunError
 from .machine.device import Runtime, choose_runtime, environment
@@ -53,17 +53,18 @@ def predict(
     every, rows = rows, world.part(rows)
     wanted = None if features is None else world.part(features)
     alone = replace(runtime, world=World())  # the rows are already this process's own
-    for batch in batches(store, rows, np.zeros((len(rows), 0), bool), batch_size, alone):
-        with runtime.autocast():
-            said = method.scores(model, batch.images) if own else None
-            output = model(batch.images) if features is not None or not own else None
-        scores.append((torch.sigmoid(output.logits) if said is None else said).float().cpu().numpy())
-        if wanted is not None:
-            mine = wanted[seen : seen + len(batch.rows)]
-            found, before = output.pooled.cpu().numpy()[mine], int(wanted[:seen].sum())
-            pooled = np.empty((int(wanted.sum()), found.shape[1]), found.dtype) if pooled is None else pooled
-            pooled[before : before + len(found)] = found
-            seen += len(batch.rows)
+    with small_work(store, runtime.device):
+        for batch in batches(store, rows, np.zeros((len(rows), 0), bool), batch_size, alone):
+            with runtime.autocast():
+                said = method.scores(model, batch.images) if own else None
+                output = model(batch.images) if features is not None or not own else None
+            scores.append((torch.sigmoid(output.logits) if said is None else said).float().cpu().numpy())
+            if wanted is not None:
+                mine = wanted[seen : seen + len(batch.rows)]
+                found, before = output.pooled.cpu().numpy()[mine], int(wanted[:seen].sum())
+                pooled = np.empty((int(wanted.sum()), found.shape[1]), found.dtype) if pooled is None else pooled
+                pooled[before : before + len(found)] = found
+                seen += len(batch.rows)
     whole = world.gather(np.concatenate(scores).astype(np.float32))
     if (broken := np.isnan(whole).any(axis=1)).any():
         raise RunError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Train
-from .data.pipeline import Batch, batches
+from .data.pipeline import Batch, batches, small_work
 from .data.pipeline import steps as steps_of
 from .data.store import ImageStore
 from .errors import ConfigError, RunError
@@ -22,6 +22,8 @@ from .methods import Context, Method
 from .model import Network
 from .model.inference import for_inference
 from .protocol import View
+
+NARROW = 2048  # numbers of an embedding up to which a session in closed form is work for one thread
 
 
 class Learner:
@@ -59,7 +61,7 @@ class Learner:
         Steps whose loss overflowed float16, which change no weight, are left out of the means and counted as
         ``overflowed`` (by each process). Raises RunError where the loss is not finite otherwise, or in every step.
         """
-        with one_thread(getattr(store, "pooled", False) and self.runtime.device.type == "cpu"):
+        with small_work(store, self.runtime.device):
             return self._pass(store, seed, on_step, max_steps)
 
     def _pass(
@@ -136,7 +138,8 @@ def fit(model: nn.Module, method: Method, context: Context, images: int, seed: t
     began = time.perf_counter()
     set_seed(*seed)
     model.eval()
-    method.fit(context)
+    with one_thread(getattr(model, "width", 0) <= NARROW):
+        method.fit(context)
     seconds = time.perf_counter() - began
     return {"images": images, "seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1)}
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..machine.cpu import usual_threads
 from ..machine.device import Runtime
 from ..machine.home import data_dir
 from ..machine.locks import Claims
@@ -102,7 +103,7 @@ class FeatureStore:
         if (damaged := there + len(lacking) - len(rows)) > 0 and self.tell:
             self.tell.log(f"{file.path}: {damaged} of {there} rows are not as they were written: made again")
         if len(lacking):
-            with BUSY, file.begin() as claims, ThreadPoolExecutor(self.workers) as pool:
+            with BUSY, usual_threads(), file.begin() as claims, ThreadPoolExecutor(self.workers) as pool:
                 self._fill(file, lacking, view, claims, pool)
 
     def _fill(self, file: Kept, rows: np.ndarray, view: int, claims: Claims, pool: ThreadPoolExecutor) -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..machine.cpu import one_thread
 from ..machine.device import Runtime
 from .features import FeatureStore, KeptFeatures
 from .images import load_image
 from .loading import Pixels, move, sender, to_device
 from .store import ImageStore
 
-__all__ = ["Batch", "FeatureStore", "ImageStore", "batches", "load_image", "move", "sender", "steps", "to_device"]
+__all__ = [
+    "Batch", "FeatureStore", "ImageStore", "batches", "load_image", "move", "sender", "small_work", "steps",
+    "to_device",
+]  # fmt: skip
 
 AHEAD = 2  # batches prepared while one is in use
 
@@ -97,3 +102,8 @@ def steps(images: int, batch_size: int) -> int:
     """Batches of an epoch of training: batch norm cannot learn from one image, so one left over makes no batch."""
     full, left = divmod(images, batch_size)
     return full + (left > (1 if full else 0))
+
+
+def small_work(store: ImageStore | FeatureStore, device: torch.device) -> AbstractContextManager[None]:
+    """Heads on means are so little work that several threads would mostly wait for one another."""
+    return one_thread(isinstance(store, FeatureStore) and store.pooled and device.type == "cpu")

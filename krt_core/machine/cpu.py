@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 
+_usual: list[int] = []  # threads outside each `one_thread`
+
+
 def keep_freed_memory(keep: bool = True) -> bool:
     """Ask the C library to keep large blocks that are freed for the next use; returns whether it does.
 
@@ -34,11 +37,23 @@ def keep_freed_memory(keep: bool = True) -> bool:
 def one_thread(only: bool = True) -> Iterator[None]:
     """Compute in one thread, where the work is so small that several would mostly wait for one another."""
     before = torch.get_num_threads()
+    _usual.append(before)
     torch.set_num_threads(1 if only else before)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(_usual.pop())
+
+
+@contextlib.contextmanager
+def usual_threads() -> Iterator[None]:
+    """As many threads as there were outside `one_thread`."""
+    now = torch.get_num_threads()
+    torch.set_num_threads(_usual[0] if _usual else now)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(now)
 
 
 def falling_order(scores: np.ndarray) -> np.ndarray:

@@ -171,9 +171,11 @@ class Solver:
         what is asked for instead of making all vectors: a fifth of the time of `torch.linalg.eigh`."""
         from scipy.linalg import eigh_tridiagonal
         from scipy.linalg.lapack import dsytrd
+        from threadpoolctl import threadpool_limits
 
-        reflections, diagonal, beside, scale, _ = dsytrd(self.G.numpy().T, lower=1, lwork=64 * len(self.G))
-        values, vectors = (torch.from_numpy(found) for found in eigh_tridiagonal(diagonal, beside))
+        with threadpool_limits(1, "blas"):  # most of it waits for memory, and more threads for one another
+            reflections, diagonal, beside, scale, _ = dsytrd(self.G.numpy().T, lower=1, lwork=64 * len(self.G))
+            values, vectors = (torch.from_numpy(found) for found in eigh_tridiagonal(diagonal, beside))
         along = [numbers.clone() for numbers in rows]
         if len(values) > 1:  # Householder's, which leave the first coordinate alone
             how = torch.from_numpy(reflections[1:, :-1]), torch.from_numpy(scale)

@@ -17,6 +17,7 @@ from krt_core.data import kept as kept_module
 from krt_core.data.kept import Kept, said
 from krt_core.data.store import ImageStore
 from krt_core.errors import ConfigError, DataError
+from krt_core.methods import METHODS
 from krt_core.model import still
 from krt_core.runs.files import read_tensors
 from krt_core.runs.folder import Run
@@ -300,3 +301,20 @@ def test_two_runs_at_once_compute_a_part_each(tiny, tmp_path):
     counts, sums = zip(*said_by, strict=True)
     assert sum(map(int, counts)) == 40 and min(map(int, counts)) >= 12
     assert sums[0] == sums[1]
+
+
+def test_only_heads_on_means_learn_in_one_thread(tiny, tmp_path, monkeypatch):
+    threads = {"backbone": set(), "head": set()}
+    original = still.Features.__call__
+    monkeypatch.setattr(
+        still.Features,
+        "__call__",
+        lambda self, x: threads["backbone"].add(torch.get_num_threads()) or original(self, x),
+    )
+    loss = METHODS["finetune"].loss
+    monkeypatch.setattr(
+        METHODS["finetune"], "loss", lambda self, b: threads["head"].add(torch.get_num_threads()) or loss(self, b)
+    )
+    torch.set_num_threads(2)
+    train(tiny(method="finetune", **FROZEN), tmp_path / "run", show="none")
+    assert threads == {"backbone": {2}, "head": {1}} and torch.get_num_threads() == 2
