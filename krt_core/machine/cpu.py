@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-
 _usual: list[int] = []  # threads outside each `one_thread`
 
 
