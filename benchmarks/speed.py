@@ -41,7 +41,7 @@ from krt_core.protocol import Protocol, make_protocol, session_view
 from krt_core.session import _Training, train
 from krt_core.weights.convert import network_of
 
-from . import published
+from . import published, still
 from .measure import seconds, side_by_side
 from .photos import write_photos
 
@@ -262,6 +262,28 @@ def session(bench: Bench, backbone: str = "tf_efficientnet_lite0", name: str = "
         session(bench, "resnet18", "session_resnet18")
 
 
+def standing_still(bench: Bench) -> None:
+    """What a backbone that stands still saves; see `benchmarks.still`."""
+    dataset, _ = bench.photos(*((384, 16) if bench.quick else (1024, 16)))
+    found = {
+        "extraction": still.extraction(bench.runtime, dataset, bench.repeats),
+        "step": still.step(bench.runtime, bench.repeats),
+        **{f"heads, batch {n}": still.heads(bench.runtime, bench.folder, n, bench.repeats) for n in (32, 128)},
+    }
+    if root := still.photos():
+        found["ridge"] = still.ridge(bench.folder, root)
+        if not bench.quick:
+            found["jobs"] = still.jobs(bench.folder, root)
+    for name, numbers in found.items():
+        still.show(name, numbers)
+    bench.absolute["still"] = found
+    for name, one, other in (("extraction", "bare", "kept"), ("step", "trained", "kept")):
+        times = found[name]
+        bench.ratios[f"still_{name}"] = round(times[one]["seconds"] / times[other]["seconds"], 2)
+        spent = times[one]["processor_seconds"] / times[other]["processor_seconds"]
+        print(f"still_{name}: {bench.ratios[f'still_{name}']:.2f} ({spent:.2f} by processor time)", flush=True)
+
+
 class SessionDone(Exception):
     """Leaves the session loop."""
 
@@ -280,6 +302,7 @@ MEASUREMENTS = {
     "evaluation_epoch": evaluation_epoch,
     "incremental_step": incremental_step,
     "session": session,
+    "still": standing_still,
 }
 
 
