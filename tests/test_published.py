@@ -17,7 +17,7 @@ from recipe import published_tensor, published_weights
 
 import krt_core.learn as learn_module
 import krt_core.methods.krt as krt_module
-import krt_core.session as session_module
+import krt_core.protocol as protocol_module
 import krt_core.weights.start as start_module
 from krt_core.config import Model, load_experiment
 from krt_core.dpl import ThresholdRecord, search_threshold
@@ -292,7 +292,7 @@ def test_a_whole_training(tmp_path, monkeypatch):
         return network
 
     monkeypatch.setattr(start_module, "network_of", start)
-    monkeypatch.setattr(session_module, "check_labels", lambda *_: None)  # some classes have no test image
+    monkeypatch.setattr(protocol_module, "check_labels", lambda *_: None)  # some classes have no test image
     steps = []
 
     def record(self, batch):

@@ -44,7 +44,9 @@ def main(folder: str, results: str) -> int:
 def _prepare(folder: Path, target: Path) -> str:
     """Write the preset of a folder; returns what it is, in words."""
     layout, classes, labels, images = _opened(folder)
-    if target.is_file() and (before := yaml.safe_load(target.read_text())["data"]["root"]) != str(folder):
+    if target.is_file() and (before := yaml.safe_load(target.read_text(encoding="utf-8"))["data"]["root"]) != str(
+        folder
+    ):
         raise DataError(f"{target.parent} has the results of {before}: delete it, or set RESULTS to another folder.")
     preset = PRESETS[layout]
     content = {"extends": preset, "name": "photos", "data": {"root": str(folder), "views": 0},
