@@ -162,7 +162,7 @@ def _train(options: argparse.Namespace) -> None:
 
 @command(
     "bench", "run a matrix of experiments, headless",
-    arg("matrix", help="a shipped matrix (digits, paper_coco, paper_voc, voc_sub) or a YAML file"),
+    arg("matrix", help="a shipped matrix (digits, paper_voc, photos_frozen, ...) or a YAML file"),
     arg("--dry-run", action="store_true", help="list the runs, what is done, and how long the rest may take"),
     arg("--status", action="store_true", help="show how far it is, and why what failed did"),
     arg("--folder", help="where everything goes; default outputs/<name of the matrix>"),

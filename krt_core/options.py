@@ -61,10 +61,8 @@ class PODOptions:
 @dataclass(frozen=True, config=STRICT)
 class FinetuneOptions:
     head: Head = "linear"
-    old: Literal["zero", "unknown"] = (
-        "zero"  # what labels of old classes that a session does not show count as: absent,
-    )
-    # or nothing at all, so that the loss is on the session's own classes and on what exemplars show
+    old: Literal["zero", "unknown"] = "zero"  # what labels of old classes count as that a session does not show:
+    # absent, or nothing at all, so that the loss is on the session's own classes and on what exemplars show
 
 
 @dataclass(frozen=True, config=STRICT)

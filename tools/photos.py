@@ -17,7 +17,7 @@ import yaml
 from krt_core.config import Data, load_experiment
 from krt_core.data import open_both
 from krt_core.errors import DataError, KRTError
-from krt_core.machine.home import resolve
+from krt_core.machine.home import atomic_write, resolve
 
 PRESETS = {"voc": "voc_sub", "coco": "coco_sub"}  # layout → whose backbone and settings are taken
 SESSIONS, FEWEST = 8, 5  # at most so many sessions; of classes with so many training and so many test images
@@ -44,9 +44,8 @@ def main(folder: str, results: str) -> int:
 def _prepare(folder: Path, target: Path) -> str:
     """Write the preset of a folder; returns what it is, in words."""
     layout, classes, labels, images = _opened(folder)
-    if target.is_file() and (before := yaml.safe_load(target.read_text(encoding="utf-8"))["data"]["root"]) != str(
-        folder
-    ):
+    before = load_experiment(target).data.root if target.is_file() else str(folder)
+    if before != str(folder):
         raise DataError(f"{target.parent} has the results of {before}: delete it, or set RESULTS to another folder.")
     preset = PRESETS[layout]
     content = {"extends": preset, "name": "photos", "data": {"root": str(folder), "views": 0},
@@ -63,8 +62,7 @@ def _prepare(folder: Path, target: Path) -> str:
         content["data"]["classes"] = chosen
         content["protocol"] = {"base": 0, "increment": increment}
         content["krt"] = {"mean_labels": round(float(labels[0].sum() / images[0]), 2)}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    atomic_write(target, yaml.safe_dump(content, sort_keys=False))
     left = [name for name in classes if name not in chosen]
     return (
         f"{folder}: {layout} layout, {images[0]} training and {images[1]} test images, {len(chosen)} classes in "

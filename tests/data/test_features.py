@@ -17,12 +17,13 @@ from krt_core.data import kept as kept_module
 from krt_core.data.kept import Kept, said
 from krt_core.data.store import ImageStore
 from krt_core.errors import ConfigError, DataError
+from krt_core.machine.device import Runtime
 from krt_core.methods import METHODS
 from krt_core.model import still
 from krt_core.runs.files import read_tensors
 from krt_core.runs.folder import Run
 from krt_core.session import train
-from krt_core.weights.convert import load_model
+from krt_core.weights.convert import load_model, network_of
 
 FROZEN = {"model__freeze": "all", "train__augment": "none"}
 
@@ -318,3 +319,23 @@ def test_only_heads_on_means_learn_in_one_thread(tiny, tmp_path, monkeypatch):
     torch.set_num_threads(2)
     train(tiny(method="finetune", **FROZEN), tmp_path / "run", show="none")
     assert threads == {"backbone": {2}, "head": {1}} and torch.get_num_threads() == 2
+
+
+def test_all_that_decides_features_is_in_their_name(tiny):
+    """Another device, precision, normalisation, size, kind or weight makes other numbers, so other files."""
+    cpu, bf16 = Runtime(torch.device("cpu"), torch.float32, {}), Runtime(torch.device("cpu"), torch.bfloat16, {})
+    cuda = Runtime(torch.device("cuda"), torch.float32, {})
+
+    def name(runtime=cpu, maps=True, **changes):
+        torch.manual_seed(0)
+        return still.features_of(network_of(tiny(**changes)), runtime, maps).digest
+
+    torch.manual_seed(0)
+    changed = network_of(tiny())
+    with torch.no_grad():
+        next(changed.backbone.parameters()).view(-1)[0] += 1e-6
+    others = [
+        name(cuda), name(bf16), name(maps=False), name(model__mean=0.5), name(model__std=0.5), name(data__image_size=48),
+        still.features_of(changed, cpu, True).digest,
+    ]  # fmt: skip
+    assert name() == name() and len({name(), *others}) == 1 + len(others)

@@ -15,33 +15,51 @@ from krt_core.methods.start import start_from_ridge
 from krt_core.session import train
 
 
-def test_the_new_classes_start_where_scikit_learn_ends_with_the_penalty_that_leaves_the_least_error():
+def session_of(x, y, start):
+    """A context with a head for each of the sessions before and from column ``start`` on."""
+    first, second = nn.Linear(4, start), nn.Linear(4, y.shape[1] - start)
+    batch = SimpleNamespace(weight=1, labels=torch.from_numpy(y).float())
+    return SimpleNamespace(
+        model=SimpleNamespace(kind="linear", width=4, heads=[first, second]), world=World(), log=lambda text: None,
+        session=SimpleNamespace(start=start, stop=y.shape[1], columns=slice(start, y.shape[1])),
+        embeddings=lambda: iter([(torch.from_numpy(x), batch)]),
+    )  # fmt: skip
+
+
+def best_of(x, y, known):
+    """Of each class scikit-learn's regression on the images that are known, with the penalty that leaves the least
+    error, each image left out in turn."""
+
+    def fitted(penalty, c, rows):
+        unit = np.square(x[known[:, c]] - x[known[:, c]].mean(0)).sum(0).mean()
+        return Ridge(alpha=penalty * unit).fit(x[rows], y[rows, c])
+
+    def error(penalty):
+        total = 0.0
+        for c in range(y.shape[1]):
+            rows = np.flatnonzero(known[:, c])
+            left = [(y[i, c] - fitted(penalty, c, rows[rows != i]).predict(x[i : i + 1])[0]) ** 2 for i in rows]
+            total += sum(left) / y[rows, c].var()
+        return total
+
+    best = min(PENALTIES, key=error)
+    return [fitted(best, c, known[:, c]) for c in range(y.shape[1])]
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_the_new_classes_start_where_scikit_learn_ends_with_the_penalty_that_leaves_the_least_error(unknown):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(30, 4)), (rng.random((30, 3)) < 0.4).astype(float)
     y[:, 1:] = (x[:, :2] + rng.normal(size=(30, 2)) > 0.5).astype(float)
-    first, second = nn.Linear(4, 1), nn.Linear(4, 2)
+    known = (rng.random((30, 3)) < 0.7) | (not unknown)
+    context = session_of(x, np.where(known, y, -1), 1)
+    first, second = context.model.heads
     before = first.weight.clone()
-    batch = SimpleNamespace(weight=1, labels=torch.from_numpy(y).float())
-    context = SimpleNamespace(
-        model=SimpleNamespace(kind="linear", width=4, heads=[first, second]), world=World(), log=lambda text: None,
-        session=SimpleNamespace(start=1, stop=3, columns=slice(1, 3)),
-        embeddings=lambda: iter([(torch.from_numpy(x), batch)]),
-    )  # fmt: skip
     start_from_ridge(context)
-    own, unit = y[:, 1:], np.square(x - x.mean(0)).sum(0).mean()
-
-    def error(penalty):
-        left_out = np.zeros(2)
-        for i in range(30):
-            others = np.arange(30) != i
-            left_out += (own[i] - Ridge(alpha=penalty * unit).fit(x[others], own[others]).predict(x[i : i + 1])[0]) ** 2
-        return (left_out / own.var(axis=0)).sum()
-
-    best = min(PENALTIES, key=error)
-    theirs = Ridge(alpha=best * unit).fit(x, own)
+    theirs = best_of(x, y[:, 1:], known[:, 1:])
     assert torch.equal(first.weight, before)  # old classes go on from where they are
-    assert np.allclose(second.weight.detach(), SLOPE * theirs.coef_, atol=1e-5)
-    assert np.allclose(second.bias.detach(), SLOPE * (theirs.intercept_ - 0.5), atol=1e-5)
+    assert np.allclose(second.weight.detach(), [SLOPE * fit.coef_ for fit in theirs], atol=1e-5)
+    assert np.allclose(second.bias.detach(), [SLOPE * (fit.intercept_ - 0.5) for fit in theirs], atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["joint", "pod", "finetune"])

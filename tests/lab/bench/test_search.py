@@ -80,6 +80,14 @@ def test_draws_are_the_same_for_all_methods_and_more_begin_with_those_of_fewer(m
     assert other.settings != two.settings
 
 
+def test_the_winner_learns_from_all_training_images_whatever_the_matrix_holds_out(matrix_file, scored):
+    scored(lambda folder: Score(1.0, 1.0, 1.0))
+    made = planned(matrix_file, overrides={"data.validation": 0.1, "train.evaluate_every": 1})
+    trials, finals = ([job.experiment for job in made.jobs if job.trial == trial] for trial in (True, False))
+    assert {(e.data.validation, e.data.test) for e in trials} == {(0.3, "validation")}
+    assert {(e.data.validation, e.data.test, e.train.evaluate_every) for e in finals} == {(0.0, "test", 0)}
+
+
 def test_a_method_with_fewer_settings_uses_what_it_has(matrix_file):
     asked = {"how": "random", "trials": 8, "methods": {"ridge": {"ridge.penalty": [0.1, 1, 1.0]}}}
     made = planned(matrix_file, search=asked)
