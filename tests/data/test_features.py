@@ -335,7 +335,7 @@ def test_all_that_decides_features_is_in_their_name(tiny):
     with torch.no_grad():
         next(changed.backbone.parameters()).view(-1)[0] += 1e-6
     others = [
-        name(cuda), name(bf16), name(maps=False), name(model__mean=0.5), name(model__std=0.5), name(data__image_size=48),
-        still.features_of(changed, cpu, True).digest,
+        name(cuda), name(bf16), name(maps=False), name(model__mean=0.5), name(model__std=0.5),
+        name(data__image_size=48), still.features_of(changed, cpu, True).digest,
     ]  # fmt: skip
     assert name() == name() and len({name(), *others}) == 1 + len(others)
