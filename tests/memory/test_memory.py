@@ -3,9 +3,9 @@ import inspect
 import numpy as np
 import pytest
 
-import krt_core.memory as memory_module
+import krt_core.memory.ranked as memory_module
 from krt_core.config import Replay
-from krt_core.memory import Memory, herding
+from krt_core.memory import Ranked, herding
 
 
 def test_herding_follows_the_mean_better_than_chance():
@@ -49,17 +49,17 @@ def _labels():
 @pytest.mark.parametrize("selection", ["herding", "random"])
 def test_memory_keeps_its_quota_and_drops_images_already_stored(selection):
     labels, features = _labels(), np.random.default_rng(0).normal(size=(12, 8))
-    memory = Memory(Replay(per_class=3, selection=selection))
+    memory = Ranked(Replay(per_class=3, selection=selection))
     memory.update(0, np.arange(10), labels[:10, :2], features[:10], seed=0)
     assert [len(r) for r in memory.ranked] == [3, 3] and len(set(memory.images.tolist())) == 6
-    again = Memory(Replay(per_class=3, selection=selection))
+    again = Ranked(Replay(per_class=3, selection=selection))
     again.load_state(memory.state())
     assert again.ranked == memory.ranked and again.sessions == memory.sessions
 
 
 def test_memory_with_a_fixed_budget_shrinks_the_older_lists_from_the_end():
     labels, features = _labels(), np.random.default_rng(0).normal(size=(12, 8))
-    memory = Memory(Replay(budget=8))
+    memory = Ranked(Replay(budget=8))
     memory.update(0, np.arange(10), labels[:10, :2], features[:10], seed=0)
     before = [list(r) for r in memory.ranked]
     memory.update(1, np.arange(8, 12), labels[8:, 2:], features[8:], seed=0)
@@ -68,7 +68,7 @@ def test_memory_with_a_fixed_budget_shrinks_the_older_lists_from_the_end():
 
 
 def test_fewer_images_than_exemplars_keeps_what_there_is():
-    memory = Memory(Replay(per_class=50))
+    memory = Ranked(Replay(per_class=50))
     memory.update(0, np.arange(12), _labels(), np.random.default_rng(0).normal(size=(12, 8)), seed=0)
     assert 0 < len(memory.images) <= 12
 
@@ -76,15 +76,15 @@ def test_fewer_images_than_exemplars_keeps_what_there_is():
 def test_stored_labels_widened_as_published_or_strict():
     labels = np.ones((1, 6), dtype=bool)
     for kind, expected in (("widened", [0, 0, 1, 1, 1, 1]), ("strict", [0, 0, 1, 1, 0, 0])):
-        memory = Memory(Replay(per_class=1, labels=kind), [[], [], [0]], [0, 0, 1])
+        memory = Ranked(Replay(per_class=1, labels=kind), [[], [], [0]], [0, 0, 1])
         assert memory.visible(labels, [0, 2, 4], [2, 4, 6]).astype(int).tolist() == [expected]
-    twice = Memory(Replay(per_class=1, duplicates=True), [[0], [], [0]], [0, 0, 1])  # each copy by its own session
+    twice = Ranked(Replay(per_class=1, duplicates=True), [[0], [], [0]], [0, 0, 1])  # each copy by its own session
     assert twice.visible(labels, [0, 2], [2, 4]).astype(int).tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
 
 
 def test_an_image_that_comes_back_is_stored_once_unless_duplicates_are_kept():
     labels = np.array([[1, 1, 1], [1, 0, 0]], dtype=bool)  # image 0 has a class of both sessions, two of the first
-    once, twice = Memory(Replay(per_class=2)), Memory(Replay(per_class=2, duplicates=True))
+    once, twice = Ranked(Replay(per_class=2)), Ranked(Replay(per_class=2, duplicates=True))
     for memory in (once, twice):
         memory.update(0, np.array([0, 1]), labels[:, :2], np.eye(2), seed=0)
         memory.update(1, np.array([0]), labels[:1, 2:], np.eye(2)[:1], seed=0)
@@ -98,7 +98,7 @@ def test_what_chooses_the_exemplars():
     features, rows, labels = np.random.default_rng(0).normal(size=(30, 4)), np.arange(100, 130), np.ones((30, 1), bool)
 
     def chosen(selection, features, seed=0):
-        memory = Memory(Replay(per_class=5, selection=selection))
+        memory = Ranked(Replay(per_class=5, selection=selection))
         memory.update(0, rows, labels, features, seed)
         return memory.images.tolist()
 
@@ -110,23 +110,23 @@ def test_what_chooses_the_exemplars():
 
 
 def test_quotas_and_who_falls_short_of_them():
-    assert [Memory(Replay(budget=8)).quota(classes) for classes in (0, 1, 2, 3)] == [8, 8, 4, 2]
-    assert Memory(Replay(per_class=3)).quota(7) == 3
-    memory = Memory(Replay(per_class=2), [[5, 6], [7], []], [0, 0, 1])
+    assert [Ranked(Replay(budget=8)).quota(classes) for classes in (0, 1, 2, 3)] == [8, 8, 4, 2]
+    assert Ranked(Replay(per_class=3)).quota(7) == 3
+    memory = Ranked(Replay(per_class=2), [[5, 6], [7], []], [0, 0, 1])
     assert memory.short(["ant", "bee", "cat", "of a session to come"]) == ["bee (1)", "cat (0)"]
 
 
 def test_an_empty_memory_is_rows_too_and_each_class_has_a_session():
-    memory, labels = Memory(Replay(per_class=2)), np.ones((3, 4), bool)
+    memory, labels = Ranked(Replay(per_class=2)), np.ones((3, 4), bool)
     assert labels[memory.images].shape == (0, 4) and memory.visible(labels, [0], [2]).shape == (0, 2)
     assert memory.stored_in.dtype == np.int64
     with pytest.raises(ValueError):
-        _ = Memory(Replay(per_class=2), [[0], [1]], [0]).stored_in
+        _ = Ranked(Replay(per_class=2), [[0], [1]], [0]).stored_in
 
 
 def test_no_image_is_stored_for_a_class_that_is_unknown_of_it():
     labels = np.array([[1], [-1], [0], [1], [-1]], np.int8)
     for selection in ("herding", "random"):
-        memory = Memory(Replay(per_class=5, selection=selection))
+        memory = Ranked(Replay(per_class=5, selection=selection))
         memory.update(0, np.arange(5), labels, np.random.default_rng(0).normal(size=(5, 4)), seed=0)
         assert sorted(memory.images.tolist()) == [0, 3]

@@ -1,36 +1,47 @@
-"""Exemplars: which images are kept for replay, and what may be seen of their labels."""
+"""A ranked list of images for each class, best first: by herding, or at random."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from .config import Replay
+from ..config import Replay
+from .base import Memory
 
 
 @dataclass
-class Memory:
-    """Stored images, one ranked list per class (best first). Numbers are rows of the training set.
-
-    Each class remembers the session it was learned in: what is stored for it hides the labels of earlier sessions.
-    """
+class Ranked(Memory):
+    """Each class keeps its own list, and remembers the session in which it was learned."""
 
     replay: Replay
     ranked: list[list[int]] = field(default_factory=list)  # per class in learning order
     sessions: list[int] = field(default_factory=list)  # of those classes
 
     @property
-    def images(self) -> np.ndarray:
-        """(m,) stored rows; where the replay keeps duplicates, an image stored for two classes appears twice."""
-        return np.array([image for ranking in self.ranked for image in ranking], dtype=np.int64)
+    def lists(self) -> list[list[int]]:
+        return self.ranked
 
     @property
     def stored_in(self) -> np.ndarray:
         """(m,) session in which each of ``images`` was stored."""
         pairs = zip(self.sessions, self.ranked, strict=True)
         return np.array([session for session, ranking in pairs for _ in ranking], dtype=np.int64)
+
+    def stored(self, sessions: int) -> np.ndarray:
+        return np.eye(sessions, dtype=bool)[self.stored_in]
+
+    def renumber(self, lists: list[list[int]]) -> None:
+        self.ranked = lists
+
+    @property
+    def learned(self) -> int:
+        return len(self.ranked)
+
+    def keeps(self, classes: int) -> bool:
+        return self.quota(classes) > 0
 
     def quota(self, classes: int) -> int:
         """Images each of ``classes`` classes may keep."""
@@ -39,13 +50,8 @@ class Memory:
     def update(
         self, session: int, images: np.ndarray, labels: np.ndarray, features: np.ndarray | None, seed: int
     ) -> None:
-        """Choose exemplars for the classes of the session that has just ended.
-
-        images (m,) rows of the training set the session trained on (without replayed ones), labels (m, classes of the
-        session) with 1 or True for what is there, features (m, channels) pooled backbone features with test transforms
-        (None for random selection).
-        With a fixed budget the older rankings are cut to the new quota.
-        """
+        """For each class of the session as many of its images as its quota says (features None: at random). With a
+        fixed budget the older rankings are cut to the new quota."""
         total = len(self.ranked) + labels.shape[1]
         quota = self.quota(total)
         if not quota:
@@ -72,24 +78,14 @@ class Memory:
         quota, stored = self.quota(len(self.ranked)), zip(classes, self.ranked, strict=False)
         return [f"{name} ({len(ranking)})" for name, ranking in stored if len(ranking) < quota]
 
-    def visible(self, labels: np.ndarray, starts: Sequence[int], stops: Sequence[int], hidden: int = 0) -> np.ndarray:
-        """What the stored images show: (m, C seen) of the labels' kind; what they do not show reads ``hidden``.
+    def remark(self, classes: Sequence[str]) -> str:
+        short = self.short(classes)
+        return f"fewer images than exemplars asked for: {', '.join(short)}" if short else ""
 
-        labels (n, all classes) of the training set in learning order; starts, stops: columns of each session so far.
-        ``widened`` (published): the classes of the session an image was stored in and of all later ones; ``strict``: of
-        that session only.
-        """
-        mask = np.zeros((len(self.images), stops[-1]), dtype=bool)
-        for row, own in enumerate(self.stored_in):
-            mask[row, starts[own] : stops[-1] if self.replay.labels == "widened" else stops[own]] = True
-        shown = labels[self.images, : stops[-1]]
-        shown[~mask] = hidden
-        return shown
-
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         return {"ranked": self.ranked, "sessions": self.sessions}
 
-    def load_state(self, state: dict) -> None:
+    def load_state(self, state: dict[str, Any]) -> None:
         self.ranked = [list(map(int, ranking)) for ranking in state["ranked"]]
         self.sessions = [int(session) for session in state["sessions"]]
 
