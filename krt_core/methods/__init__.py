@@ -7,7 +7,7 @@ from ..data.dataset import MultiLabelDataset
 from ..errors import ConfigError
 from ..options import METHODS as PLACES
 from ..options import method_class
-from .base import Context, Method
+from .base import Context, Method, is_oracle
 
 METHODS: dict[str, type[Method]] = {name: method_class(name) for name in PLACES}
 
@@ -30,4 +30,4 @@ def check_knows(name: str, train_set: MultiLabelDataset) -> None:
         )
 
 
-__all__ = ["METHODS", "Context", "Method", "check_knows", "class_of", "method_class"]
+__all__ = ["METHODS", "Context", "Method", "check_knows", "class_of", "is_oracle", "method_class"]

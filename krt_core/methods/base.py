@@ -7,9 +7,9 @@ plots and notebooks come from the loop. docs/your_method.md builds one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,15 +17,24 @@ from torch import Tensor, nn
 
 from ..config import Experiment
 from ..data.pipeline import Batch
+from ..errors import ConfigError
 from ..losses import asymmetric_loss
 from ..machine.distributed import World
+from ..memory import memory_of
 from ..model import Network, Output
 from ..options import Options
-from ..protocol import Protocol, Session
+from ..protocol import Protocol, Sees, Session
 
 
-def _no_batches() -> Iterator[Any]:
+def _no_images(*_: Any) -> Any:
     raise RuntimeError("This context has no images.")
+
+
+def is_oracle(kind: type[Method], options: Any) -> bool:
+    """Does a method of this class, with these options, see the true labels of old classes? options: a dataclass, or the
+    dict of them that a run folder has."""
+    get = options.get if isinstance(options, dict) else lambda key: getattr(options, key, False)
+    return bool(kind.oracle and get(kind.oracle))
 
 
 @dataclass
@@ -41,11 +50,15 @@ class Context:
     old_scores: Callable[[], np.ndarray]  # probabilities (m, C_old) of the old model on the session's training images
     class_frequency: np.ndarray  # (C seen before,) share of the images seen so far that were shown with the class
     log: Callable[[str], None]
-    batches: Callable[[], Iterator[Batch]] = _no_batches  # the session's images once, as in a test, with its labels:
-    # this process's share of each batch
-    embeddings: Callable[[], Iterator[tuple[Tensor, Batch]]] = _no_batches  # the same with what a linear head reads of
+    batches: Callable[..., Iterator[Batch]] = _no_images  # the session's images once, as in a test, with its labels:
+    # this process's share of each batch; of places (m,) in the session's view, where they are given, those only
+    embeddings: Callable[[], Iterator[tuple[Tensor, Batch]]] = _no_images  # the same with what a linear head reads of
     # the images, (B, width) float32
     world: World = field(default_factory=World)  # the processes that share the session, to add up what each has found
+    own: int = 0  # the session's own images; at places from there on (`Batch.places`) its view has replayed exemplars
+    ids: Sequence[str] = ()  # of the training images, by row (`Batch.rows`)
+    logits: Callable[[np.ndarray], np.ndarray] = _no_images  # (m, C) of the model as it is at the time, for rows (m,)
+    # of the training set, as in a test; the same in all processes
 
     @property
     def growth(self) -> float:
@@ -61,17 +74,38 @@ class Context:
         return output.clone()  # out of inference mode, so that losses may keep it for their gradient
 
 
+def check_exemplars(context: Context) -> None:
+    """ConfigError where nothing is stored though the method learns from exemplars."""
+    experiment, classes = context.experiment, len(context.protocol.classes)
+    method, replay = experiment.method, experiment.replay
+    if not (replay.per_class or replay.budget):
+        raise ConfigError(
+            f"method {method} learns from exemplars, and none are stored: set replay.per_class, or replay.budget."
+        )
+    if not memory_of(replay).keeps(classes):
+        raise ConfigError(
+            f"method {method} learns from exemplars, and replay.budget={replay.budget} leaves none for each of "
+            f"{classes} classes: set replay.budget={classes} or more."
+        )
+
+
 class Method:
     """Plain training on what the session shows: sum-reduced asymmetric loss. Base of every other method."""
 
     Options: ClassVar[type] = Options  # a dataclass; what it holds can be set in the preset's section of the method
-    sees: ClassVar[Literal["session", "all"]] = "session"  # "all": every label of every class, in one training
+    paper: ClassVar[str] = ""  # as "Li & Hoiem, ECCV 2016", for `krt methods`
+    stores: ClassVar[str] = "nothing"  # what stays behind of a session beside the network and exemplars, in words
+    sees: ClassVar[Sees] = "session"  # "seen": all images and labels shown so far, each session trained anew from the
+    # first weights; "all": every label of every class, in one training
     replays: ClassVar[bool] = True  # are exemplars mixed into later sessions, when replay is configured?
+    needs_exemplars: ClassVar[bool] = False  # is there nothing to it without them?
     asks_old_scores: bool = False  # does start_session use context.old_scores?
     needs_maps: ClassVar[bool] = False  # does it read the maps in an output's features, not just their mean?
     knows_unknown: ClassVar[bool] = False  # can it learn where labels are unknown, -1? Each class says so for itself:
     # what it inherits does not count
     hidden: int = 0  # what labels of old classes read in its batches where the session does not show them: 0 or -1
+    oracle: ClassVar[str] = ""  # its option that, where true, has the loop show it the true labels of old classes, too:
+    # a bound for what restored labels can bring, which every table marks, and no method
 
     def __init__(self, options: Any, experiment: Experiment):
         self.options = options
@@ -80,11 +114,18 @@ class Method:
         self.scale = experiment.train.group / experiment.train.batch_size
         self.context: Context = None  # type: ignore[assignment]  # set by start_session
 
+    @property
+    def is_oracle(self) -> bool:
+        """Is it to see what a method may not? The loop asks here, and nowhere else."""
+        return is_oracle(type(self), self.options)
+
     # ---- learning ----
 
     def start_session(self, context: Context) -> None:
         """Called after the model has grown, before the first step; also when a session is resumed. What is frozen here
         stays still."""
+        if self.needs_exemplars:
+            check_exemplars(context)
         self.context = context
 
     def targets(self, batch: Batch) -> Tensor:
@@ -113,6 +154,10 @@ class Method:
 
     def end_session(self, context: Context) -> None:
         """Called after the session is learned, before exemplars are chosen."""
+
+    def remember(self, exemplars: np.ndarray) -> None:
+        """Called where exemplars were chosen, after `end_session`: rows (m,) of the training set of all that are now
+        stored. What is kept of them belongs into `state`."""
 
     # ---- answering ----
 

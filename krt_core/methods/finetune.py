@@ -15,6 +15,7 @@ class Finetune(Method):
     """The plain loss on the session's labels."""
 
     Options = FinetuneOptions
+    paper = "none: the lower bound"
     knows_unknown = True
 
     def __init__(self, options: FinetuneOptions, experiment: Experiment):
@@ -25,5 +26,6 @@ class Finetune(Method):
 class Masked(Method):
     """``finetune.old=unknown`` by a name of its own."""
 
+    paper = "none: the honest lower bound"
     knows_unknown = True
     hidden = -1

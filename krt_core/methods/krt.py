@@ -1,6 +1,10 @@
 """KRT: knowledge restored by dynamic pseudo labels, transferred by incremental cross-attention.
 
 Dong et al., *Knowledge Restore and Transfer for Multi-label Class-Incremental Learning*, ICCV 2023.
+
+Its ablations: ``krt.pseudo_labels=false`` (−DPL), ``krt.token_weight=0`` (− token distillation), ``krt.head=linear
+krt.token_weight=0`` (−ICA). ``krt.oracle=true`` is no method but the bound of the first: the loop shows it the true
+labels of old classes, and nothing is restored.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ from .base import Context, Method
 
 class KRT(Method):
     Options = KRTOptions
+    paper = "Dong et al., ICCV 2023"
+    stores = "a threshold of each session"
+    oracle = "oracle"
     knows_unknown = True
 
     def __init__(self, options: KRTOptions, experiment: Experiment):
@@ -30,13 +37,14 @@ class KRT(Method):
         if options.head == "linear" and options.token_weight:
             raise ConfigError("krt.head=linear has no tokens to distil: set krt.token_weight=0 as well.")
         self.records: dict[int, ThresholdRecord] = {}
-        self.asks_old_scores = options.pseudo_labels
+        self.restores = options.pseudo_labels and not options.oracle
+        self.asks_old_scores = self.restores
 
     def start_session(self, context: Context) -> None:
         """Find this session's pseudo-label threshold; kept from before when the session is resumed."""
         super().start_session(context)
         index, old = context.session.index, context.session.start
-        if not index or not self.options.pseudo_labels or index in self.records:
+        if not index or not self.restores or index in self.records:
             return
         expected, shares = self.options.mean_labels * old / len(context.protocol.classes), np.full(old, 1 / old)
         if self.options.target == "estimated":
@@ -55,7 +63,7 @@ class KRT(Method):
     def restore(self, labels: Tensor, old_logits: Tensor) -> Tensor:
         """Labels (B, C) with the old model's confident opinions set to 1, never to 0: what is unknown and not restored
         stays unknown."""
-        if not self.options.pseudo_labels:
+        if not self.restores:
             return labels
         thresholds = torch.from_numpy(self.records[self.context.session.index].values)  # (1,) or (C_old,)
         thresholds = move(thresholds.to(old_logits.dtype), old_logits.device)

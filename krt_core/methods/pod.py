@@ -19,6 +19,7 @@ from .base import Context, Method
 
 class POD(Method):
     Options = PODOptions
+    paper = "Douillard et al., ECCV 2020"
     knows_unknown = True
 
     def start_session(self, context: Context) -> None:

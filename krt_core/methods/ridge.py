@@ -10,13 +10,14 @@ image out in turn.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..config import Experiment
-from ..options import RidgeOptions
+from ..options import CensusOptions, L3AOptions, RidgeOptions
 from .base import Context, Method
 from .statistics import Statistics
 
@@ -24,16 +25,28 @@ PENALTIES = [10 ** (power / 4) for power in range(-16, 9)]  # λ tried, as share
 SLOPE = 8.0  # a regression value v becomes the logit SLOPE (v − 1/2): 0 and 1 become 0.02 and 0.98
 
 
-def collected(context: Context) -> tuple[Tensor, Tensor]:
-    """Embeddings (m, d) float64 and labels (m, C) of this process's images of the session."""
-    embedded, labels = [], []
+def collected(context: Context) -> tuple[Tensor, Tensor, np.ndarray]:
+    """Embeddings (m, d) float64, labels (m, C) and rows (m,) of this process's images of the session."""
+    embedded, labels, rows = [], [], []
     for numbers, batch in context.embeddings():
         if batch.weight == 1 or context.world.main:  # what could not be shared counts once
             embedded.append(numbers.double().cpu())
             labels.append(batch.labels.double().cpu())
+            rows.append(batch.rows)
     if not embedded:
-        return torch.zeros(0, context.model.width).double(), torch.zeros(0, context.session.stop).double()
-    return torch.cat(embedded), torch.cat(labels)
+        none = torch.zeros(0, dtype=torch.float64)
+        return none.new_zeros(0, context.model.width), none.new_zeros(0, context.session.stop), np.zeros(0, np.int64)
+    return torch.cat(embedded), torch.cat(labels), np.concatenate(rows)
+
+
+def rare_weights(context: Context, labels: Tensor) -> Tensor:
+    """(m,) weights of images with labels (m, k) in [0, 1]: the mean of v over the classes an image shows, v_k ∝ n_k^−½
+    with mean 1 for a class that n_k images of the session show. Zhang et al., *L3A*, ICML 2025."""
+    counts = labels.sum(dim=0)
+    context.world.add_up([counts])
+    rare = counts.clamp(min=1).rsqrt()
+    rare = rare / rare[counts > 0].mean()
+    return (labels @ rare) / labels.sum(dim=1).clamp(min=1)
 
 
 def set_head(head: nn.Linear, W: Tensor, b: Tensor) -> None:
@@ -43,58 +56,71 @@ def set_head(head: nn.Linear, W: Tensor, b: Tensor) -> None:
 
 
 class Ridge(Method):
-    Options = RidgeOptions
+    Options: ClassVar[type] = RidgeOptions
+    paper = "Zhuang et al., NeurIPS 2022; McDonnell et al., NeurIPS 2023"
+    stores = "sums over all images: Σφφᵀ, Σφ, Σφyᵀ, Σy"
     knows_unknown = True
 
-    def __init__(self, options: RidgeOptions, experiment: Experiment):
+    def __init__(self, options: RidgeOptions | L3AOptions | CensusOptions, experiment: Experiment):
         super().__init__(options, experiment)
         self.statistics: Statistics | None = None
         self.curve = torch.zeros(len(PENALTIES), dtype=torch.float64)  # errors of classes so far, by penalty
         self.penalty = options.penalty
         self.hidden = 0 if options.old == "zero" else -1
+        self.share = " of the mean diagonal"  # what λ is counted in, in words
 
     def fit(self, context: Context) -> None:
         """Add the session's images to the sums, choose the penalty, and set the head's weights."""
         model, session = context.model, context.session
-        embedded, labels = collected(context)
+        embedded, labels, rows = collected(context)
         if self.statistics is None:
             self.statistics = Statistics(model.width)
         sums = self.statistics
         labels, known = self._labels(context, embedded, labels, sums)
         sums.widen(session.stop - session.start, self.options.old != "unknown")
-        weights = self._weights(context, labels[:, session.columns])
+        weights = self._weights(context, labels)
         sums.part(torch.from_numpy(context.world.gather(known.numpy())))
         added = sums.like_empty()
-        added.add(embedded, labels, known, weights)
+        added.add(embedded, labels, known, weights, self._repeated(context, rows))
         context.world.add_up(added.tensors)
         sums.merge(added)
         if not self.options.penalty:
             self._choose(context, embedded, labels, known, weights)
         self._set_heads(context)
         size = sum(tensor.nbytes for tensor in sums.tensors)
-        context.log(f"ridge: λ = {self.penalty:.3g} of the mean diagonal; its sums take {size / 1e6:.1f} MB")
+        context.log(f"{type(self).__name__}: λ = {self.penalty:.3g}{self.share}; its sums take {size / 1e6:.1f} MB")
+
+    def solution(self, sums: Statistics) -> tuple[Tensor, Tensor]:
+        """W (d, C) and b (C,), for regression values φW + b."""
+        return sums.solution(self.penalty)
 
     def _labels(self, context: Context, embedded: Tensor, labels: Tensor, sums: Statistics) -> tuple[Tensor, Tensor]:
         """Labels (m, C) in [0, 1] to regress on, and which are known (m, C)."""
         known, start = labels >= 0, context.session.start
-        if start and self.options.old in ("soft", "class_mean"):
-            W, b = sums.solution(self.penalty)
-            said = (
-                (embedded @ W + b).clamp(0, 1) if self.options.old == "soft" else sums.frequency.expand(len(labels), -1)
-            )
-            labels[:, :start] = torch.where(known[:, :start], labels[:, :start], said[:, :start])
+        if start and (said := self._said(embedded, sums)) is not None:
+            labels[:, :start] = torch.where(known[:, :start], labels[:, :start], said)
             known[:, :start] = True
         return labels.clamp(min=0), known
 
-    def _weights(self, context: Context, own: Tensor) -> Tensor:
-        """(m,) what each image counts for; as in L3A, the more, the rarer its classes are in the session."""
+    def _said(self, embedded: Tensor, sums: Statistics) -> Tensor | None:
+        """(m, C old) what labels that are not shown count as; None: as `hidden` says."""
+        if self.options.old == "class_mean":
+            return sums.frequency.expand(len(embedded), -1)
+        if self.options.old == "soft":
+            W, b = self.solution(sums)
+            return (embedded @ W + b).clamp(0, 1)
+        return None
+
+    def _weights(self, context: Context, labels: Tensor) -> Tensor:
+        """(m,) what each image counts for: ``rare``, the more, the rarer those of the session's classes are that it
+        shows."""
         if self.options.weights == "equal":
-            return own.new_ones(len(own))
-        counts = own.sum(dim=0)
-        context.world.add_up([counts])
-        rare = counts.clamp(min=1).rsqrt()
-        rare = rare / rare[counts > 0].mean()
-        return (own @ rare) / own.sum(dim=1).clamp(min=1)
+            return labels.new_ones(len(labels))
+        return rare_weights(context, labels[:, context.session.columns])
+
+    def _repeated(self, context: Context, rows: np.ndarray) -> Tensor:
+        """(m,) bool: which images are not to be counted again, only their labels?"""
+        return torch.zeros(len(rows), dtype=torch.bool)
 
     def _choose(self, context: Context, embedded: Tensor, labels: Tensor, known: Tensor, weights: Tensor) -> None:
         """The penalty with the least error, each image left out in turn, relative to each class's variance and added up
@@ -124,7 +150,7 @@ class Ridge(Method):
 
     def _set_heads(self, context: Context) -> None:
         assert self.statistics is not None  # nosec B101
-        W, b = self.statistics.solution(self.penalty)
+        W, b = self.solution(self.statistics)
         start = 0
         for head in context.model.heads:
             stop = start + head.out_features
@@ -145,6 +171,7 @@ class Ridge(Method):
 class JointRidge(Ridge):
     """All labels of all classes at once: what cumulative ridge regression is to be measured by."""
 
+    paper = "none: the upper bound of ridge"
     sees = "all"
     replays = False
     knows_unknown = True

@@ -24,7 +24,7 @@ def start_from_ridge(context: Context) -> None:
             "train.head_start=ridge is for linear heads: set the method's head=linear, or head_start=random."
         )
     session, world = context.session, context.world
-    embedded, labels = collected(context)
+    embedded, labels, _ = collected(context)
     labels = labels[:, session.columns]
     known, weights = labels >= 0, labels.new_ones(len(labels))
     labels = labels.clamp(min=0)

@@ -61,19 +61,29 @@ class Statistics:
         else:
             self.groups.append(Group.empty(columns, self.Q.T))
 
-    def add(self, embedded: Tensor, labels: Tensor, known: Tensor, weights: Tensor) -> None:
+    def add(
+        self, embedded: Tensor, labels: Tensor, known: Tensor, weights: Tensor, repeated: Tensor | None = None
+    ) -> None:
         """Embeddings (m, d), labels (m, C) in [0, 1], known (m, C) bool, weights (m,) of images. What is known of
-        them must not differ within a group, see `part`."""
+        them must not differ within a group, see `part`. repeated (m,) bool: images that every group counts already, as
+        not showing the new classes; only their labels are added, and groups that know nothing of them after all count
+        them no longer."""
         weighted = embedded * weights[:, None]
         shown = torch.where(known, labels, 0.0)
         self.q += weights @ shown
         self.Q += weighted.T @ shown
         for group in self.groups:
-            rows = known[:, group.columns[0]] if group.columns else torch.ones_like(known[:, 0])
-            some, share = (embedded, weighted) if bool(rows.all()) else (embedded[rows], weighted[rows])
-            group.n += weights[rows].sum()
+            counts = known[:, group.columns[0]] if group.columns else torch.ones_like(known[:, 0])
+            if repeated is None or not repeated.any():
+                rows, share = counts, weighted if bool(counts.all()) else weighted[counts]
+                group.n += weights[counts].sum()
+            else:
+                change = counts.to(weights) - repeated.to(weights)  # 1, 0, or −1: counted too early
+                rows = change != 0
+                share = weighted[rows] * change[rows, None]
+                group.n += weights @ change
             group.s += share.sum(dim=0)
-            group.G += share.T @ some
+            group.G += share.T @ (embedded if bool(rows.all()) else embedded[rows])
 
     def part(self, known: Tensor) -> None:
         """Split groups whose classes differ in what is known of these images. RunError where there is no room."""
@@ -173,7 +183,7 @@ class Solver:
         from scipy.linalg.lapack import dsytrd
         from threadpoolctl import threadpool_limits
 
-        with threadpool_limits(1, "blas"):  # most of it waits for memory, and more threads for one another
+        with threadpool_limits(torch.get_num_threads(), "blas"):  # scipy has a BLAS of its own
             reflections, diagonal, beside, scale, _ = dsytrd(self.G.numpy().T, lower=1, lwork=64 * len(self.G))
             values, vectors = (torch.from_numpy(found) for found in eigh_tridiagonal(diagonal, beside))
         along = [numbers.clone() for numbers in rows]

@@ -12,6 +12,7 @@ from krt_core.dpl import ThresholdRecord
 from krt_core.errors import ConfigError
 from krt_core.machine.distributed import World
 from krt_core.methods import METHODS, Context, Method, class_of
+from krt_core.methods.head import OwnHead
 from krt_core.protocol import make_protocol
 from krt_core.weights.convert import network_of
 
@@ -25,6 +26,12 @@ def asymmetric(logits, labels):
     return torch.where(labels > 0, -p.log(), -(absent**4) * (1 - absent).log()).sum()
 
 
+def binary(logits, labels):
+    """Σ −log p of what is there and −log(1 − p) of what is not; labels may lie between."""
+    p = torch.sigmoid(logits)
+    return -(labels * p.log() + (1 - labels) * (1 - p).log()).sum()
+
+
 def cosine(a, b):
     """(B,) of vectors (B, n)."""
     return (a * b).sum(1) / a.norm(dim=1) / b.norm(dim=1)
@@ -35,6 +42,7 @@ def learning(tiny, name, index=1, increment=2, protocol=None, **options):
     networks are in eval mode, so that they say the same again."""
     torch.manual_seed(0)
     changes = {f"{name}__{key}": value for key, value in options.items()}
+    changes |= {"replay__per_class": 2} if name in ("er", "icarl", "derpp") else {}
     experiment = tiny(method=name, train__group=GROUP, train__batch_size=BATCH, **changes)
     model, old = network_of(experiment).eval(), None
     for _ in range(index + 1):
@@ -47,6 +55,7 @@ def learning(tiny, name, index=1, increment=2, protocol=None, **options):
         experiment=experiment, protocol=protocol, session=protocol.sessions[index], model=model, old_model=old,
         forward=model, old_scores=lambda: np.random.default_rng(0).random((9, 2 * index)),
         class_frequency=np.array([0.5, 0.25]), log=lambda text: None,
+        **({"batches": lambda: iter(())} if name == "agcn" else {}),
     )  # fmt: skip
     method = METHODS[name](experiment.options, experiment)
     method.start_session(context)
@@ -58,10 +67,13 @@ def learning(tiny, name, index=1, increment=2, protocol=None, **options):
 def test_the_scale_is_of_a_group_whatever_the_batch(tiny):
     """The published loss is a sum over a GPU's images: three times as much of a batch a third as large."""
     for name in METHODS:
+        if issubclass(METHODS[name], OwnHead):
+            continue  # the logits are not the network's: each is computed again in a test of its own
         method, context, batch = learning(tiny, name, index=0)
         result = method.loss(batch)
         logits = context.model(batch.images).logits
-        torch.testing.assert_close(result["loss"], 3 * asymmetric(logits, batch.labels))
+        loss = binary(logits, batch.labels) if name == "icarl" else asymmetric(logits, batch.labels)
+        torch.testing.assert_close(result["loss"], 3 * loss)
         assert result["parts"].keys() == {"classification"}  # the first session has nothing to distil
         assert torch.equal(result["parts"]["classification"], result["loss"]) and torch.equal(result["logits"], logits)
 

@@ -170,5 +170,5 @@ def test_the_bytes_of_sums_stand_beside_those_of_exemplars(tiny, tmp_path):
         "trained",
     ]
     said = summary_table(table).set_index("method").stored
-    assert "of sums" in said["ridge"] and said["finetune, 2 exemplars per class"].startswith("8 images (")
-    assert "MB of sums" in html_report([ridge, replay])
+    assert "of state" in said["ridge"] and said["finetune, 2 exemplars per class"].startswith("8 images (")
+    assert "MB of state" in html_report([ridge, replay])

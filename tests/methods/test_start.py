@@ -18,7 +18,7 @@ from krt_core.session import train
 def session_of(x, y, start):
     """A context with a head for each of the sessions before and from column ``start`` on."""
     first, second = nn.Linear(4, start), nn.Linear(4, y.shape[1] - start)
-    batch = SimpleNamespace(weight=1, labels=torch.from_numpy(y).float())
+    batch = SimpleNamespace(weight=1, labels=torch.from_numpy(y).float(), rows=np.arange(len(y)))
     return SimpleNamespace(
         model=SimpleNamespace(kind="linear", width=4, heads=[first, second]), world=World(), log=lambda text: None,
         session=SimpleNamespace(start=start, stop=y.shape[1], columns=slice(start, y.shape[1])),

@@ -15,7 +15,7 @@ from krt_core.data.pipeline import Batch
 from krt_core.dpl import ThresholdRecord
 from krt_core.errors import ConfigError
 from krt_core.machine.distributed import World
-from krt_core.memory import Memory
+from krt_core.memory import Ranked
 from krt_core.methods import METHODS, statistics
 from krt_core.options import options_of
 from krt_core.protocol import make_protocol, session_view
@@ -101,7 +101,11 @@ RUNS = [
     ("krt", REPLAY), ("krt", {"krt__target": "estimated", "krt__per_class": True}), ("pod", {}), ("finetune", {}),
     ("finetune", REPLAY), ("masked", REPLAY), ("joint", {}), ("ridge", {}), ("ridge", {"ridge__old": "soft", **REPLAY}),
     ("joint_ridge", {}), ("krt", {"data__validation": 0.3, "train__report": "best", "train__evaluate_every": 1}),
-    ("finetune", {"train__head_start": "ridge"}),
+    ("finetune", {"train__head_start": "ridge"}), ("lwf", REPLAY), ("ewc", {}), ("er", REPLAY), ("icarl", REPLAY),
+    ("derpp", REPLAY), ("cumulative", {}),
+    ("rebll", {"rebll__relabel": 0.5, **REPLAY}),
+    ("l3a", {"l3a__expand": 24, "l3a__penalty": 0.1}),
+    ("kbk", REPLAY), ("multilane", REPLAY), ("agcn", REPLAY), ("csc", REPLAY), ("census", {}),
 ]  # fmt: skip
 
 
@@ -171,7 +175,7 @@ def test_masked_is_the_loss_on_what_is_shown(tiny):
         method, context, batch = learning(tiny, name, **options)
         assert method.hidden == -1
         truth = np.array([[1, 0, 1, 0], [0, 1, 0, 1], [0, 1, 1, 1], [1, 0, 0, 0]], bool)
-        memory = Memory(Replay(per_class=1), ranked=[[3], [2]], sessions=[0, 0])
+        memory = Ranked(Replay(per_class=1), ranked=[[3], [2]], sessions=[0, 0])
         view = session_view(make_protocol(tuple("abcd"), 0, 2), truth, 1, memory, "session", method.hidden)
         assert view.rows.tolist() == [0, 1, 2, 3, 2] and view.labels.dtype == np.int8
         assert view.labels[:3, :2].tolist() == [[-1, -1]] * 3 and (view.labels[3:] == truth[[3, 2]]).all()
@@ -208,7 +212,7 @@ def test_ridge_is_a_regression_for_each_class_on_what_is_known_of_it(tiny, old, 
     truth = (rng.random((60, 6)) < 0.4).astype(np.int8)
     truth[rng.random((60, 6)) < 0.2] = -1
     x, protocol = rng.normal(size=(60, 5)), make_protocol(tuple("abcdef"), 0, 2)
-    memory = Memory(Replay(per_class=replay, selection="random"))
+    memory = Ranked(Replay(per_class=replay, selection="random"))
     experiment = tiny(method="ridge", ridge__old=old, ridge__penalty=0.3)
     method = METHODS["ridge"](experiment.options, experiment)
     heads, seen, wanted = [], [], []
