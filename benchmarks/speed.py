@@ -32,7 +32,7 @@ from krt_core.dpl import ThresholdRecord
 from krt_core.evaluate import predict, session_metrics
 from krt_core.learn import make_optimiser
 from krt_core.machine.device import Runtime, choose_runtime, environment
-from krt_core.memory import Memory
+from krt_core.memory import Ranked
 from krt_core.methods import METHODS, Context, Method
 from krt_core.model.ica import IncrementalCrossAttention, looped
 from krt_core.model.inference import for_inference
@@ -242,7 +242,7 @@ def session(bench: Bench, backbone: str = "tf_efficientnet_lite0", name: str = "
             train(experiment, again, show="none")
         shutil.rmtree(again)
 
-    protocol, memory = first.protocol, Memory(experiment.replay)
+    protocol, memory = first.protocol, Ranked(experiment.replay)
     memory.load_state(first.session_state(index - 1)["memory"])
     view = session_view(protocol, protocol.reorder(train_set.labels), index, memory, "session")
 

@@ -110,7 +110,7 @@ def heads(runtime: Runtime, folder: Path, batch: int, repeats: int) -> dict[str,
         )
         labels = np.random.default_rng(0).random((count, session.stop)) < 0.04
         rows = np.arange(count)
-        store = made_up(features_of(model, runtime, False), count, folder)
+        store = made_up(features_of(model, runtime, "means"), count, folder)
         learner = Learner(model, method, experiment.train, True, View(rows, labels, count), runtime)
 
         def epoch(learner: Learner = learner, store: FeatureStore = store) -> None:
@@ -154,7 +154,7 @@ def step(runtime: Runtime, repeats: int) -> dict[str, dict]:
         model = copy.deepcopy(plain)
         if way == "kept":
             model.freeze_backbone()
-            images = features_of(model, runtime, True)(images).clone()
+            images = features_of(model, runtime, "maps")(images).clone()
         old = for_inference(model, runtime.dtype)
         model.add_session(10)
         method, optimiser = method_in_session(experiment, model, old, 3, protocol), make_optimiser(model, 1e-4)
@@ -173,7 +173,7 @@ def extraction(runtime: Runtime, dataset: MultiLabelDataset, repeats: int) -> di
     the same batch size."""
     model = network(load_experiment("coco_sub", ["model.weights="]), 1)
     model.freeze_backbone()
-    maker, images, count = features_of(model, runtime, False), ImageStore(dataset, 224), len(dataset)
+    maker, images, count = features_of(model, runtime, "means"), ImageStore(dataset, 224), len(dataset)
     ready = to_device(torch.from_numpy(images.rows(np.arange(128))), runtime)
     looking = for_inference(model, runtime.dtype).backbone
 

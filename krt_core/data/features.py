@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,7 +53,7 @@ class Maker(Protocol):
 
 
 class FeatureStore:
-    """Features by row, memory-mapped under ``data/cache``, beside the images that they are made of.
+    """Features by row, memory-mapped in a folder, by default ``data/cache``, beside the images that they are made of.
 
     The file's name holds a hash of all that decides them: weights, sizes, normalisation, precision, the images' names,
     sizes and times, and how a view is augmented. Only rows that are asked for are computed, `BLOCK` at a time;
@@ -61,9 +62,11 @@ class FeatureStore:
     """
 
     def __init__(
-        self, images: ImageStore, maker: Maker, augmentation: str = "none", views: int = 0, tell: Teller | None = None
-    ):
+        self, images: ImageStore, maker: Maker, augmentation: str = "none", views: int = 0, tell: Teller | None = None,
+        folder: Path | None = None,
+    ):  # fmt: skip
         self.images, self.maker, self.tell = images, maker, tell
+        self.folder = folder or data_dir() / "cache"
         self.augmentation, self.views = augmentation, views
         self.key = images.key or image_key(images.dataset)
         self.files = [self._file(view) for view in range(views + 1)]
@@ -184,7 +187,7 @@ class FeatureStore:
         stored, way = self.images.stored, f"{view} {self.augmentation}" if view else ""
         said = f"{self.dataset.root} {self.key} {stored} {DECODER} {self.maker.digest} {way}"
         digest = hashlib.sha256(content := said.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        path = data_dir() / "cache" / f"features-{self.dataset.name}-{self.dataset.split}-{digest}.npy"
+        path = self.folder / f"features-{self.dataset.name}-{self.dataset.split}-{digest}.npy"
         kind = np.dtype(np.int16 if self.maker.dtype == torch.bfloat16 else str(self.maker.dtype).split(".")[1])
         return Kept(path, (len(self.dataset), *self.maker.shape), kind, content)
 

@@ -124,7 +124,8 @@ def check_room(files: list[Kept], what: str, ways_out: str) -> None:
     free = shutil.disk_usage(folder).free
     if lacking > free:
         raise DataError(
-            f"{what} take {said(lacking)}, and {files[0].path.parent} has {said(free)} left. Make room, {ways_out}."
+            f"{what} take {said(lacking)}, and {files[0].path.parent} has {said(free)} left. "
+            f"Make room (in data/cache what no run is using may be deleted: it is made again when wanted), {ways_out}."
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ class Batch:
     (B,) of the training set.
 
     share: part of the global batch that this process holds (1.0 when it is alone). weight: what its loss counts for;
-    less than 1 where every process holds the same images.
+    less than 1 where every process holds the same images. places (B,) among what the batches are of, as in the
+    session's view.
     """
 
     images: Tensor
@@ -41,6 +42,7 @@ class Batch:
     rows: np.ndarray
     share: float = 1.0
     weight: float = 1.0
+    places: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def batches(
@@ -95,7 +97,7 @@ def batches(
             mine = chunk[places[position]]
             pixels, shown = send(pixels, torch.from_numpy(labels[mine]).float())
             weight = 1.0 if shared[position] else 1 / world.size
-            yield Batch(source.finish(pixels), shown, rows[mine], len(mine) / len(chunk), weight)
+            yield Batch(source.finish(pixels), shown, rows[mine], len(mine) / len(chunk), weight, mine)
 
 
 def steps(images: int, batch_size: int) -> int:

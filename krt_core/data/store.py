@@ -33,6 +33,7 @@ class ImageStore:
     which all processes and runs share (COCO train2014 at 224 px takes 12 GB; cache_size stores fewer or more pixels).
     Its name holds a hash of the files' names, sizes and times; an interrupted build goes on where it was, and a cache
     that was cut short is made again. key: that of `image_key`, where another process has already asked the disk.
+    build=False: for few images; a cache that is not there is not made.
     """
 
     def __init__(
@@ -44,23 +45,25 @@ class ImageStore:
         progress: Progress | None = None,
         cache_size: int = 0,
         key: str = "",
+        build: bool = True,
     ):
         self.dataset, self.size = dataset, size
         self.stored = (cache_size if cache else 0) or size  # side of the images in the cache
         self.workers = workers or len(cores())
         self.key = key or (image_key(dataset) if cache else "")  # other images, or changed ones, have another
-        self.array = self._open_cache(progress) if cache else None
+        self.array = self._open_cache(progress, build) if cache else None
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """(B, size, size, 3) uint8."""
         if self.array is None:
-            return np.stack([load_image(self.dataset.path(row), self.size) for row in rows])
-        images = self.array[rows]
+            images = np.stack([load_image(self.dataset.path(row), self.stored) for row in rows])
+        else:
+            images = self.array[rows]
         if self.stored == self.size:
             return images
         return np.stack([resize(Image.fromarray(image), self.size) for image in images])
 
-    def _open_cache(self, progress: Progress | None) -> np.ndarray:
+    def _open_cache(self, progress: Progress | None, build: bool) -> np.ndarray | None:
         folder = data_dir() / "cache"
         folder.mkdir(parents=True, exist_ok=True)
         images = f"{self.dataset.root} {self.key} {DECODER}".encode("utf-8", "surrogatepass")
@@ -68,6 +71,8 @@ class ImageStore:
         path = folder / f"images-{self.dataset.name}-{self.dataset.split}-{self.stored}px-{place}.npy"
         shape = (len(self.dataset), self.stored, self.stored, 3)
         if not is_whole(path, shape, np.uint8):
+            if not build:
+                return None
             with only_one(path.with_suffix(".lock")):
                 if not is_whole(path, shape, np.uint8):
                     self._build(path, progress)

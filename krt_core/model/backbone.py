@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, did_you_mean
 from ..machine.cpu import depthwise_in_float32
+from .cut import above, below, cut_shape, layers_before
 from .norm import use_inplace_abn
 
 Channels = float | tuple[float, ...]
@@ -38,31 +39,58 @@ class Backbone(nn.Module):
         self.compiled = False  # run through torch.compile? The heads, which grow, are never compiled
         self.later: Callable[[Backbone], None] | None = None  # what is to be done to it before it sees its first image
         self.foldable: bool | None = None  # can batch norm be folded away? found out when first asked (inference.py)
+        self.tune_from = ""  # the first layer that learns; those before it stand still
+        self.cut: tuple[int, ...] = ()  # (channels, h, w) of what it is given
 
     def forward(self, images: Tensor) -> Tensor:
+        """Of images, or of what `below` has made of them."""
         work = _compiled() if self.compiled else _map_of
-        return work(self.body, self._normalise(images))
+        return work(*self._begin(images))
 
-    def with_stages(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The feature map and the outputs of the backbone's stages, each (B, c_i, h_i, w_i), the stem left out."""
-        images = self._normalise(images)
-        if not hasattr(self.body, "forward_features"):  # features_only: every stage up to the chosen stride
-            stages = self.body(images)
-            return stages[-1], tuple(stages[1:] if len(stages) > 1 else stages)
-        if not hasattr(self.body, "forward_intermediates"):
-            raise ConfigError(
-                f"model.backbone: timm's {type(self.body).__name__} does not show its stages, which are asked for. "
-                "Set model.stride, or choose another backbone."
-            )
-        reductions = [info["reduction"] for info in self.body.feature_info]
-        keep = [index for index, reduction in enumerate(reductions) if reduction > 2]
-        features, stages = self.body.forward_intermediates(images, indices=keep)
-        return _as_map(self.body, features), tuple(stages)
+    def below(self, images: Tensor) -> Tensor:
+        """What the first layer that learns is given of images: (B, *cut)."""
+        return below(self.body, self.tune_from, self._normalise(images), _map_of)
 
-    def _normalise(self, images: Tensor) -> Tensor:
+    def state_below(self) -> dict[str, Tensor]:
+        """Weights and statistics of the layers that `below` runs."""
+        paths = tuple(f"{path}." for path in layers_before(self.body, self.tune_from))
+        return {name: tensor for name, tensor in self.body.state_dict().items() if name.startswith(paths)}
+
+    def made(self, images: Tensor) -> bool:
+        """Are these no images but their last maps, or the maps' means?"""
+        return images.shape[1] == self.channels and tuple(images.shape[1:]) != self.cut
+
+    def rest(self) -> None:
+        """The layers before ``tune_from`` learn nothing, and their running statistics stand still."""
+        for path in layers_before(self.body, self.tune_from) if self.tune_from else ():
+            self.body.get_submodule(path).requires_grad_(False).eval()
+
+    def _begin(self, images: Tensor) -> tuple[nn.Module, Tensor]:
+        """What is to be run, and on what."""
         if self.later is not None:
             self.later, later = None, self.later
             later(self)
+        if self.cut and tuple(images.shape[1:]) == self.cut:
+            return above(self.body, self.tune_from), images
+        return self.body, self._normalise(images)
+
+    def with_stages(self, images: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The feature map and the outputs of the backbone's stages, each (B, c_i, h_i, w_i), the stem left out."""
+        body, images = self._begin(images)
+        if not hasattr(body, "forward_features"):  # features_only: every stage up to the chosen stride
+            stages = body(images)
+            return stages[-1], tuple(stages[1:] if len(stages) > 1 else stages)
+        if not hasattr(body, "forward_intermediates"):
+            raise ConfigError(
+                f"model.backbone: timm's {type(body).__name__} does not show its stages, which are asked for. "
+                "Set model.stride, or choose another backbone."
+            )
+        reductions = [info["reduction"] for info in body.feature_info]
+        keep = [index for index, reduction in enumerate(reductions) if reduction > 2]
+        features, stages = body.forward_intermediates(images, indices=keep)
+        return _as_map(body, features), tuple(stages)
+
+    def _normalise(self, images: Tensor) -> Tensor:
         if not np.any(self.mean) and np.all(np.equal(self.std, 1)):
             return images
         return (images - self.shift.to(images.dtype)) / self.scale.to(images.dtype)
@@ -101,6 +129,11 @@ def make_backbone(config: Any, image_size: int) -> Backbone:
     depthwise_in_float32(body)
     backbone = Backbone(body, features.shape[1], (features.shape[2], features.shape[3]), *_normalisation(config))
     backbone.image_size = image_size
+    if config.tune_from:
+        image = torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        backbone.cut, backbone.tune_from = cut_shape(body.eval(), config.tune_from, image, _map_of), config.tune_from
+        body.train()
+        backbone.rest()
     return backbone
 
 

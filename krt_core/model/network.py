@@ -114,6 +114,7 @@ class Network(nn.Module):
     def train(self, mode: bool = True) -> Network:
         """Training or eval mode; with ``frozen_statistics`` batch norm stays in eval mode, its weights learn."""
         super().train(mode)
+        self.backbone.rest()
         if self.still:
             self.backbone.eval()
         if self.frozen_statistics:
@@ -123,7 +124,7 @@ class Network(nn.Module):
         return self
 
     def forward(self, images: Tensor, with_attention: bool = False, with_stages: bool = False) -> Output:
-        if with_stages and images.shape[1] == self.backbone.channels:
+        if with_stages and self.backbone.made(images):
             raise ConfigError(
                 "The outputs of the backbone's stages are asked for, but it stands still, and of the images only the "
                 "last map is kept. Do without them where Network.still, or set data.features=false."
@@ -147,7 +148,7 @@ class Network(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Feature maps (B, channels, h, w); those that a backbone that stands still has made are given back."""
-        return images if images.shape[1] == self.backbone.channels else self.backbone(images)
+        return images if self.backbone.made(images) else self.backbone(images)
 
     def embed(self, features: Tensor) -> Tensor:
         """What a linear head reads (B, width) of feature maps (B, channels, h, w)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,9 +18,12 @@ from .published import save_published
 
 
 def network_of(experiment: Experiment) -> Network:
-    """The network of an experiment before its first session, with random weights."""
+    """The network of an experiment before its first session, with random weights. Where ``model.expand`` says nothing,
+    a method's own ``expand`` is the width of the random layer."""
     e = experiment
-    return build_network(e.model, e.head, e.data.image_size, e.train.compile, e.train.batch_norm == "frozen")
+    own = e.options.get("expand", 0) if isinstance(e.options, dict) else getattr(e.options, "expand", 0)
+    model = e.model if e.model.expand else replace(e.model, expand=own)
+    return build_network(model, e.head, e.data.image_size, e.train.compile, e.train.batch_norm == "frozen")
 
 
 def load_model(run: Run, session: int) -> Network:

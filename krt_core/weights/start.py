@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -35,3 +36,12 @@ def first_network(
     if experiment.train.batch_norm == "sync" and runtime.world.size > 1:
         synchronise(network)
     return network, about
+
+
+def renewed(first: Network, last: Network) -> Network:
+    """A network as it was before its first session, for a training that begins anew; the backbone of the last one stays
+    where that stands still."""
+    network = copy.deepcopy(first)
+    if last.still:
+        network.backbone, network.looking, network.still = last.backbone, last.looking, True
+    return network

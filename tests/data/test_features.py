@@ -79,6 +79,17 @@ def test_the_backbone_learns_in_the_first_session_only(tiny, tmp_path):
     )
 
 
+def test_what_serves_one_run_alone_goes_with_it(tiny, tmp_path, monkeypatch):
+    """A backbone that a run has learned makes features that no other run can use: they fill no disk after its end."""
+    e, folder, cache = tiny(method="krt", model__freeze="first"), tmp_path / "run", tmp_path / "data" / "cache"
+    with monkeypatch.context() as cut, pytest.raises(KeyboardInterrupt):
+        cut.setattr(Run, "final_summary", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        train(e, folder, show="none")
+    assert list((folder / "features").glob("features-*-test-*.npy")) and not list(cache.glob("features-*"))
+    run = train(e, folder, show="none")
+    assert run.done and not (folder / "features").exists() and not list(cache.glob("features-*"))
+
+
 def test_views_are_drawn_from_a_fixed_number(tiny, tmp_path, made):
     how = {"model__freeze": "all", "train__augment": "light", "data__views": 3, "train__epochs": 6}
     one = train(tiny(method="krt", **how), tmp_path / "one", show="none")
@@ -150,7 +161,7 @@ def test_a_disk_without_room_is_named_before_anything_is_computed(store, monkeyp
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     full = store()
-    with pytest.raises(DataError, match=r"take 0\.0 MB, and .* has 0\.0 MB left\. Make room, .*data\.features=false"):
+    with pytest.raises(DataError, match=r"take 0\.0 MB, and .* 0\.0 MB left\. Make room .*deleted.*features=false"):
         full.ensure(np.arange(40))
     assert not full.maker.asked
 
@@ -326,16 +337,16 @@ def test_all_that_decides_features_is_in_their_name(tiny):
     cpu, bf16 = Runtime(torch.device("cpu"), torch.float32, {}), Runtime(torch.device("cpu"), torch.bfloat16, {})
     cuda = Runtime(torch.device("cuda"), torch.float32, {})
 
-    def name(runtime=cpu, maps=True, **changes):
+    def name(runtime=cpu, what="maps", **changes):
         torch.manual_seed(0)
-        return still.features_of(network_of(tiny(**changes)), runtime, maps).digest
+        return still.features_of(network_of(tiny(**changes)), runtime, what).digest
 
     torch.manual_seed(0)
     changed = network_of(tiny())
     with torch.no_grad():
         next(changed.backbone.parameters()).view(-1)[0] += 1e-6
     others = [
-        name(cuda), name(bf16), name(maps=False), name(model__mean=0.5), name(model__std=0.5),
-        name(data__image_size=48), still.features_of(changed, cpu, True).digest,
+        name(cuda), name(bf16), name(what="means"), name(model__mean=0.5), name(model__std=0.5),
+        name(data__image_size=48), still.features_of(changed, cpu, "maps").digest,
     ]  # fmt: skip
     assert name() == name() and len({name(), *others}) == 1 + len(others)

@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from krt_core.config import load_experiment
 from krt_core.data import pipeline
 from krt_core.machine.distributed import World, leave_world
-from krt_core.memory import Memory
+from krt_core.memory import Ranked
+from krt_core.memory.online import Online
 from krt_core.session import train
 from krt_core.weights import start
 
@@ -58,7 +59,10 @@ BREAKS = {
     "none": [],
     "tokens": [(World, "wrap", wrapped_once())],
     "threshold": [(World, "gather", lambda self, part: part), (World, "decide", lambda self, value: value)],
-    "exemplars": [(Memory, "update", own_choice(Memory.update)), (World, "decide", lambda self, value: value)],
+    "exemplars": [
+        *((kind, "update", own_choice(kind.update)) for kind in (Ranked, Online)),
+        (World, "decide", lambda self, value: value),
+    ],
     "padding": [(World, "part", padded)],
     "loss": [(pipeline, "Batch", whole_share)],
 }

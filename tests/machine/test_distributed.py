@@ -27,7 +27,9 @@ VARIANTS = {
     "sync": {"train.batch_norm": "sync"},
     "pod": {"train.batch_norm": "sync", "method": "pod"},
     "joint": {"train.batch_norm": "sync", "method": "joint"},
-}
+    **{kind: {"train.batch_norm": "frozen", "method": "finetune", "train.epochs": 1, "replay.per_class": 0,
+              "replay.budget": 9, "replay.selection": kind} for kind in ("prs", "ocdm")},
+}  # fmt: skip
 
 
 def in_two_processes(root, jobs, broken="none"):
@@ -47,7 +49,7 @@ def runs(tmp_path_factory):
     # Odd numbers, and last batches that are not full: with 43 training images that of the first session has one image.
     # (Synchronised statistics of one image differ in the running variance alone, so those variants get two more.)
     for name, changes in VARIANTS.items():
-        data = write_coco(root / "data" / name, train=43 if name == "frozen" else 45, test=25)
+        data = write_coco(root / "data" / name, train=45 if changes["train.batch_norm"] == "sync" else 43, test=25)
         experiment = load_experiment("digits_demo", {**TINY, **COMMON, **changes, "data.root": str(data)})
         (root / f"{name}.yaml").write_text(experiment.to_yaml())
     assert in_two_processes(root, [(name, f"{name}-two") for name in VARIANTS])
@@ -92,12 +94,15 @@ def test_two_processes_equal_one(runs, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("broken", ["tokens", "threshold", "exemplars", "padding", "loss"])
-def test_the_comparison_notices_what_is_broken(runs, broken):
+@pytest.mark.parametrize(
+    ("broken", "name"), [(fault, "frozen") for fault in ("tokens", "threshold", "exemplars", "padding", "loss")]
+    + [("exemplars", "prs"), ("exemplars", "ocdm")],
+)  # fmt: skip
+def test_the_comparison_notices_what_is_broken(runs, broken, name):
     """Each of the known faults of published multi-GPU code, put back in on purpose."""
     with pytest.raises(AssertionError):
-        assert in_two_processes(runs, [("frozen", f"{broken}-broken")], broken)
-        same(Run(runs / "frozen-one"), Run(runs / f"{broken}-broken"))
+        assert in_two_processes(runs, [(name, f"{broken}-{name}-broken")], broken)
+        same(Run(runs / f"{name}-one"), Run(runs / f"{broken}-{name}-broken"))
 
 
 def test_every_image_falls_to_one_process():

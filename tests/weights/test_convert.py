@@ -74,11 +74,13 @@ def test_files_that_do_not_fit_are_refused_by_name(tresnet, tiny, tmp_path):
 def test_imported_sessions_are_gone_on_with_or_refused_with_the_reason(tresnet, tmp_path):
     run = train(tresnet(), tmp_path / "ours", show="none", max_steps=1)
     file = export_published(run, 0, tmp_path / "model0.pth")
-    stores = import_published(tresnet(replay__per_class=2), [file], tmp_path / "stores", device="cpu")
-    record = stores.environment
-    with pytest.raises(RunError, match="session 1 came without exemplars to replay, as imported ones do"):
-        train(tresnet(replay__per_class=2), stores.folder, show="none", device="cpu")
-    assert stores.environment == record  # what was said of the imported weights still stands
+    for name, replay in (("lists", {"per_class": 2}), ("online", {"budget": 5, "selection": "prs"})):
+        experiment = tresnet(**{"replay__per_class": 0, **{f"replay__{key}": value for key, value in replay.items()}})
+        stores = import_published(experiment, [file], tmp_path / name, device="cpu")
+        record = stores.environment
+        with pytest.raises(RunError, match="session 1 came without exemplars to replay, as imported ones do"):
+            train(experiment, stores.folder, show="none", device="cpu")
+        assert stores.environment == record  # what was said of the imported weights still stands
     plain = import_published(tresnet(replay__per_class=0), [file], tmp_path / "plain", device="cpu")
     went_on = train(tresnet(replay__per_class=0), plain.folder, show="none", device="cpu", max_steps=1)
     assert went_on.finished_sessions == 2 and "first weights: published" in (plain.folder / "log.txt").read_text()

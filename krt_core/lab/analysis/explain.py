@@ -66,13 +66,14 @@ class Evidence:
 
 @torch.no_grad()
 def look(model: Network, images: Tensor) -> Look:
-    """Attention of an ICA model for images (B, 3, S, S) in [0, 1], and what its evidence is made of.
+    """Attention of an ICA model for images (B, 3, S, S) in [0, 1], or the maps that its backbone has made of them, and
+    what its evidence is made of.
 
     Raises RunError for a linear head.
     """
     if model.kind != "ica":
         raise RunError("This model has a linear head: there is no attention to look at.")
-    features = model.backbone(images)
+    features = model.features(images)
     patches = model.patch_tokens(features)
     ica, grid = model.ica, features.shape[-2:]
     heads, head_dim = ica.heads, ica.dim // ica.heads
@@ -133,7 +134,7 @@ def grad_cam(model: Network, images: Tensor, column: int) -> np.ndarray:
     Any head. Source: Selvaraju et al., ICCV 2017.
     """
     with torch.no_grad():
-        features = model.backbone(images)
+        features = model.features(images)
     features = features.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = model.classify(features)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...data import MultiLabelDataset
 from ...data.store import load_image
@@ -21,6 +20,7 @@ from ...weights.convert import load_model
 from ..report import finished_runs
 from .datasets import opened_once
 from .explain import Evidence, Look, choose_images, evidence, look
+from .inputs import Inputs
 
 SMALLEST = 96  # pixels: smaller images are shown enlarged
 
@@ -44,14 +44,14 @@ class Models:
     """The models of some runs and what they see, loaded when asked for; the least used are let go."""
 
     def __init__(self, models: int = 16, looks: int = 512):
-        self._models, self._looks = Recent(models), Recent(looks)
+        self._models, self._looks, self._inputs = Recent(models), Recent(looks), Recent(models)
         self._one_at_a_time = threading.Lock()  # a look ahead must not load a model a second time
 
     def look(self, run: Run, session: int, dataset: MultiLabelDataset, row: int) -> Look:
         def see() -> Look:
-            pixels = load_image(dataset.path(row), run.experiment.data.image_size)
+            inputs = self._inputs.get((run.folder, dataset.split), lambda: Inputs(run, dataset))
             model = self._models.get((run.folder, session), lambda: load_model(run, session))
-            return look(model, torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255)
+            return look(model, inputs.of(np.array([row])))
 
         key = run.folder, session, row
         if key in self._looks.made:  # without waiting for a look ahead

@@ -9,15 +9,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
-import torch
 
 from ...data import MultiLabelDataset
-from ...data.store import load_image
 from ...errors import DataError
 from ...presets.said import whole
 from ...runs.folder import Run
 from ...weights.convert import load_model
 from .explain import evidence, grad_cam, look
+from .inputs import Inputs
 
 WAYS = ("evidence", "gradient × value", "attention", "Grad-CAM", "chance")
 
@@ -34,7 +33,7 @@ def pointing_game(run: Run, dataset: MultiLabelDataset, session: int, images: in
         raise DataError(
             f"{dataset.name} {dataset.split} has no boxes: the pointing game needs to know where things are."
         )
-    model, protocol = load_model(run, session), run.protocol
+    model, protocol, inputs = load_model(run, session), run.protocol, Inputs(run, dataset)
     column_of = {dataset.classes.index(name): column for column, name in enumerate(protocol.classes)}
     boxes: dict[tuple[int, int], list[np.ndarray]] = {}
     for row, kind, *box in dataset.boxes:
@@ -44,9 +43,8 @@ def pointing_game(run: Run, dataset: MultiLabelDataset, session: int, images: in
     rows, lines = np.arange(len(dataset))[: images or None], []
     for start in range(0, len(rows), batch):
         chosen = rows[start : start + batch]
-        pixels = np.stack([load_image(dataset.path(row), run.experiment.data.image_size) for row in chosen])
-        tensors = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
-        seen = look(model, tensors)
+        given = inputs.of(chosen)
+        seen = look(model, given)
         for column in np.flatnonzero(labels[chosen].any(axis=0)):
             with_class = np.flatnonzero([(row, column) in boxes for row in chosen])
             if not len(with_class):
@@ -56,7 +54,7 @@ def pointing_game(run: Run, dataset: MultiLabelDataset, session: int, images: in
                 "evidence": evidence(those, column).maps,
                 "gradient × value": evidence(those, column, steps=0).maps,
                 "attention": those.patches[:, token].mean(axis=1),
-                "Grad-CAM": grad_cam(model, tensors[with_class], int(column)),
+                "Grad-CAM": grad_cam(model, given[with_class], int(column)),
             }
             for i, row in enumerate(chosen[with_class]):
                 hits = dict(_hits({way: of[i] for way, of in maps.items()}, boxes[row, column]))

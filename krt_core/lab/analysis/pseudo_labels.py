@@ -18,7 +18,7 @@ import pandas as pd
 
 from ...data import MultiLabelDataset
 from ...errors import DataError, RunError, did_you_mean
-from ...memory import Memory
+from ...memory import memory_of
 from ...protocol import session_view
 from ...runs.folder import Run
 from .datasets import opened_once
@@ -256,12 +256,11 @@ def _found(run: Run, session: int, record: dict, dataset: MultiLabelDataset) -> 
     rows = rows_of(dataset, ahead.ids, run)
     columns = [dataset.classes.index(name) for name in protocol.classes if name in dataset.classes]
     labels = dataset.truth[:, columns]
-    memory = Memory(run.experiment.replay)
-    stored_as = run.session_state(session - 1).get("memory", {"ranked": [], "sessions": []})
-    if run.experiment.data.validation:  # their rows count those that are held out
-        by_id = run.session_state(session - 1)["exemplar_ids"]
-        stored_as = {**stored_as, "ranked": [rows_of(dataset, ids, run).tolist() for ids in by_id]}
-    memory.load_state(stored_as)
+    memory, before = memory_of(run.experiment.replay), run.session_state(session - 1)
+    if "memory" in before:
+        memory.load_state(before["memory"])
+    if run.experiment.data.validation:  # its rows count those that are held out
+        memory.renumber([rows_of(dataset, ids, run).tolist() for ids in before["exemplar_ids"]])
     stored = int(memory.images.max(initial=-1))
     view = None
     if len(columns) == len(protocol.classes) and stored < len(dataset):
