@@ -68,7 +68,7 @@ class Continuing:
             with contextlib.suppress(RunError):  # a damaged one is made again
                 ahead = run.ahead(finished - 1)
         learned = protocol.sessions[finished - 1].stop if finished else 0
-        if method.replays and memory.quota(learned) and len(memory.ranked) != learned:
+        if method.replays and memory.keeps(learned) and memory.learned != learned:
             raise RunError(
                 f"{run.folder}: session {finished} came without exemplars to replay, as imported ones do. Import the "
                 "sessions after it too, or train in a new folder."

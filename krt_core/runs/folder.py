@@ -2,7 +2,7 @@
 
 ::
 
-    <folder>/experiment.yaml   environment.json   log.txt   progress.json   metrics.jsonl   resume.pt   DONE
+    <folder>/experiment.yaml   environment.json   log.txt   progress.json   metrics.jsonl   resume.pt   README.md   DONE
     <folder>/session_00/       model.safetensors  scores.npz  ap.npz  ahead.npz  state.json
 
 Everything is written to a temporary name and renamed. Nothing is unpickled: ``resume.pt`` holds plain tensors and
@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -30,6 +31,7 @@ from ..machine.home import atomic_write, outputs_dir, resolve
 from ..machine.locks import only_one
 from ..options import METHODS
 from . import configuration
+from .card import card
 from .files import is_still, to_json
 from .reader import Reader
 from .scores import Ahead, Scores, write_ap
@@ -100,6 +102,20 @@ class Run(Reader):
                 path.unlink()
         if self.done and not self.complete:
             (self.folder / "DONE").unlink()
+            (self.folder / "README.md").unlink(missing_ok=True)
+
+    @property
+    def features(self) -> Path:
+        """Folder for what a backbone that this run has learned makes of images; gone when the run is done."""
+        return self.folder / "features"
+
+    def drop_features(self) -> None:
+        shutil.rmtree(self.features, ignore_errors=True)
+
+    def write_done(self, summary: dict) -> None:
+        """The run is complete: its card, and last its numbers, `final_summary`, by which it counts."""
+        atomic_write(self.folder / "README.md", card(self, summary))
+        self.write_json("DONE", summary)
 
     def write_json(self, name: str, content: dict) -> None:
         atomic_write(self.folder / name, to_json(content, indent=1))

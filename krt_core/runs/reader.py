@@ -15,7 +15,8 @@ from torch import Tensor
 from ..config import Experiment
 from ..errors import RunError
 from ..machine.home import resolve
-from ..metrics import forgetting
+from ..methods import class_of, is_oracle
+from ..metrics import best_threshold, forgetting, precision_recall_f1
 from ..protocol import Protocol, protocol_of
 from . import configuration, shapes
 from .files import check_arrays, damaged, is_still, known, read_json, read_tensors
@@ -119,6 +120,12 @@ class Reader:
         return next((why for s in self.starts if (why := (s.get("weights") or {}).get("leak"))), None)
 
     @property
+    def oracle(self) -> bool:
+        """Was its method shown true labels of old classes, so that it is a bound and no method?"""
+        e = self.experiment
+        return is_oracle(class_of(e.method), e.options) or any(start.get("oracle") for start in self.starts)
+
+    @property
     def mixed(self) -> list[str]:
         """In what the starts that made a finished run differ, in words; empty for one of a piece."""
         with contextlib.suppress(RunError):
@@ -181,6 +188,21 @@ class Reader:
         if not path.is_file():
             raise RunError(f"{path} is missing: session {session + 1} of {self.folder.name} is not finished.")
         return Scores.read(path, len(self.protocol.classes), self.way_out(session))
+
+    def f1(self, threshold: float) -> dict[str, float]:
+        """CP to OF1 after the last session as `krt_core.evaluate.session_metrics` has them, at another threshold."""
+        return precision_recall_f1(*self._last_scores(), threshold)
+
+    def best_thresholds(self) -> tuple[float, float]:
+        """Of CF1 and of OF1 after the last session, on the images that this run was tested on."""
+        scores, labels = self._last_scores()
+        return best_threshold(scores, labels, "CF1"), best_threshold(scores, labels, "OF1")
+
+    def _last_scores(self) -> tuple[np.ndarray, np.ndarray]:
+        session = len(self.protocol.sessions) - 1
+        found = self.scores(session)
+        rows, columns = self.protocol.test_subsets(found.labels, session)["seen"]
+        return found.scores[rows][:, columns], found.labels[rows][:, columns]
 
     def ahead(self, session: int) -> Ahead | None:
         """What the model after a session said to the next one's training images; None if no method asked."""

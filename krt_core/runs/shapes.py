@@ -22,20 +22,21 @@ STATE = {
     "session": int, "classes": [str], "new_classes": [str], "train_images": int, "test_images": int, "seconds": NUMBER,
     "peak_memory_mb": NUMBER, "metrics": {str: NUMBER, "AP_seen": {str: NUMBER}}, "method": dict, "memory": dict,
     "exemplar_ids": [[str]], "weights": WEIGHTS, "made_with": (MADE_WITH, None), "starts": [int],
-    "replayed_images": int, "reported_epoch": int, "epoch_chosen_on": str,
+    "replayed_images": int, "reported_epoch": int, "epoch_chosen_on": str, "oracle": bool,
     "exemplar_bytes": NUMBER, "method_bytes": NUMBER,
 }  # fmt: skip
 SUMMARY = {
     "method": str, "dataset": str, "protocol": str, "seed": int, "average_mAP": NUMBER, "last_mAP": NUMBER,
     "forgetting": NUMBER, "forgetting_definitions": {str: NUMBER}, "mAP_per_session": [NUMBER], "seconds": NUMBER,
     "peak_memory_mb": NUMBER, "exemplars": int, "weights": WEIGHTS, "config_hash": str, "commit": TEXT, "mixed": [str],
+    "oracle": bool,
     "exemplar_bytes": NUMBER, "method_bytes": NUMBER,
     **dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), NUMBER),
 }  # fmt: skip
 START = {
     "python": str, "versions": {str: str}, "hardware": {str: (str, int, float, type(None))}, "host": str,
     "commit": TEXT, "reasons": {str: str}, "weights": (WEIGHTS, None), "at": str, "augmentation": TEXT, "code": OBJECT,
-    "made_with": (MADE_WITH, None),
+    "made_with": (MADE_WITH, None), "oracle": bool,
 }  # fmt: skip
 ENVIRONMENT = {**START, "starts": [START]}
 EPOCH = {"session": int, "epoch": int, str: (int, float, str, bool, type(None), list, dict), "loss": NUMBER,

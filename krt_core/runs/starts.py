@@ -19,6 +19,7 @@ from typing import Any
 from ..config import Experiment
 from ..errors import RunError
 from ..machine.device import Runtime, environment
+from ..methods import class_of, is_oracle
 from ..options import is_dotted
 
 PACKAGE = Path(__file__).parents[1]
@@ -46,6 +47,7 @@ def about_start(
     return {
         **environment(runtime), "weights": weights, "at": datetime.now().isoformat(timespec="seconds"),
         "augmentation": experiment.train.augment, "code": _code(experiment), "made_with": made_with,
+        **({"oracle": True} if is_oracle(class_of(experiment.method), experiment.options) else {}),
     }  # fmt: skip
 
 

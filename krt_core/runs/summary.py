@@ -33,6 +33,7 @@ def summary_of(states: list[dict[str, Any]], lost: dict[str, float]) -> dict[str
         "peak_memory_mb": max((s["peak_memory_mb"] for s in states if "peak_memory_mb" in s), default=None),
         "exemplars": sum(len(ids) for ids in states[-1]["exemplar_ids"]),
         **{key: states[-1][key] for key in STORED if key in states[-1]},
+        **({"oracle": True} if any(state.get("oracle") for state in states) else {}),
         "weights": states[-1]["weights"],
     }
 

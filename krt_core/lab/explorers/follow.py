@@ -12,6 +12,7 @@ import numpy as np
 from ...config import Experiment
 from ...errors import KRTError
 from ...machine.home import stamp
+from ...methods import class_of, is_oracle
 from ...runs.folder import Run
 from . import background
 
@@ -43,6 +44,11 @@ class Followed:
     def leak(self) -> str | None:
         """As of a `Run`, so that `krt_core.lab.report.names_of` can name this."""
         return self.run.leak if self.run else None
+
+    @property
+    def oracle(self) -> bool:
+        """By its experiment, so that it is marked before it begins."""
+        return is_oracle(class_of(self.experiment.method), self.experiment.options)
 
     @property
     def mixed(self) -> list[str]:

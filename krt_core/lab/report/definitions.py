@@ -2,6 +2,8 @@
 
 from ...metrics import F1_THRESHOLD
 
+LEVEL = 0.05  # at which two methods are told apart, of the family of all pairs
+
 SPREAD = "± is the standard deviation (n − 1) over all runs of a method, that is over seeds and class orders together."
 
 RESULTS = (
@@ -48,13 +50,19 @@ CLASSES = (
     "number stands in brackets."
 )
 
+F1 = f"CF1 and OF1 after the last session at score > {F1_THRESHOLD} and at 0.5. {SPREAD}"
+F1_CHOSEN = (
+    f"{F1} Chosen: each at the one threshold for all classes that gave the highest of it on validation images, in the "
+    "trial that chose the setting; the test images were not opened for it."
+)
+
 COSTS = (
     "Time: median over runs of the wall-clock time of a whole run, training, testing and choosing exemplars"
     " included; compare it on the same hardware only. Peak memory: largest over sessions and runs, of the "
     "tensors of the main process on a GPU, or of the whole process on a CPU since its start (so a run that "
     "shares a process with earlier runs has theirs too); – for runs made before it was recorded. Stored: "
-    "exemplars at the end with the bytes of their files, and the bytes of what else the method keeps, as ridge "
-    "regression its sums; median over runs."
+    "exemplars at the end with the bytes of their files, and as state the bytes of what else the method keeps, as "
+    "ridge regression its sums; median over runs."
 )
 
 RUNS = (
@@ -80,6 +88,11 @@ LEAK = (
     "--allow-leak. Their numbers are no result of incremental learning and are never the best."
 )
 
+ORACLE = (
+    "ORACLE: these runs were shown the true labels of old classes, which no method may see. They tell what restored "
+    "labels can bring at most, stand with the upper bounds and are never the best."
+)
+
 MIXED = (
     "mixed: a run was interrupted and went on elsewhere or otherwise (another commit, machine, version of a library; "
     "the table of runs says what). Its sessions are not all from one and the same making."
@@ -98,4 +111,26 @@ CHOSEN_ON_TEST = (
 UNEQUAL = (
     "The methods do not all have the same seeds and class orders, so part of a difference may be theirs. "
     "The table of runs tells which each has."
+)
+
+RANKS = (
+    "Mean ranks over the seeds and class orders that every method here has, 1 is best (Demšar, JMLR 2006). A bar joins "
+    f"neighbours of which no pair is told apart at {LEVEL} by the tests below."
+)
+
+DIFFERENCES = (
+    "Two methods are compared at the same seed and class order: mean ± standard deviation of the differences, "
+    "two-sided paired t test, p corrected for the number of pairs by Holm's method. – : all differences are the same "
+    "number, which the test has nothing to measure by. Every pair stands in table_tests.csv; LEAK lines take no part."
+)
+
+STABILITY = (
+    "What is kept against what is learned: forgetting as above, against the mAP of a session's own new classes right "
+    "after it, on the images that show one, mean over the sessions after the first. Whiskers: one standard deviation. "
+    "Hollow: upper bounds."
+)
+
+COST = (
+    "What it costs: average mAP against the wall-clock seconds of a session, tests included, median over runs. Compare "
+    "them on the same hardware only. Whiskers: one standard deviation. Hollow: upper bounds."
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import DataError, KRTError, RunError
+from ...errors import ConfigError, DataError, KRTError, RunError, did_you_mean
 from ...machine.home import file_digest, resolve
+from ...methods import class_of
+from ...options import short_name
 from ...runs.folder import Run, in_order
+from .naming import backbone_of, buffer_of, setting_of
 from .tables import METRICS
 
 MORE = ("seconds", "weights", "seed", "exemplars", "commit", "mAP_per_session")  # of a DONE file, beside the metrics
@@ -34,6 +38,41 @@ def collect(folders: Sequence[str | Path]) -> tuple[list[Run], list[LeftOut]]:
         left_out.append(LeftOut(copy.folder.name, what))
         runs.remove(copy)
     return runs, left_out
+
+
+def only(runs: Sequence[Run], wanted: Sequence[str]) -> list[Run]:
+    """The runs of which all of ``wanted`` holds, as in "protocol=B0-C10": dataset, protocol, method, buffer ("0",
+    "5/class"; upper bounds, which need none, stay) and backbone ("frozen"). A name may be cut before a space or comma.
+
+    Raises ConfigError for another key, DataError, with what there is, where nothing is left.
+    """
+    runs = list(runs)
+    for one in wanted:
+        key, equals, value = one.partition("=")
+        if not equals or key not in ABOUT_RUNS:
+            raise ConfigError(
+                f"--only {one}: write key=value with {', '.join(ABOUT_RUNS)}.{did_you_mean(key, ABOUT_RUNS)}"
+            )
+        told = [ABOUT_RUNS[key](run) for run in runs]
+        has = [value in (name, re.split("[ ,]", name)[0]) for name in told]
+        if not any(has):
+            raise DataError(f"No finished run has {one}; there is {', '.join(sorted(set(told)))}.")
+        runs = [run for run, name, chosen in zip(runs, told, has, strict=True) if chosen or name == ANY]
+    return runs
+
+
+def _buffer(run: Run) -> str:
+    return ANY if run.oracle or class_of(run.experiment.method).sees != "session" else buffer_of(run)
+
+
+ANY = "any"  # buffer of what is a bound
+ABOUT_RUNS: dict[str, Callable[[Run], str]] = {
+    "dataset": lambda run: setting_of(run)[0],
+    "protocol": lambda run: setting_of(run)[1],
+    "method": lambda run: short_name(run.experiment.method),
+    "buffer": _buffer,
+    "backbone": backbone_of,
+}
 
 
 def copies_of(runs: Sequence[Run]) -> list[tuple[Run, Run]]:

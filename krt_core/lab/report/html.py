@@ -13,33 +13,41 @@ from datetime import datetime, timezone
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from ...runs.folder import Run
 from .. import figures as plots
 from . import definitions
+from .f1 import Chosen, f1_cells
 from .finding import LeftOut
 from .paper_table import HIGHER_IS_BETTER, Line, Setting, mean_and_std, settings_of
+from .significance import against_best, judged
 
 Rows = list[tuple[Line, dict[str, str]]]  # of a table: a line and its cells by column
 
 
-def html_report(runs: Sequence[Run], left_out: Sequence[LeftOut] = (), chosen: Sequence[str] = ()) -> str:
+def html_report(
+    runs: Sequence[Run], left_out: Sequence[LeftOut] = (), chosen: Sequence[str] = (), thresholds: Chosen | None = None
+) -> str:
     """The whole page. runs: finished ones, see `collect`; left_out: the others, to be listed; chosen: the settings that
-    were searched for, in words."""
+    were searched for, in words; thresholds: those of F1 that validation images chose."""
     loader = PackageLoader(__package__, "")
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters |= {"heat": _heat, "many": _many, "memory": _memory, "pieces": _pieces, "spread": mean_and_std,
                       "svg": _svg, "time": _time}  # fmt: skip
-    parts = {"about": _about, "classes": _classes, "costs": _costs, "curves": _curves, "forgetting": _forgetting,
-             "kinds_of_forgetting": _kinds_of_forgetting, "provenance": _provenance, "sessions": _sessions}  # fmt: skip
+    parts = (
+        _about, _classes, _costs, _curves, _differences, _forgetting, _kinds_of_forgetting, _provenance, _sessions,
+        _tradeoffs,
+    )  # fmt: skip
     return jinja.get_template("page.html.j2").render(
-        parts,
+        {part.__name__.removeprefix("_"): part for part in parts},
         runs=runs,
         settings=settings_of(runs),
         left_out=left_out,
         chosen=chosen,
+        f1=lambda setting: f1_cells(setting.lines, thresholds or {}),
         metrics={key: key.replace("_", " ") for key in HIGHER_IS_BETTER},
         definitions=definitions,
         now=datetime.now(timezone.utc),
@@ -74,6 +82,34 @@ def _curves(setting: Setting) -> list[tuple[Figure, str, str]]:
         authors = setting.reference[key]
         chart = plots.session_curves(setting.runs, key, authors)
         charts.append((chart, alt[key], words + (definitions.AUTHORS if authors else "")))
+    return charts
+
+
+def _differences(setting: Setting) -> list[tuple[tuple[Figure, str, str], str, list[dict[str, str]]]]:
+    """For average and last mAP: the chart of ranks, and our best method, bounds aside, against each other one, as
+    cells. Nothing where there are no two methods with two replicates in common."""
+    found = []
+    for key in ("average_mAP", "last_mAP"):
+        if not (here := judged(setting.lines, key)):
+            continue
+        metric, words = key.replace("_", " "), _ranked(here.ranks)
+        chart = plots.rank_chart(here.ranks, here.stretches, len(here.values), metric)
+        best, tests = against_best(setting, key, here)
+        rows = [{f"{metric}: {best} {column}" if column == "against" else column: cell for column, cell in row.items()}
+                for row in tests]  # fmt: skip
+        found.append(((chart, f"Chart of mean ranks by {metric}: {words}.", definitions.RANKS), metric, rows))
+    return found
+
+
+def _tradeoffs(setting: Setting) -> list[tuple[Figure, str, str]]:
+    """What is kept against what is learned, and what it costs."""
+    if len(setting.lines) < 2:
+        return []
+    costs = "; ".join(f"{line.label} {_time(line.values['seconds'])}" for line in setting.lines)
+    charts = [(plots.cost_chart(setting.lines), f"Average mAP against time. Whole runs: {costs}.", definitions.COST)]
+    if len(setting.classes.sessions) > 1:
+        alt = "Forgetting against mAP of new classes, a mark for each method."
+        charts.insert(0, (plots.stability_chart(setting.lines), alt, definitions.STABILITY))
     return charts
 
 
@@ -158,6 +194,10 @@ def _provenance(setting: Setting) -> Rows:
 
 
 # ---- how things are written ----
+
+
+def _ranked(ranks: pd.Series) -> str:
+    return ", ".join(f"{name} {rank:.1f}" for name, rank in ranks.items())
 
 
 def _hardware(run: Run) -> str:

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ...metrics import F1_THRESHOLD
 from ...runs.folder import Run
 from .paper_table import HIGHER_IS_BETTER, mean_and_std, settings_of
+from .significance import against_best, judged
 
 ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -30,7 +31,8 @@ def escape(text: str) -> str:
 
 
 def latex_report(runs: Sequence[Run]) -> str:
-    """A table for each setting of finished runs, published lines marked by a dagger."""
+    """A table for each setting of finished runs, published lines marked by a dagger, and under it, where there are
+    replicates to compare, one that says how far our best method is from each other one, and whether that holds."""
     jinja = Environment(  # `finalize` escapes for LaTeX  # nosec B701
         loader=PackageLoader(__package__, ""),
         finalize=lambda value: escape(str(value)),  # of all that is put in
@@ -43,5 +45,9 @@ def latex_report(runs: Sequence[Run]) -> str:
         block_end_string="%>",
     )
     jinja.filters["spread"] = mean_and_std
-    template = jinja.get_template("table.tex.j2")
-    return template.render(settings=settings_of(runs), metrics=list(HIGHER_IS_BETTER), threshold=F1_THRESHOLD)
+    return jinja.get_template("table.tex.j2").render(
+        settings=settings_of(runs),
+        metrics=list(HIGHER_IS_BETTER),
+        threshold=F1_THRESHOLD,
+        against_best=lambda setting, key: against_best(setting, key, judged(setting.lines, key)),
+    )

@@ -14,15 +14,15 @@ from ...runs.folder import Run
 from .published import held_out
 
 NOT_OF_THE_METHOD = {"protocol.order_seed", "protocol.order"}  # runs that differ in the class order are replicates
-LEAK, MIXED = " (LEAK)", " (mixed)"  # marks in labels
+LEAK, ORACLE, MIXED = " (LEAK)", " (ORACLE)", " (mixed)"  # marks in labels
 FROZEN = {"all": ", frozen", "first": ", frozen after session 1"}  # what a label says of `model.freeze`
 _DEFAULT = object()  # stands for a key that is not changed
 
 
 def label_of(run: Run, among: Sequence[Run] = ()) -> str:
     """How a run is called in tables and legends: its method, with its exemplars if it has any, whether `model.freeze`
-    lets its backbone stand still, LEAK if its first weights had seen the labels to be learned, and mixed if starts of
-    different kinds have made it.
+    lets its backbone stand still, LEAK if its first weights had seen the labels to be learned, ORACLE if it was shown
+    true labels that a method may not see, and mixed if starts of different kinds have made it.
 
     Runs in one setting that this would name alike though their configurations differ are told apart by the keys in
     which they do, as far as those are not at their default, or by a hash of their data: they are no replicates of one
@@ -53,7 +53,8 @@ def methods_and_labels(runs: Sequence[Run]) -> list[tuple[str, str]]:
 def _told(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """`methods_and_labels` without the mark of what is mixed."""
     alike: dict[tuple, list[dict[str, Any]]] = {}
-    places = [(*setting_of(run), _plain_label(run), bool(run.leak)) for run in runs]  # LEAK tells those apart already
+    places = [(*setting_of(run), _plain_label(run), bool(run.leak), run.oracle) for run in runs]  # the marks tell those
+    # apart already
     # The method by its whole name, as two from different files may have one short name.
     changes = [{"method": run.experiment.method, **run.experiment.changes()} for run in runs]
     _tell_data_apart(runs, changes)
@@ -62,9 +63,9 @@ def _told(runs: Sequence[Run]) -> list[tuple[str, str]]:
     differing = {place: _differing(group) for place, group in alike.items()}
     found = []
     for run, place, own in zip(runs, places, changes, strict=True):
-        *_, plain, leak = place
+        *_, plain, leak, oracle = place
         told = [f"{key}={value}" for key, value in own.items() if key in differing[place]]
-        label = ", ".join([plain, *told]) + LEAK * leak
+        label = ", ".join([plain, *told]) + LEAK * leak + ORACLE * oracle
         found.append((", ".join([_method(run), *told]), label))
     return found
 
@@ -137,19 +138,20 @@ def buffer_of(run: Run) -> str:
 
 
 def backbone_of(run: Run) -> str:
-    """What the backbone does: "trained" in every session, trained in the "first session", or "frozen" from the start,
-    as it always is where a method learns in closed form only."""
-    freeze = run.experiment.model.freeze
+    """What the backbone does: "trained" in every session ("from blocks.5": its last layers), trained in the "first
+    session", or "frozen" from the start, as it always is where a method learns in closed form only."""
+    freeze, tuned = run.experiment.model.freeze, run.experiment.model.tune_from
     if freeze == "none" and class_of(run.experiment.method).has_own("fit"):
         freeze = "all"
-    return {"none": "trained", "first": "first session", "all": "frozen"}[freeze]
+    how = {"none": "trained", "first": "first session", "all": "frozen"}[freeze]
+    return f"{how}, from {tuned}" if tuned and how != "frozen" else how
 
 
 def stored_words(images: float, image_bytes: float, method_bytes: float) -> str:
-    """What a method keeps of the sessions before, as in "200 images (0.6 MB)" or "13 MB of sums"; "–" for nothing.
+    """What a method keeps of the sessions before, as in "200 images (0.6 MB)" or "13 MB of state"; "–" for nothing.
     NaN where it is not known, as for runs of older versions."""
     exemplars = f"{images:.0f} images" + (f" ({_megabytes(image_bytes)})" if image_bytes > 0 else "")
-    parts = (exemplars if images > 0 else "", f"{_megabytes(method_bytes)} of sums" if method_bytes > 0 else "")
+    parts = (exemplars if images > 0 else "", f"{_megabytes(method_bytes)} of state" if method_bytes > 0 else "")
     return " + ".join(filter(None, parts)) or "–"
 
 

@@ -19,6 +19,7 @@ from . import definitions
 from .naming import (
     LEAK,
     MIXED,
+    ORACLE,
     backbone_of,
     buffer_of,
     data_of,
@@ -46,7 +47,8 @@ class Line:
     curve: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (runs, sessions) mAP seen, %
     runs: tuple[Run, ...] = ()
     leak: bool = False
-    bound: bool = False  # trained on all labels at once
+    bound: bool = False  # trained on all labels at once, or shown true ones
+    oracle: bool = False  # shown true labels of old classes
     source: str = ""  # where a published line comes from
     note: str = ""
 
@@ -67,7 +69,7 @@ class Line:
     @property
     def name(self) -> str:
         """Its label without marks."""
-        return self.label.removesuffix(MIXED).removesuffix(LEAK)
+        return self.label.removesuffix(MIXED).removesuffix(ORACLE).removesuffix(LEAK)
 
     @property
     def mixed(self) -> bool:
@@ -123,6 +125,11 @@ class Setting:
     def leaks(self) -> list[str]:
         """Why runs are marked LEAK, each reason once."""
         return sorted({run.leak for run in self.runs if run.leak})
+
+    @property
+    def oracles(self) -> bool:
+        """Were some shown true labels?"""
+        return any(line.oracle for line in self.lines)
 
     @property
     def runs(self) -> list[Run]:
@@ -189,17 +196,18 @@ def _line(method: str, label: str, runs: list[Run]) -> Line:
     values |= {key: _known([s.get(key) for s in summaries]) for key in ("seconds", "peak_memory_mb", *KEPT)}
     if len(runs[0].protocol.sessions) < 2:
         values["forgetting"] = _known([])  # nothing came after the only session
-    bound = class_of(runs[0].experiment.method).sees == "all"
+    everything, oracle = class_of(runs[0].experiment.method).sees != "session", runs[0].oracle
     return Line(
         method=method,
         label=label,
-        buffer="all data" if bound else buffer_of(runs[0]),
+        buffer="all data" if everything else buffer_of(runs[0]),
         values=values,
         forgetting={key: _known([d.get(key) for d in lost]) for d in lost for key in d},
         curve=np.stack([run.curve("mAP_seen") for run in runs]),
         runs=tuple(runs),
         leak=bool(runs[0].leak),
-        bound=bound,
+        bound=everything or oracle,
+        oracle=oracle,
     )
 
 
@@ -242,6 +250,8 @@ def _remarks(lines: Sequence[Line], published: bool) -> list[str]:
     remarks = []
     if any(line.leak for line in lines):
         remarks.append(definitions.LEAK)
+    if any(line.oracle for line in lines):
+        remarks.append(definitions.ORACLE)
     if len({frozenset(replicate_of(run) for run in line.runs) for line in lines}) > 1:
         remarks.append(definitions.UNEQUAL)
     counts = Counter((line.label, replicate_of(run)) for line in lines for run in line.runs)

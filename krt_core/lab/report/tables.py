@@ -8,21 +8,23 @@ import pandas as pd
 
 from ...runs.folder import Run
 from ...runs.summary import STORED
+from .f1 import Chosen, f1_of
 from .naming import backbone_of, epoch_chosen_on, labels_of, replicate_of, setting_of, stored_words
 
 METRICS = ("average_mAP", "last_mAP", "forgetting", "CF1", "OF1")  # what every DONE file holds, as CSV files have it
 
 
-def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One line per finished run, with what its DONE file says."""
+def runs_table(runs: Sequence[Run], thresholds: Chosen | None = None) -> pd.DataFrame:
+    """One line per finished run, with what its DONE file says, and F1 at other thresholds (see `f1_of`)."""
     lines = []
     for run, name in zip(runs, labels_of(runs), strict=True):
         s, (dataset, protocol) = run.summary, setting_of(run)
         lines.append(
             {"run": run.folder.name, "name": name, "dataset": dataset, "protocol": protocol,
              "seed": s["seed"], "class_order": run.experiment.protocol.order_name,
-             **{key: s[key] for key in METRICS}, "exemplars": s["exemplars"], **{key: s.get(key) for key in STORED},
-             "backbone": backbone_of(run), "seconds": s["seconds"],
+             **{key: s[key] for key in METRICS}, **f1_of(run, thresholds or {}),
+             "exemplars": s["exemplars"], **{key: s.get(key) for key in STORED},
+             "backbone": backbone_of(run), "oracle": run.oracle, "seconds": s["seconds"],
              "peak_memory_mb": s.get("peak_memory_mb"), "leak": s["weights"].get("leak") or "", "commit": s["commit"],
              "mixed": "; ".join(run.mixed), "epoch_chosen_on": epoch_chosen_on(run)}
         )  # fmt: skip
@@ -30,18 +32,20 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def sessions_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One line per run and session: mAP of base, seen and new, F1 and its parts, seconds and peak memory (MiB)."""
+    """One line per run and session: mAP of base, seen and new, F1 and its parts, what is stored after it, seconds and
+    peak memory (MiB)."""
     lines = []
     metrics = ("mAP_base", "mAP_seen", "mAP_new", "CP", "CR", "CF1", "OP", "OR", "OF1")
     for run, name in zip(runs, labels_of(runs), strict=True):
         dataset, protocol = setting_of(run)
         about = {"run": run.folder.name, "name": name, "dataset": dataset, "protocol": protocol}
-        about |= {"replicate": replicate_of(run), "leak": run.leak or ""}
+        about |= {"replicate": replicate_of(run), "leak": run.leak or "", "oracle": run.oracle}
         for session in run.protocol.sessions:
             state = run.session_state(session.index)
             lines.append(
                 {**about, "session": session.index + 1, "classes": session.stop,
                  **{key: state["metrics"].get(key) for key in metrics},
+                 "exemplars": sum(map(len, state["exemplar_ids"])), **{key: state.get(key) for key in STORED},
                  "seconds": state["seconds"], "peak_memory_mb": state.get("peak_memory_mb")}
             )  # fmt: skip
     return pd.DataFrame(lines)

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from ...machine.home import atomic_write
 from ...runs.folder import Run
+from .f1 import Chosen
 from .finding import LeftOut
+from .paper_table import settings_of
+from .significance import table_of_tests
 from .tables import runs_table, sessions_table
 
 
@@ -18,15 +21,19 @@ def write_report(
     csv: str | Path | None = None,
     latex: str | Path | None = None,
     chosen: Sequence[str] = (),
+    thresholds: Chosen | None = None,
 ) -> list[Path]:
-    """Write what has a name, of finished runs; returns the files. Beside ``table.csv``, one line per run, there is
-    ``table_sessions.csv``, one per run and session. chosen: what a search for settings chose from what, in words."""
+    """Write what has a name, of finished runs; returns the files. Beside ``table.csv``, one line per run, there are
+    ``table_sessions.csv``, one per run and session, and ``table_tests.csv``, one per pair of methods. chosen: what a
+    search for settings chose from what, in words. thresholds: those of F1 that validation images chose."""
     written = []
     if csv:
         path = Path(csv)
-        written.append(atomic_write(path, runs_table(runs).to_csv(index=False)))
+        written.append(atomic_write(path, runs_table(runs, thresholds).to_csv(index=False)))
         sessions = path.with_name(f"{path.stem}_sessions{path.suffix}")
         written.append(atomic_write(sessions, sessions_table(runs).to_csv(index=False)))
+        tests = path.with_name(f"{path.stem}_tests{path.suffix}")
+        written.append(atomic_write(tests, table_of_tests(settings_of(runs)).to_csv(index=False, float_format="%.6g")))
     if latex:
         from .latex import latex_report
 
@@ -34,5 +41,5 @@ def write_report(
     if html:
         from .html import html_report
 
-        written.append(atomic_write(html, html_report(runs, left_out, chosen)))
+        written.append(atomic_write(html, html_report(runs, left_out, chosen, thresholds or {})))
     return written

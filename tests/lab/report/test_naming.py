@@ -4,7 +4,8 @@ import math
 from collections import Counter
 
 from benchmarks.made_up_runs import finished
-from krt_core.config import Experiment
+from krt_core.config import Experiment, load_experiments
+from krt_core.lab.explorers.follow import Followed
 from krt_core.lab.explorers.gallery import named
 from krt_core.lab.report import label_of, labels_of, names_of, replicate_of
 from krt_core.lab.report.naming import backbone_of, stored_words
@@ -46,6 +47,10 @@ def test_backbones_that_stand_still_are_told_apart_in_every_name():
     runs = [finished(overrides=["method=krt", f"model.freeze={freeze}"]) for freeze in freezes]
     assert labels_of(runs) == ["krt", "krt, frozen", "krt, frozen after session 1"]
     assert [backbone_of(run) for run in runs] == ["trained", "frozen", "first session"]
+    cut = [
+        finished(overrides=["method=krt", f"model.freeze={how}", "model.tune_from=blocks.5"]) for how in freezes[::2]
+    ]
+    assert [backbone_of(run) for run in cut] == ["trained, from blocks.5", "first session, from blocks.5"]
     ridge = [finished(overrides=["method=ridge", f"model.freeze={freeze}"]) for freeze in freezes]
     assert [backbone_of(run) for run in ridge] == ["frozen", "frozen", "first session"]
     assert label_of(finished(overrides=["method=krt", "model.freeze=all", "replay.per_class=5"])) == (
@@ -55,5 +60,11 @@ def test_backbones_that_stand_still_are_told_apart_in_every_name():
 
 def test_what_is_stored_is_said_in_images_and_bytes():
     assert stored_words(0, 0, 0) == "–" and stored_words(3, math.nan, math.nan) == "3 images"
-    assert stored_words(200, 6e5, 0) == "200 images (0.6 MB)" and stored_words(0, 0, 13.3e6) == "13 MB of sums"
-    assert stored_words(20, 4e6, 1e5) == "20 images (4 MB) + 0.1 MB of sums"
+    assert stored_words(200, 6e5, 0) == "200 images (0.6 MB)" and stored_words(0, 0, 13.3e6) == "13 MB of state"
+    assert stored_words(20, 4e6, 1e5) == "20 images (4 MB) + 0.1 MB of state"
+
+
+def test_runs_that_have_not_begun_are_named_like_those_that_have(tmp_path):
+    experiments = load_experiments("digits_demo", ["krt", "krt krt.oracle=true", "ridge"], [0])
+    followed = [Followed(experiment, tmp_path / experiment.run_name()) for experiment in experiments]
+    assert names_of(followed) == ["krt, seed 0", "krt (ORACLE), seed 0", "ridge, seed 0"]

@@ -1,0 +1,99 @@
+"""Methods beside one another: ranks, what they keep against what they learn, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..report.paper_table import Line
+from .figure import new_figure, plain, shortened, style_of
+
+
+def rank_chart(ranks: pd.Series, stretches: Sequence[tuple[str, str]], replicates: int, metric: str) -> Figure:
+    """Mean ranks of methods, best on the left, with bars over neighbours that no test tells apart (Demšar, JMLR 2006).
+
+    ranks: by label, rising, see `krt_core.lab.report.significance.mean_ranks`; stretches: first and last label of each
+    bar.
+    """
+    count, half = len(ranks), -(-len(ranks) // 2)
+    figure, axis = new_figure(9, 1.5 + 0.24 * half + 0.13 * len(stretches))
+    top = 0.55 + 0.22 * len(stretches)
+    axis.set(xlim=(0.5, max(count, 2) + 0.5), ylim=(top + 0.42 * half, -0.5))
+    axis.plot([1, max(count, 2)], [0, 0], color="0.2", lw=1.2)
+    for tick in range(1, count + 1):
+        axis.plot([tick, tick], [-0.08, 0.08], color="0.2", lw=1)
+        axis.text(tick, -0.18, str(tick), ha="center", va="bottom", fontsize=8)
+    for i, (name, rank) in enumerate(ranks.items()):
+        left = i < half
+        y = top + 0.42 * (i if left else count - 1 - i)
+        edge = 0.5 if left else max(count, 2) + 0.5
+        axis.plot([rank, rank, edge], [0, y, y], color=style_of(i)["color"], lw=1)
+        words = f"{shortened(str(name), 44)}  {rank:.1f}"
+        axis.annotate(plain(words), (edge, y), (-4 if left else 4, 0), textcoords="offset points", fontsize=8,
+                      ha="right" if left else "left", va="center", annotation_clip=False)  # fmt: skip
+    for level, (first, last) in enumerate(stretches):
+        y = 0.25 + 0.22 * level
+        axis.plot([ranks[first] - 0.04, ranks[last] + 0.04], [y, y], color="0.15", lw=3.5, solid_capstyle="round")
+    axis.set_axis_off()
+    words = f"mean rank by {metric} over {replicates} seeds and class orders"
+    axis.set_title(f"{words}; a bar joins what is not told apart", fontsize=9)
+    return figure
+
+
+def stability_chart(lines: Sequence[Line]) -> Figure:
+    """Forgetting against plasticity: how much is lost, and how well new classes are learned in the mean of the sessions
+    after the first. Best is bottom right."""
+
+    def learned(line: Line) -> np.ndarray:
+        return np.array([run.curve("mAP_new")[1:].mean() for run in line.runs])
+
+    shown = [line for line in lines if len(line.values["forgetting"])]
+    return _scatter(
+        shown, learned, lambda line: line.values["forgetting"],
+        "mAP of new classes, mean of the sessions after the first (%)", "forgetting (points)",
+        "What is kept against what is learned: best is bottom right",
+    )  # fmt: skip
+
+
+def cost_chart(lines: Sequence[Line]) -> Figure:
+    """Average mAP against the seconds of a session, median over the runs. Best is top left."""
+    figure = _scatter(
+        lines, lambda line: np.median(line.values["seconds"], keepdims=True) / len(line.runs[0].protocol.sessions),
+        lambda line: line.values["average_mAP"], "seconds of a session", "average mAP (%)",
+        "What it costs: best is top left",
+    )  # fmt: skip
+    figure.axes[0].set_xscale("log")
+    return figure
+
+
+def _scatter(
+    lines: Sequence[Line], x: Callable[[Line], np.ndarray], y: Callable[[Line], np.ndarray], xlabel: str, ylabel: str,
+    title: str,
+) -> Figure:  # fmt: skip
+    """Means of methods with whiskers over their runs; bounds are hollow."""
+    figure, axis = new_figure(8, 4.6 + 0.12 * len(lines))
+    for i, line in enumerate(lines):
+        across, up = x(line), y(line)
+        looks = {**style_of(i), "mec": style_of(i)["color"], **({"mfc": "white"} if line.bound else {})}
+        axis.errorbar(
+            across.mean(), up.mean(), xerr=_spread(across), yerr=_spread(up), ls="", ms=8, elinewidth=1, capsize=2,
+            label=plain(shortened(line.label, 60)) + " (bound)" * line.bound, **looks,
+        )  # fmt: skip
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.set_title(title, fontsize=10)
+    axis.grid(alpha=0.3)
+    _legend(figure, axis)
+    return figure
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    if axis.get_legend_handles_labels()[0]:
+        figure.legend(fontsize=8, loc="outside lower center", ncols=2)
+
+
+def _spread(values: np.ndarray) -> float | None:
+    return float(values.std(ddof=1)) if len(values) > 1 else None

@@ -1,0 +1,44 @@
+"""F1 at other thresholds than the published one: at 0.5, and at those that validation images chose."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ...errors import RunError
+from ...metrics import F1_THRESHOLD
+from ...runs.folder import Run
+from .paper_table import Line, mean_and_std
+
+HALF = 0.5
+Chosen = Mapping[str, tuple[float, float]]  # run folder → the thresholds of CF1 and OF1 that validation images chose
+COLUMNS = ("CF1_at_0.5", "OF1_at_0.5", "CF1_chosen", "OF1_chosen", "CF1_threshold", "OF1_threshold")
+
+
+def f1_of(run: Run, chosen: Chosen) -> dict[str, float | None]:
+    """`COLUMNS` of a finished run, after its last session, F1 in percent; None where it is not known."""
+    found: dict[str, float | None] = dict.fromkeys(COLUMNS)
+    with contextlib.suppress(RunError):  # scores that were deleted, or are damaged: what else is known is still told
+        at_half = run.f1(HALF)
+        found |= {"CF1_at_0.5": round(at_half["CF1"], 4), "OF1_at_0.5": round(at_half["OF1"], 4)}
+        for key, threshold in zip(("CF1", "OF1"), chosen.get(str(run.folder), ()), strict=False):
+            found |= {f"{key}_chosen": round(run.f1(threshold)[key], 4), f"{key}_threshold": round(threshold, 4)}
+    return found
+
+
+def f1_cells(lines: Sequence[Line], chosen: Chosen) -> list[tuple[Line, dict[str, str]]]:
+    """Of each line of ours its CF1 and OF1 at every threshold, mean ± standard deviation over its runs."""
+    rows = []
+    for line in lines:
+        runs = [f1_of(run, chosen) for run in line.runs]
+        values = {key: np.array([r[key] for r in runs if r[key] is not None], dtype=float) for key in COLUMNS}
+        cells = {f"{key} at {F1_THRESHOLD}": mean_and_std(line.values[key]) for key in ("CF1", "OF1")}
+        cells |= {f"{key} at {HALF}": mean_and_std(values[f"{key}_at_0.5"]) for key in ("CF1", "OF1")}
+        if chosen:
+            for key in ("CF1", "OF1"):
+                cells[f"{key} chosen"] = mean_and_std(values[f"{key}_chosen"])
+                cells[f"threshold of {key}"] = mean_and_std(values[f"{key}_threshold"][:1], 2)  # one for all runs
+        rows.append((line, cells))
+    return rows
