@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 from ...errors import ConfigError, printable
@@ -12,16 +13,16 @@ from ...runs.folder import Run, find_runs, in_order
 from ..report import LeftOut
 from ..report.write import write_report
 from . import state as s
-from .matrix import Job, Matrix, Plan, plan
+from .matrix import Job, Matrix, Plan, final_runs, plan
 from .runner import Runner
-from .search import Score
+from .search import THRESHOLDS, Score
 from .slots import find_slots
 from .slurm import run_on_slurm
 from .state import JobFiles
 from .view import View, clock, table
 
 # Columns of trials.csv; the keys that are searched for stand behind the first two.
-ABOUT = ("contest", "setting", "seed", "class_order", "state", *Score._fields, "chosen", "run")
+ABOUT = ("contest", "setting", "seed", "class_order", "state", *Score._fields, "chosen", *THRESHOLDS, "run")
 REPORTS = ("report.html", "table.csv", "table.tex")
 
 
@@ -64,12 +65,13 @@ def tell_search(matrix: Matrix, planned: Plan, write: bool = True) -> None:
         print(printable(contest.told(failed)))
     if not write:
         return
-    told = {name: state.state for name, state in states.items()}
-    rows = pd.DataFrame([row for contest in planned.contests for row in contest.rows(told)])
-    path = Path(matrix.folder) / "trials.csv"
+    told, folder = {name: state.state for name, state in states.items()}, Path(matrix.folder)
+    rows = pd.DataFrame([row for contest in planned.contests for row in contest.rows(told, folder)])
+    path = folder / "trials.csv"
     with contextlib.suppress(OSError, ValueError, KeyError):  # not there, or not ours
         before = pd.read_csv(path)
-        before = before[~before["run"].isin(rows["run"] if len(rows) else [])]
+        told_now = {Path(run).name for run in (rows["run"] if len(rows) else ())}
+        before = before[[Path(run).name not in told_now for run in before["run"]]]
         rows = pd.concat([rows, before.assign(chosen=False, state="earlier")]) if len(before) else rows
     if len(rows):
         keys = [key for key in rows if key not in ABOUT]
@@ -77,7 +79,9 @@ def tell_search(matrix: Matrix, planned: Plan, write: bool = True) -> None:
 
 
 def write_reports(matrix: Matrix, planned: Plan) -> None:
-    """report.html, table.csv, table_sessions.csv and table.tex of all finished runs, in the folder of the matrix."""
+    """Reports of all finished runs, in the folder of the matrix (see `write_report`); of those, too, that
+    ``matrix.only`` leaves alone: one run more must not take the others out of the tables."""
+    planned = plan(replace(matrix, only=())) if matrix.only else planned
     files = {job.id: JobFiles(matrix.folder, job) for job in planned.jobs if job.trains and not job.trial}
     runs = [f.run for f in files.values() if f.finished and f.run is not None]
     left_out = [
@@ -89,7 +93,13 @@ def write_reports(matrix: Matrix, planned: Plan) -> None:
     if not runs:
         return
     chosen = [contest.told({}) for contest in planned.contests if contest.chosen is not None]
-    for path in write_report(in_order(runs), left_out, *(Path(matrix.folder) / f for f in REPORTS), chosen=chosen):
+    thresholds = {
+        str(run.folder): contest.thresholds
+        for contest in planned.contests if contest.thresholds
+        for job in final_runs(matrix, contest) if job.id in files and (run := files[job.id].run)
+    }  # fmt: skip
+    reports = (Path(matrix.folder) / name for name in REPORTS)
+    for path in write_report(in_order(runs), left_out, *reports, chosen=chosen, thresholds=thresholds):
         print(path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import itertools
@@ -19,11 +18,13 @@ from pydantic.dataclasses import dataclass
 
 from ...config import Count, Experiment, Names, Number, Seed, kind_of, load_experiments, parse_yaml, preset_names
 from ...errors import ConfigError, did_you_mean
-from ...machine.home import home, resolve
-from ...options import LISTED, STRICT, convert, is_dotted, short_name
+from ...machine.home import resolve
+from ...options import LISTED, STRICT, is_dotted, short_name
 from ...presets import merge, nested
+from ...presets.checking import convert
 from ...presets.reading import read_text
-from .search import Contest, Search, Setting
+from .notebooks import check_parameters, parameters_of
+from .search import Contest, Recorded, Search, Setting, recorded_trials
 
 TRAINING = "02_train_sessions"
 AXES = ("presets", "methods", "seeds", "class_orders", "overrides")
@@ -61,6 +62,8 @@ class Matrix:
     launch: Literal["local", "slurm"] = "local"
     slurm: Slurm = Slurm()
     search: Search | None = None  # choose settings on validation images first
+    trials: str = ""  # a trials.csv of the same search, made elsewhere: what stands in it is not tried again
+    only: Names = ()  # of the runs these alone, by name, and no analysis; none: all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,16 +163,27 @@ def expand(matrix: Matrix) -> list[Job]:
 
 def plan(matrix: Matrix) -> Plan:
     """All configurations and notebook parameters are checked here."""
-    contests = list(_contests(matrix)) if matrix.search else []
+    if matrix.trials and not matrix.search:
+        raise ConfigError("trials says what a search has tried, and this matrix has no search: leave it out.")
+    recorded = recorded_trials(matrix.trials) if matrix.trials else {}
+    contests = list(_contests(matrix, recorded)) if matrix.search else []
     trials = [job for contest in contests for jobs in contest.trials for job in jobs]
-    runs = [job for contest in contests for job in _final_runs(matrix, contest)]
+    if recorded and not any(job.id in recorded for job in trials):
+        raise ConfigError(f"{matrix.trials} has no trial of this matrix: leave it out to make all of them.")
+    trials = [job for job in trials if job.id not in recorded]
+    runs = [job for contest in contests for job in final_runs(matrix, contest)]
     if not matrix.search:
         runs = [_training(matrix, *combination) for combination in _combinations(matrix)]
     jobs: dict[str, Job] = {}
     for job in (*trials, *runs):
-        jobs.setdefault(job.id, job)
+        if job.trial or not matrix.only or job.id in matrix.only:
+            jobs.setdefault(job.id, job)
     made = Plan(list(jobs.values()), contests)
-    if not made.open:  # an analysis is of all methods
+    for name in matrix.only:
+        if name not in jobs and not made.open:
+            hint = did_you_mean(name, [job.id for job in runs])
+            raise ConfigError(f"The matrix has no run {name!r}.{hint} --dry-run lists all that it has.")
+    if not made.open and not matrix.only:  # an analysis is of all methods
         made.jobs.extend(_analyses(matrix, [job for job in made.jobs if not job.trial]))
     for notebook in sorted({job.notebook for job in made.jobs}):
         first = next(job for job in made.jobs if job.notebook == notebook)
@@ -197,7 +211,7 @@ def _training(
 # ---- settings that are searched for ----
 
 
-def _contests(matrix: Matrix) -> Iterator[Contest]:
+def _contests(matrix: Matrix, recorded: dict[str, Recorded]) -> Iterator[Contest]:
     """One for each method on each preset with each variant of the overrides, whatever seeds and class orders."""
     entries: dict[str, dict[tuple, None]] = {}
     for preset, seed, order, changes, method in _combinations(matrix):
@@ -208,7 +222,13 @@ def _contests(matrix: Matrix) -> Iterator[Contest]:
         (preset, _, order, method), *_ = runs
         replicates = [(seed, order) for _, seed, order, _ in runs]
         yield Contest(
-            preset, method, matrix.search, *_trials(matrix, preset, order, changes, method), replicates, changes
+            preset,
+            method,
+            matrix.search,
+            *_trials(matrix, preset, order, changes, method),
+            replicates,
+            changes,
+            recorded,
         )
 
 
@@ -243,7 +263,7 @@ def _trials(
     return settings, trials if len(settings) > 1 else []
 
 
-def _final_runs(matrix: Matrix, contest: Contest) -> Iterator[Job]:
+def final_runs(matrix: Matrix, contest: Contest) -> Iterator[Job]:
     """Those of the setting that has won: on all training images, and on the test images once after each session."""
     if contest.chosen is None:
         return
@@ -279,59 +299,11 @@ def _analyses(matrix: Matrix, trainings: list[Job]) -> Iterator[Job]:
     for group in dict.fromkeys(job.group for job in trainings):
         members = [job for job in trainings if job.group == group]
         for notebook in matrix.analysis:
-            method = _parameters_of(notebook).get("method")  # one that looks at a method's runs needs one of them
+            method = parameters_of(notebook).get("method")  # one that looks at a method's runs needs one of them
             needed = method[1] if method else None
             if needed is None or any(job.experiment.method == needed for job in members):
                 parameters = {"folder": str(Path(matrix.folder) / group)}
                 yield Job(f"{group}-{notebook}", group, notebook, parameters, "", tuple(job.id for job in members))
-
-
-def notebook_path(notebook: str) -> Path:
-    """The file of a notebook given by its name in notebooks/ or by a path."""
-    path = Path(notebook)
-    if path.suffix == ".ipynb":
-        return path.resolve()
-    return notebooks_dir() / f"{notebook}.ipynb"
-
-
-def notebooks_dir() -> Path:
-    """notebooks/ beside data/ and outputs/, else that of the checkout this package is in."""
-    own = home() / "notebooks"
-    return own if own.is_dir() else Path(__file__).resolve().parents[3] / "notebooks"
-
-
-@functools.cache
-def _parameters_of(notebook: str) -> dict[str, tuple[str, Any]]:
-    """Parameters of a notebook: name → type as annotated (or that of the default), default.
-
-    Read from the cell tagged ``parameters`` by Python's own parser, since papermill's stumbles over a ``=`` in a value.
-    """
-    path = notebook_path(notebook)
-    if not path.is_file():
-        known = [p.stem for p in notebooks_dir().glob("*.ipynb")]
-        raise ConfigError(f"There is no notebook {path}.{did_you_mean(notebook, known)}")
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    tagged = ("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
-    found = {}
-    for line in ast.parse(next(tagged, "")).body:
-        if isinstance(line, (ast.AnnAssign, ast.Assign)) and line.value is not None:
-            target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0]
-            default = ast.literal_eval(line.value)
-            kind = ast.unparse(line.annotation) if isinstance(line, ast.AnnAssign) else type(default).__name__
-            found[ast.unparse(target)] = (kind, default)
-    return found
-
-
-def check_parameters(notebook: str, parameters: dict[str, Any]) -> None:
-    """ConfigError where a parameter is not one of the notebook's, or has another type than it: papermill would go on
-    with the default."""
-    known = _parameters_of(notebook)
-    for name, value in parameters.items():
-        if name not in known:
-            raise ConfigError(f"{notebook}: there is no parameter {name!r}.{did_you_mean(name, known)}")
-        kind = known[name][0]
-        if kind in ("str", "int", "float", "bool", "list", "dict") and type(value).__name__ != kind:
-            raise ConfigError(f"{notebook}: parameter {name} must be of type {kind}, found {value!r}.")
 
 
 def seconds_of(limit: str, where: str = "time limit") -> float | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import statistics
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -20,7 +20,11 @@ from ...config import Number, Seed
 from ...errors import ConfigError, RunError, did_you_mean
 from ...options import LISTED, STRICT
 
+if TYPE_CHECKING:
+    import numpy as np
+
 Setting = dict[str, Any]  # dotted key → value
+THRESHOLDS = ("CF1_threshold", "OF1_threshold")  # of a trial: the best on its validation images
 SET_BY_IT = ("name", "method", "seed", "data.validation", "data.test", "protocol.")  # by matrix and search
 
 
@@ -72,6 +76,8 @@ class Search:
         if self.how == "grid":
             yield from (dict(zip(keys, values, strict=True)) for values in itertools.product(*keys.values()))
             return
+        import numpy as np  # here, as it takes longer to load than all that `krt bench` needs to answer
+
         drawers = {key: np.random.default_rng([self.seed, zlib.crc32(str(key).encode())]) for key in keys}
         for _ in range(100 * self.trials):
             yield {key: _drawn(values, drawers[key]) for key, values in keys.items()}
@@ -100,17 +106,25 @@ class Score(NamedTuple):
     seconds: float
 
 
+class Recorded(NamedTuple):
+    """Of a trial that was made elsewhere: its score, and the best thresholds of CF1 and OF1 where they are known."""
+
+    score: Score
+    thresholds: tuple[float, float] | None
+
+
 class Contest:
     """The trials of one method on one preset. trials: of each setting its jobs, one per seed; none where there is but
     one setting, and nothing to choose."""
 
     def __init__(
         self, preset: str, method: str, search: Search, settings: list[Setting], trials: list[list[Any]],
-        replicates: list[tuple[int, int | None]], changes: Setting,
+        replicates: list[tuple[int, int | None]], changes: Setting, recorded: dict[str, Recorded],
     ):  # fmt: skip
         self.preset, self.method, self.search, self.settings, self.trials = preset, method, search, settings, trials
         self.replicates = replicates  # seed and class order of the runs that the winner is trained in
         self.changes = changes  # to the preset, whatever the setting
+        self.recorded = recorded  # trials by the id of their job; see `recorded_trials`
 
     @property
     def name(self) -> str:
@@ -120,7 +134,8 @@ class Contest:
     @cached_property
     def scores(self) -> list[list[Score | None]]:
         """By setting and seed, as far as trials are done."""
-        return [[score_of(job.run_folder) for job in jobs] for jobs in self.trials]
+        told = {name: one.score for name, one in self.recorded.items()}
+        return [[told.get(job.id) or score_of(job.run_folder) for job in jobs] for jobs in self.trials]
 
     @cached_property
     def winner(self) -> int | None:
@@ -130,9 +145,8 @@ class Contest:
             return 0
         if not all(all(scores) for scores in self.scores):
             return None
-        means = np.array([[[*score] for score in scores] for scores in self.scores], dtype=float).mean(axis=1)
-        column = Score._fields.index(self.search.by)
-        return min(range(len(means)), key=lambda i: (-round(means[i, column], 6), means[i, 2], i))
+        means = [Score(*map(statistics.fmean, zip(*scores, strict=True))) for scores in self.scores]
+        return min(range(len(means)), key=lambda i: (-round(getattr(means[i], self.search.by), 6), means[i].seconds, i))
 
     @property
     def chosen(self) -> Setting | None:
@@ -143,7 +157,27 @@ class Contest:
         """Of the winner on the validation images, in percent."""
         if self.winner is None or not self.trials:
             return None
-        return float(np.mean([getattr(score, self.search.by) for score in self.scores[self.winner] if score]))
+        return statistics.fmean(getattr(score, self.search.by) for score in self.scores[self.winner] if score)
+
+    @cached_property
+    def thresholds(self) -> tuple[float, float] | None:
+        """Of CF1 and OF1 the best ones on the validation images of the winner's trials, mean over their seeds."""
+        if self.winner is None or not self.trials:
+            return None
+        found = [self._thresholds_of(job) for job in self.trials[self.winner]]
+        if None in found:
+            return None
+        cf1, of1 = zip(*found, strict=True)
+        return statistics.fmean(cf1), statistics.fmean(of1)
+
+    def _thresholds_of(self, job: Any) -> tuple[float, float] | None:
+        from ...runs.folder import Run
+
+        if job.id in self.recorded:
+            return self.recorded[job.id].thresholds
+        with contextlib.suppress(RunError, ValueError):  # its scores were deleted, or its images show no class
+            return Run(job.run_folder).best_thresholds()
+        return None
 
     def told(self, reasons: dict[str, str]) -> str:
         """How far it is, in words. reasons: of trials that failed, by their id."""
@@ -151,6 +185,8 @@ class Contest:
         few = f" (all it has, of {self.search.trials} allowed)" if len(self.settings) < self.search.trials else ""
         if self.chosen is not None:
             score = f", {self.search.by.replace('_', ' ')} {self.score:.2f} on validation" if self.trials else ""
+            if any(job.id in self.recorded for jobs in self.trials for job in jobs):
+                score += " (trials recorded elsewhere)"
             return f"{self.name}: {said(self.chosen)} chosen of {asked}{few}{score}; {len(self.replicates)} runs"
         jobs = [job for jobs in self.trials for job in jobs]
         done = sum(score is not None for scores in self.scores for score in scores)
@@ -159,19 +195,42 @@ class Contest:
         runs = f"its {len(self.replicates)} runs wait{waits}"
         return f"{self.name}: {done} of {len(jobs)} trials of {asked}{few} are done; {runs}"
 
-    def rows(self, states: dict[str, str]) -> Iterator[dict[str, Any]]:
-        """A row for each trial; states: by the id of its job."""
+    def rows(self, states: dict[str, str], folder: Path) -> Iterator[dict[str, Any]]:
+        """A row for each trial; states: by the id of its job; folder: of the matrix."""
         for i, jobs in enumerate(self.trials):
             for job, score in zip(jobs, self.scores[i], strict=True):
                 e = job.experiment
                 found = score._asdict() if score else dict.fromkeys(Score._fields)
+                chosen = i == self.winner
+                thresholds = (self._thresholds_of(job) if chosen else None) or (None, None)
                 yield {
                     "contest": self.name, "setting": i + 1,
                     **{key: str(value) if isinstance(value, (list, dict)) else value
                        for key, value in self.settings[i].items()},
-                    "seed": e.seed, "class_order": e.protocol.order_name, "state": states.get(job.id, ""), **found,
-                    "chosen": i == self.winner, "run": job.run_folder,
+                    "seed": e.seed, "class_order": e.protocol.order_name, "state": states.get(job.id, "recorded"),
+                    **found, "chosen": chosen, **dict(zip(THRESHOLDS, thresholds, strict=True)),
+                    "run": Path(job.run_folder).relative_to(folder).as_posix(),
                 }  # fmt: skip
+
+
+def recorded_trials(path: str | Path) -> dict[str, Recorded]:
+    """The finished trials of a trials.csv by the names of their runs. ConfigError where it is none."""
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path)
+        table = table[table["average_mAP"].notna()]
+        found = {}
+        for _, row in table.iterrows():
+            score = Score(*(float(row[key]) for key in Score._fields))
+            thresholds = tuple(float(row.get(key, math.nan)) for key in THRESHOLDS)
+            known = all(map(math.isfinite, thresholds))
+            found[Path(row["run"]).name] = Recorded(score, thresholds if known else None)
+        return found
+    except OSError as error:
+        raise ConfigError(f"There is no table of trials {path} ({error.strerror}).") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no trials.csv of krt bench: {error}.") from None
 
 
 def score_of(folder: str) -> Score | None:

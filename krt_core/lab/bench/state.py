@@ -19,7 +19,8 @@ from ...machine.home import atomic_write, resolve, stamp
 from ...machine.locks import is_locked, try_lock
 from ...options import STRICT
 from ...runs.folder import Run
-from .matrix import Job, notebook_path
+from .matrix import Job
+from .notebooks import notebook_path
 
 QUEUED, RUNNING, DONE, FAILED = "queued", "running", "done", "failed"
 

@@ -310,7 +310,53 @@ def test_trials_runs_and_reports_in_one_go_and_a_failure_waits(matrix_file, work
     runs = pd.read_csv(folder / "table.csv")
     assert len(runs) == 4 and not runs.dataset.str.contains("training images").any()  # trials stand in their own table
     assert "waits for its trials" not in (folder / "report.html").read_text()
+    ridge, trial = runs[runs.name.str.startswith("ridge")], Run(folder / winner.run)
+    assert ridge.CF1_threshold.tolist() == pytest.approx([trial.best_thresholds()[0]] * 2, abs=1e-4)
+    chosen = [
+        Run(run_folder).f1(trial.best_thresholds()[1])["OF1"] for run_folder in sorted(folder.glob("*/runs/*ridge*"))
+    ]
+    assert sorted(ridge.OF1_chosen) == pytest.approx(sorted(chosen), abs=1e-4)
     assert main(["bench", path]) == 0 and len(started) == 11
+    assert main(["bench", path, "--run", runs["run"][0]]) == 0 and len(pd.read_csv(folder / "table.csv")) == 4
+    # one row anew, from the tables alone: every number but those of the clock
+    row, again, trials = ridge.iloc[1], tmp_path / "outputs" / "again", str(folder / "trials.csv")
+    workers(again)
+    assert main(["bench", path, "--folder", str(again), "--trials", trials, "--run", row["run"]]) == 0
+    (line,) = pd.read_csv(again / "table.csv").to_dict("records")
+    clock = ("seconds", "peak_memory_mb")
+    assert {k: str(v) for k, v in line.items() if k not in clock} == {k: str(row[k]) for k in line if k not in clock}
+    assert (pd.read_csv(again / "trials.csv").state == "recorded").all() and not (again / "trials").exists()
+
+
+def test_trials_of_a_table_are_not_made_again(matrix_file, tmp_path):
+    trials = tmp_path / "trials.csv"
+    ids = [job.id for job in planned(matrix_file).jobs]
+    rows = [f"outputs/m/trials/x/{name},{50 + i},40,1" for i, name in enumerate(ids[:4])]
+    trials.write_text("\n".join(["run,average_mAP,last_mAP,seconds", *rows]))
+    made = planned(matrix_file, trials=str(trials))
+    ridge, finetune = made.contests
+    assert ridge.winner == 3 and finetune.winner is None and ridge.thresholds is None
+    assert [job.id for job in made.jobs if job.trial] == ids[4:] and sum(not job.trial for job in made.jobs) == 2
+    one = next(job.id for job in made.jobs if not job.trial)
+    assert [job.id for job in planned(matrix_file, trials=str(trials), only=[one]).jobs] == [*ids[4:], one]
+    trials.write_text("run,average_mAP\nx,1")
+    with pytest.raises(ConfigError, match="is no trials.csv"):
+        planned(matrix_file, trials=str(trials))
+    with pytest.raises(ConfigError, match="no table of trials"):
+        planned(matrix_file, trials="nowhere.csv")
+    trials.write_text("run,average_mAP,last_mAP,seconds\nof/another,1,1,1")
+    with pytest.raises(ConfigError, match="has no trial of this matrix"):
+        planned(matrix_file, trials=str(trials))
+    with pytest.raises(ConfigError, match="this matrix has no search"):
+        planned(matrix_file, trials=str(trials), search=None)
+
+
+def test_a_run_that_a_matrix_lacks_is_named(matrix_file):
+    content = {**SMALL, "search": None, "methods": ["ridge"]}
+    names = [job.id for job in plan(load_matrix(matrix_file(**content))).jobs if job.trains]
+    assert [job.id for job in plan(load_matrix(matrix_file(**content, only=names[:1]))).jobs] == names[:1]
+    with pytest.raises(ConfigError, match=f"has no run {names[0][:-1]!r}. Did you mean"):
+        plan(load_matrix(matrix_file(**content, only=[names[0][:-1]])))
 
 
 @pytest.mark.slow
