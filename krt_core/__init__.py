@@ -47,6 +47,7 @@ if TYPE_CHECKING:  # what `_PLACES` says, for editors and type checkers
     from .lab.explorers.attention import AttentionExplorer as AttentionExplorer
     from .lab.explorers.forgetting import ForgettingExplorer as ForgettingExplorer
     from .lab.explorers.gallery import Gallery as Gallery
+    from .lab.explorers.leaderboard import Leaderboard as Leaderboard
     from .lab.explorers.pseudo_labels import LabelInspector as LabelInspector
     from .lab.explorers.training import TrainingView as TrainingView
     from .methods.base import Method as Method
@@ -73,6 +74,7 @@ _PLACES = {  # name → module, or module:attribute
     "AttentionExplorer": "lab.explorers.attention:AttentionExplorer",
     "ForgettingExplorer": "lab.explorers.forgetting:ForgettingExplorer",
     "Gallery": "lab.explorers.gallery:Gallery",
+    "Leaderboard": "lab.explorers.leaderboard:Leaderboard",
     "LabelInspector": "lab.explorers.pseudo_labels:LabelInspector",
     "TrainingView": "lab.explorers.training:TrainingView",
 }

@@ -1,4 +1,4 @@
-"""``krt train | bench | data | inspect | import | export | report | presets``: what can be typed.
+"""``krt train | bench | data | inspect | import | export | report | methods | presets``: what can be typed.
 
 A command imports what it needs when it runs, after its configuration is read: help and a misspelt key answer at once.
 """
@@ -170,6 +170,8 @@ def _train(options: argparse.Namespace) -> None:
     arg("--workers", type=int, help="runs at once where there is no GPU; default: one per core"),
     arg("--launch", choices=("local", "slurm"), help="where the runs run; default: what the matrix says"),
     arg("--time-limit", help="of each run, such as 90m or 12h"),
+    arg("--trials", metavar="FILE", help="a trials.csv of the same search: what stands in it is not tried again"),
+    arg("--run", dest="only", metavar="NAME", action="append", help="of the runs this one alone, as a table names it"),
     arg("--retry-failed", action="store_true", help="also start what failed before"),
     arg("--max-failures", type=number(0), default=0,
         help="start nothing more after so many runs have failed; not with --launch slurm"),
@@ -177,7 +179,7 @@ def _train(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> int:
     from .lab.bench.matrix import load_matrix, plan
 
-    keys = ("folder", "gpus_per_run", "workers", "launch", "time_limit")
+    keys = ("folder", "gpus_per_run", "workers", "launch", "time_limit", "trials", "only")
     matrix = load_matrix(options.matrix, **{key: getattr(options, key) for key in keys})
     planned = plan(matrix)
     from .lab.bench.command import dry_run, run, status
@@ -265,12 +267,14 @@ def _export(options: argparse.Namespace) -> None:
 @command(
     "report", "tables and figures of finished runs",
     arg("runs", nargs="+", help="run folders, or folders that hold some"),
+    arg("--only", metavar="KEY=VALUE", action="append", default=[],
+        help="with this dataset, protocol, method, buffer or backbone, as in protocol=B0-C10; may be given again"),
     arg("--html", metavar="FILE", help="one page with every table and figure, which opens offline"),
     arg("--csv", metavar="FILE", help="one line per run; FILE_sessions.csv beside it has one per run and session"),
     arg("--latex", metavar="FILE", help="the paper's table with the published lines, to \\input (needs booktabs)"),
 )  # fmt: skip
 def _report(options: argparse.Namespace) -> None:
-    from .lab.report import collect, runs_table, summary_table
+    from .lab.report import collect, only, runs_table, summary_table
     from .lab.report.write import write_report
 
     runs, left_out = collect(options.runs)
@@ -278,6 +282,7 @@ def _report(options: argparse.Namespace) -> None:
         print(printable(f"left out: {other.name}: {other.reason}"), file=sys.stderr)
     if not runs:
         raise DataError("No finished run found there.")
+    runs = only(runs, options.only)
     table = runs_table(runs)
     print(printable(summary_table(table).to_string(index=False)))
     print(
@@ -287,6 +292,30 @@ def _report(options: argparse.Namespace) -> None:
         print(printable(f"epochs chosen on the test images (train.report=best): {', '.join(dict.fromkeys(on_test))}"))
     for path in write_report(runs, left_out, options.html, options.csv, options.latex):
         print(path)
+
+
+@command(
+    "methods", "list the methods: where each comes from, what it needs, what it keeps of the past",
+    arg("overrides", nargs="*", metavar="method", help="some, or mylab.module:Name; with --preset also key=value"),
+    arg("--preset", default="", help="count the bytes that each keeps at its end, on made-up images (minutes)"),
+    arg("--csv", metavar="FILE", help="the table, with all columns"), arg("--json", metavar="FILE", help="the same"),
+)  # fmt: skip
+def _methods(options: argparse.Namespace) -> None:
+    from .lab.report.methods import methods_table, shown
+    from .machine.home import atomic_write
+
+    overrides = [word for word in options.overrides if "=" in word]
+    names = [word for word in options.overrides if "=" not in word]
+    if overrides and not options.preset:
+        raise ConfigError(f"{overrides[0]} changes a preset: name it with --preset.")
+    table = methods_table(names, options.preset, overrides)
+    print(printable(shown(table, None if sys.stdout.isatty() else 160)), end="")
+    for note in dict.fromkeys(filter(None, table.get("note", ()))):
+        print(printable(f"note: {note}"))
+    if options.csv:
+        print(atomic_write(options.csv, table.to_csv(index=False)))
+    if options.json:
+        print(atomic_write(options.json, table.to_json(orient="records", indent=1, force_ascii=False) + "\n"))
 
 
 @command("presets", "list the shipped presets, or show one in full", arg("preset", nargs="?"), OVERRIDES)
@@ -300,8 +329,9 @@ def _presets(options: argparse.Namespace) -> None:
         e = load_experiment(name)
         base, replay = e.protocol.base or e.protocol.increment, e.replay
         stored = f"{replay.per_class} exemplars per class" if replay.per_class else f"{replay.budget} exemplars"
+        still = {"all": " that stands still", "first": " that learns in the first session"}.get(e.model.freeze, "")
         print(
-            f"{name:<18} {e.data.dataset}, {base} + {e.protocol.increment} classes, {e.model.backbone}, "
+            f"{name:<18} {e.data.dataset}, {base} + {e.protocol.increment} classes, {e.model.backbone}{still}, "
             + (stored if replay.per_class or replay.budget else "no replay")
         )
 

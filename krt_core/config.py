@@ -32,15 +32,16 @@ from .options import (
     Numbers,
     Positive,
     Seed,
-    convert,
     is_dotted,
     one_of,
     options_of,
     short_name,
 )
 from .presets import merge, nested, parse_yaml, preset_names, read_preset
+from .presets.checking import convert
 from .presets.retired import retire
 from .presets.said import listed
+from .presets.together import check_together
 
 # fmt: off
 __all__ = [
@@ -118,10 +119,9 @@ class Model:
     heads: Annotated[int, Field(ge=1, le=65536)] = 8  # H
     mlp_ratio: Annotated[float, Field(gt=0, le=1024)] = 4.0  # hidden width of the token MLP / D
     norm: Literal["batch_norm", "inplace_abn"] = "batch_norm"  # inplace_abn: the same with less memory (TResNet)
-    query: Literal["transfer", "retention"] = (
-        "transfer"  # which token asks in ICA: KT (published) or KR_t (as in DyTox)
-    )
+    query: Literal["transfer", "retention"] = "transfer"  # which token asks in ICA: KT (published) or KR_t (DyTox)
     freeze: Literal["none", "all", "first"] = "none"  # the backbone stands still: never, always, or after session one
+    tune_from: str = ""  # the first layer that learns, as timm calls it ("blocks.5"): those before it stand still
     expand: Count = 0  # width of a fixed random layer with ReLU before the linear head (RanPAC, L3A); 0: none
 
 
@@ -129,9 +129,10 @@ class Model:
 class Replay:
     per_class: Count = 0  # exemplars kept per class; 0: none
     budget: Count = 0  # or: one fixed number of images shared by all classes; 0: use per_class
-    selection: Literal["herding", "random"] = "herding"
+    selection: Literal["herding", "random", "prs", "ocdm"] = "herding"  # the last two need a budget; docs/replay.md
+    power: Annotated[float, Field(ge=-1, le=1)] = 0.0  # ρ of prs and ocdm: classes are wanted as often as n^ρ; 0: alike
     labels: Literal["widened", "strict"] = "widened"  # widened (as published): stored images show later classes
-    duplicates: bool = False  # may one image be stored for two classes? (published: VOC yes, COCO no)
+    duplicates: bool = False  # may one image be stored for two classes? (published: VOC yes, COCO no; not prs, ocdm)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -320,29 +321,5 @@ def experiment_from(
     retired = retire(content, where, stored)
     made = convert(Experiment, content, "", where)
     experiment = dataclasses.replace(made, options=options[method], retired=retired)
-    _check(experiment, where)
+    check_together(experiment, where)
     return experiment
-
-
-def _check(experiment: Experiment, where: str) -> None:
-    """What no key can tell by itself."""
-    e = experiment
-    std = e.model.std if isinstance(e.model.std, tuple) else (e.model.std,)
-    faults = {
-        f"model.embed_dim must be a multiple of model.heads ({e.model.heads})": e.model.embed_dim % e.model.heads,
-        "model.std must be positive": not all(s is None or s > 0 for s in std),
-        "train.report can be best only if train.evaluate_every is not 0": e.train.report == "best"
-        and not e.train.evaluate_every,
-        "data.test=validation needs data.validation, the share to hold out": e.data.test == "validation"
-        and not e.data.validation,
-        "data.cache_size must be 0 or at least 16 pixels": 0 < e.data.cache_size < 16,
-        "replay takes per_class or budget, not both": e.replay.per_class and e.replay.budget,
-        "protocol takes order or order_seed, not both": e.protocol.order and e.protocol.order_seed is not None,
-        "protocol takes sizes or base, not both": e.protocol.sizes and e.protocol.base,
-        "data.views needs model.freeze, data.features and an augmentation": e.data.views
-        and (e.model.freeze == "none" or not e.data.features or e.train.augment == "none"),
-        "model.expand is of the linear head": e.model.expand and e.head != "linear",
-    }
-    for text, is_so in faults.items():
-        if is_so:
-            raise ConfigError(f"{where}: {text}.")

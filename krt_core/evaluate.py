@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from .data.store import ImageStore
 from .errors import CheckpointError, ConfigError, RunError
 from .machine.device import Runtime, choose_runtime, environment
 from .machine.distributed import World
+from .memory import memory_of
 from .methods import Method
 from .metrics import average_precision, precision_recall_f1
 from .model import Network
@@ -39,15 +41,17 @@ def predict(
     batch_size: int,
     features: np.ndarray | None = None,
     method: Method | None = None,
+    logits: bool = False,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Scores (m, C) float32 in learning order and pooled features (k, channels) or None, with test transforms.
 
     features (m,) bool: of which k rows features are wanted. method: asked for the scores if it has its own way to them.
-    The model itself is left alone. Several processes score a part of the rows each; every one gets all scores, and the
-    main one alone the features. Raises RunError, naming an image, where scores are not numbers.
+    logits: the model's logits are wanted, not scores. The model itself is left alone. Several processes score a part of
+    the rows each; every one gets all scores, and the main one alone the features. Raises RunError, naming an image,
+    where scores are not numbers.
     """
     model, world = for_inference(model, runtime.dtype), runtime.world
-    own = method is not None and method.has_own("scores")
+    own = method is not None and method.has_own("scores") and not logits
     scores, pooled, seen = [], None, 0
     world = world if len(rows) >= world.size else World()  # too few to share: everyone scores all of them
     every, rows = rows, world.part(rows)
@@ -58,7 +62,9 @@ def predict(
             with runtime.autocast():
                 said = method.scores(model, batch.images) if own else None
                 output = model(batch.images) if features is not None or not own else None
-            scores.append((torch.sigmoid(output.logits) if said is None else said).float().cpu().numpy())
+            if said is None:
+                said = output.logits if logits else torch.sigmoid(output.logits)
+            scores.append(said.float().cpu().numpy())
             if wanted is not None:
                 mine = wanted[seen : seen + len(batch.rows)]
                 found, before = output.pooled.cpu().numpy()[mine], int(wanted[:seen].sum())
@@ -93,6 +99,8 @@ def session_metrics(protocol: Protocol, session: int, scores: np.ndarray, labels
 class Tester:
     """The test images of a run, or its validation images, scored whenever it wants to know. held (n,) bool: which of
     the data set's images are its; None: all, and they are the test images."""
+
+    __test__ = False  # by its name pytest would take it for tests
 
     def __init__(
         self, dataset: MultiLabelDataset, protocol: Protocol, store: ImageStore, runtime: Runtime, batch_size: int,
@@ -132,7 +140,7 @@ class Tester:
     ) -> dict[str, Any]:
         """The better of the best epoch so far and this one, by mAP on the images with a seen class: its epoch, its
         mAP_seen, of which images that is, and for `reported` the scores of these images or, where others are to be
-        reported, the model's weights."""
+        reported, the weights of the model and the state of the method."""
         before, pool = self.last, self.pool(model, session, method)
         value = session_metrics(self.protocol, session, pool.scores, pool.labels, full=False)["mAP_seen"]
         if best is not None and best["mAP_seen"] >= value:
@@ -141,7 +149,8 @@ class Tester:
         best = {"epoch": epoch, "mAP_seen": value, "mAP_of": self.images}
         if not weights:
             return {**best, "scores": torch.from_numpy(np.ascontiguousarray(pool.scores))}
-        return {**best, "model": {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}}
+        weights_now = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+        return {**best, "model": weights_now, "method": copy.deepcopy(method.state())}
 
     def reported(self, best: dict[str, Any] | None, model: Network, session: int, method: Method, same: bool) -> Scores:
         """The fixed pool after a session, of what its best epoch left (`better`), or else of the model; same: as
@@ -151,11 +160,14 @@ class Tester:
         if "scores" in best:
             return Scores(self.dataset.ids[self.rows], best["scores"].numpy(), self.labels[self.rows])
         last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        kept = copy.deepcopy(method.state())
         model.load_state_dict(best["model"])
+        method.load_state(best.get("method", kept))  # a resume.pt of an older version has none
         try:
             return self.pool(model, session, method)
         finally:
             model.load_state_dict(last)  # training goes on from there
+            method.load_state(kept)
 
     def _predict(self, model: Network, rows: np.ndarray, session: int, method: Method | None) -> np.ndarray:
         scores = predict(model, self.store, rows, self.runtime, self.batch_size, method=method)[0]
@@ -173,7 +185,7 @@ def testers(
     on_held = Tester(train, protocol, stores[0], *how, held) if held.any() or test is None else None
     on_test = Tester(test, protocol, stores[1], *how) if test is not None else None
     first, second = on_test or on_held, on_held or on_test
-    assert first and second
+    assert first and second  # a training has one of them  # nosec B101
     if config.report == "best" and second.images == "test":
         log("train.report=best: no images are held out (data.validation), so epochs are chosen on the test images")
     return first, second
@@ -219,7 +231,7 @@ def import_published(
             metrics = _test_published(run, found[index], index, tester, about)
             progress.log(f"{found[index].path.name}: session {index + 1}, mAP seen {metrics['mAP_seen']:.2f}")
     if len(found) == len(protocol.sessions):
-        run.write_json("DONE", run.final_summary())
+        run.write_done(run.final_summary())
     return run
 
 
@@ -253,7 +265,7 @@ def _test_published(run: Run, checkpoint: Checkpoint, index: int, tester: Tester
         "seconds": round(time.perf_counter() - began, 2),
         "metrics": metrics,
         "method": {},
-        "memory": {"ranked": [], "sessions": []},
+        "memory": memory_of(run.experiment.replay).state(),
         "exemplar_ids": [],
         "weights": {**about, "file": checkpoint.path.name, "sha256": checkpoint.sha256},
     }

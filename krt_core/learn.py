@@ -16,14 +16,11 @@ from .data.pipeline import Batch, batches, small_work
 from .data.pipeline import steps as steps_of
 from .data.store import ImageStore
 from .errors import ConfigError, RunError
-from .machine.cpu import one_thread
 from .machine.device import Runtime
 from .methods import Context, Method
 from .model import Network
 from .model.inference import for_inference
 from .protocol import View
-
-NARROW = 2048  # numbers of an embedding up to which a session in closed form is work for one thread
 
 
 class Learner:
@@ -138,8 +135,7 @@ def fit(model: nn.Module, method: Method, context: Context, images: int, seed: t
     began = time.perf_counter()
     set_seed(*seed)
     model.eval()
-    with one_thread(getattr(model, "width", 0) <= NARROW):
-        method.fit(context)
+    method.fit(context)
     seconds = time.perf_counter() - began
     return {"images": images, "seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1)}
 
@@ -195,6 +191,9 @@ def make_schedule(
     """
     peaks = [peak * group.get("lr_scale", 1.0) for group in optimiser.param_groups]
     if kind == "onecycle":
+        steps = max(steps, 2)  # the last one's rate is next to nothing
+        if math.isclose(warmup * steps, 1):  # PyTorch divides by the steps after the first in which the rate rises
+            warmup *= 1 - 1e-6  # it begins at the peak
         return torch.optim.lr_scheduler.OneCycleLR(optimiser, peaks, total_steps=steps, pct_start=warmup)
     for group, rate in zip(optimiser.param_groups, peaks, strict=True):
         group["lr"] = group["initial_lr"] = rate

@@ -12,13 +12,18 @@ from .machine.precision import full_precision
 
 
 def asymmetric_loss(
-    logits: Tensor, targets: Tensor, gamma_neg: float = 4.0, gamma_pos: float = 0.0, clip: float = 0.05
+    logits: Tensor,
+    targets: Tensor,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 0.0,
+    clip: float = 0.05,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Asymmetric loss, summed over batch and classes; the focal weight carries no gradient.
 
     logits (B, C) real, targets (B, C) in {0, 1}, or less than 0 for unknown, which adds nothing. With p =
     sigmoid(logit) and p_m = max(p − clip, 0): L = −Σ y (1 − p)^γ+ log p + (1 − y) p_m^γ− log(1 − p_m). Source: Ridnik
-    et al., ICCV 2021, eq. 7.
+    et al., ICCV 2021, eq. 7. weights (B, C): factors of the terms, 1 by default.
     """
     logits, targets = full_precision(logits), targets.to(torch.promote_types(logits.dtype, torch.float32))
     known, targets = targets >= 0, targets.clamp(min=0)
@@ -28,7 +33,20 @@ def asymmetric_loss(
     with torch.no_grad():
         truth = positive * targets + negative * (1 - targets)
         weight = (1 - truth) ** (gamma_pos * targets + gamma_neg * (1 - targets))
-    return -(log_likelihood * weight * known).sum()
+        weight = weight * known if weights is None else weight * known * weights
+    return -(log_likelihood * weight).sum()
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """−Σ y log σ(z / T) + (1 − y) log(1 − σ(z / T)), summed over batch and classes.
+
+    logits z (B, C) real, targets y (B, C) in [0, 1], such as another model's probabilities, or less than 0 for unknown,
+    which adds nothing.
+    """
+    logits = full_precision(logits) / temperature
+    targets = targets.to(logits.dtype)
+    terms = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")
+    return (terms * (targets >= 0)).sum()
 
 
 def token_distillation(old: Tensor, new: Tensor) -> Tensor:

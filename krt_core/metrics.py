@@ -59,6 +59,24 @@ def precision_recall_f1(scores: np.ndarray, labels: np.ndarray, threshold: float
     return {key: float(100 * value) for key, value in values.items()}
 
 
+def best_threshold(scores: np.ndarray, labels: np.ndarray, metric: str = "OF1") -> float:
+    """The threshold of the highest CF1 or OF1: the lowest of the best among 200 quantiles of the scores of what these
+    images show. Meant for validation images: on test images it would tell what nobody can know beforehand.
+
+    Raises ValueError where the labels show nothing.
+
+    >>> best_threshold(np.array([[0.9], [0.6], [0.5], [0.1]]), np.array([[True], [True], [False], [False]])) >= 0.5
+    True
+    """
+    shown = scores[labels > 0]
+    if not len(shown):
+        raise ValueError("Labels that show no class have no best threshold.")
+    quantiles = np.quantile(shown.astype(np.float64), np.linspace(0, 1, 200))
+    candidates = np.unique(np.nextafter(quantiles.astype(np.float32), np.float32(-1)))  # the score itself must pass
+    f1 = [precision_recall_f1(scores, labels, float(threshold))[metric] for threshold in candidates]
+    return float(candidates[int(np.argmax(f1))])
+
+
 def forgetting_per_class(ap: np.ndarray, first: Sessions, kind: str = "max") -> np.ndarray:
     """How much AP each class lost: (C,) points, NaN for classes of the last session.
 

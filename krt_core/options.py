@@ -6,25 +6,20 @@ installed, from ``$KRT_HOME``, and from the current folder and those above it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import importlib
 import importlib.util
 import os
-import re
 import sys
-import typing
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic.dataclasses import dataclass
 
 from .errors import ConfigError, did_you_mean, shown
 
-WRITABLE = re.compile("[^\0\ud800-\udfff]*")  # no zero byte, and nothing that was no UTF-8 where it was typed
 # No key that is not there, no text for a number or the other way round, no NaN.
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 LISTED = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)  # YAML has no tuples
@@ -49,6 +44,8 @@ class KRTOptions:
     # estimated from the labels that earlier sessions showed
     rule: Literal["published", "exact"] = "published"  # the walk in steps of 0.005, or the exact quantile
     per_class: bool = False  # a threshold for each old class instead of one for all
+    oracle: bool = False  # the true labels of old classes in place of restored ones: what labels can bring at most. It
+    # sees what no method may, and every table says so
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -66,6 +63,36 @@ class FinetuneOptions:
 
 
 @dataclass(frozen=True, config=STRICT)
+class LwFOptions:
+    head: Head = "linear"
+    weight: Weight = 1.0  # λ of the distillation, beside the loss of the same image's new classes
+    temperature: Annotated[float, Field(gt=0)] = 2.0  # T, by which logits are divided in it
+
+
+@dataclass(frozen=True, config=STRICT)
+class EWCOptions:
+    head: Head = "linear"
+    old: Literal["zero", "unknown"] = "unknown"  # as finetune.old; unknown: a session's loss is on its own classes
+    weight: Weight = 400.0  # λ of the penalty, beside a loss that is a mean over images (PNAS 2017: 400)
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.95  # γ, what of the importance goes on to the next session; 1: all
+    images: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1000  # of a session, by which importance is judged; 0: all
+
+
+@dataclass(frozen=True, config=STRICT)
+class ICaRLOptions:
+    head: Head = "linear"
+    weight: Weight = 1.0  # λ of the distillation, beside the loss of the same image's new classes
+
+
+@dataclass(frozen=True, config=STRICT)
+class DERppOptions:
+    head: Head = "linear"
+    old: Literal["zero", "unknown"] = "zero"  # as finetune.old, on the session's own images
+    alpha: Weight = 0.1  # α of the distance from the stored logits
+    beta: Weight = 0.5  # β of the loss on the labels of exemplars
+
+
+@dataclass(frozen=True, config=STRICT)
 class RidgeOptions:
     head: Literal["linear"] = "linear"
     penalty: Weight = 0.0  # λ, as a share of the mean diagonal of the embeddings' scatter; 0: chosen by leaving each
@@ -75,14 +102,103 @@ class RidgeOptions:
     weights: Literal["equal", "rare"] = "equal"  # of images: rare as in L3A, the more, the rarer their classes are
 
 
+@dataclass(frozen=True, config=STRICT)
+class CensusOptions:
+    old: ClassVar = "zero"  # as ridge.old and ridge.weights: an image must count alike whenever it comes
+    weights: ClassVar = "equal"
+    head: Literal["linear"] = "linear"
+    penalty: Weight = 0.0  # as ridge.penalty
+    once: bool = True  # false: an image counts in each session that it comes in, as with ridge
+    parts: Weight = 0.3  # a, what the best part of an image counts for beside the whole; 0: nothing
+    cells: Annotated[int, Field(ge=1, le=65536)] = 3  # parts a side, no more than the map has
+
+
+@dataclass(frozen=True, config=STRICT)
+class L3AOptions:
+    head: Literal["linear"] = "linear"
+    penalty: Annotated[float, Field(gt=0)] = 1000.0  # λ, added to the sums as it is (the paper: 1000 for TResNet, 1 for
+    # ViT); it depends on the scale of the features, so search it
+    expand: Annotated[int, Field(ge=0, le=2**31 - 1)] = 4096  # width of the random layer where model.expand says none;
+    # 0: none (the paper: 4096 for COCO, 8192 for VOC)
+    old: Literal["pseudo", "zero"] = "pseudo"  # labels that a session does not show: 1 above the threshold, or all 0
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.7  # of the sigmoid of a regression value
+    weights: Literal["rare", "equal"] = "rare"  # of images: the more, the rarer their classes are in the session
+
+
+@dataclass(frozen=True, config=STRICT)
+class RebLLOptions:
+    head: Head = "linear"
+    weight: Weight = 1.0  # of the distillation beside the classification
+    positive: Weight = 1.0  # w₊, of what the old model says is there
+    negative: Weight = 2.0  # w₋, of what it says is absent
+    decay: Weight = 1.0  # how much less counts what it is overconfident of; 0: nothing
+    gamma_neg: Weight = 2.0  # γ− of the classification after the first session; at 4, as elsewhere, negatives count for
+    # less
+    relabel: Annotated[float, Field(ge=0, le=1)] = 0.8  # probability above which an old class that is not shown is
+    # taken to be there; 1: never
+
+
+@dataclass(frozen=True, config=STRICT)
+class KBKOptions:
+    head: Literal["linear"] = "linear"  # of the network, which stands idle beside the method's own
+    blocks: Annotated[int, Field(ge=1, le=64)] = 1  # of self-attention over patch tokens and class queries
+    heads: Annotated[int, Field(ge=1, le=65536)] = 4  # of attention; must divide model.embed_dim
+    thresholds: Literal["class", "shared", "none"] = "class"  # of pseudo labels: each class's own, the mean over all
+    # old classes, or no pseudo labels at all
+    unknown_weight: Weight = 1.0  # of the loss that trains the unknown output; 0: without it
+    balance: bool = True  # old classes' terms weighted by |p - y| over its mean; false: equally
+
+
+@dataclass(frozen=True, config=STRICT)
+class MultiLaneOptions:
+    head: Literal["linear"] = "linear"  # of the network, which stands idle beside the method's own
+    selectors: Annotated[int, Field(ge=1, le=65536)] = 16  # of each session, each of which sums up the patch tokens
+    heads: Annotated[int, Field(ge=1, le=65536)] = 4  # of attention; must divide model.embed_dim
+    adapt: bool = False  # does the backbone learn in the first session, through its lane, where model.freeze lets it?
+    # It stands still afterwards in any case, as the frozen lanes stand on it
+
+
+@dataclass(frozen=True, config=STRICT)
+class AGCNOptions:
+    head: Literal["linear"] = "linear"  # of the network, which stands idle beside the method's own
+    embeddings: Literal["random", "learned"] = (
+        "random"  # of the classes, drawn for each: fixed, or a start to learn from
+    )
+    correlation: bool = True  # false: the ablation without relations, where each class is a node by itself
+    classification_weight: Annotated[float, Field(gt=0)] = 0.07  # λ_cls
+    distillation_weight: Weight = 0.93  # λ_dst
+    graph_weight: Weight = 1.0  # λ_gph of the relationship-preserving loss; 0: without it
+
+
+@dataclass(frozen=True, config=STRICT)
+class CSCOptions:
+    head: Literal["linear"] = "linear"  # of the network, which stands idle beside the method's own
+    graph: bool = True  # false: the activation maps' highest values alone answer
+    distillation_weight: Weight = 1.0  # λ
+    entropy_weight: Weight = 0.1  # β of the entropy of old classes; 0: without it
+
+
 # name → (place of the class, its options), in the order in which tables and figures show them
 METHODS: dict[str, tuple[str, type]] = {
     "krt": ("krt_core.methods.krt:KRT", KRTOptions),
     "pod": ("krt_core.methods.pod:POD", PODOptions),
     "finetune": ("krt_core.methods.finetune:Finetune", FinetuneOptions),
     "masked": ("krt_core.methods.finetune:Masked", Options),
+    "lwf": ("krt_core.methods.lwf:LwF", LwFOptions),
+    "ewc": ("krt_core.methods.ewc:EWC", EWCOptions),
+    "er": ("krt_core.methods.er:ER", FinetuneOptions),
+    "icarl": ("krt_core.methods.icarl:ICaRL", ICaRLOptions),
+    "derpp": ("krt_core.methods.derpp:DERpp", DERppOptions),
     "joint": ("krt_core.methods.joint:Joint", Options),
+    "cumulative": ("krt_core.methods.joint:Cumulative", Options),
     "ridge": ("krt_core.methods.ridge:Ridge", RidgeOptions),
+    "census": ("krt_core.methods.census:Census", CensusOptions),
+    "rebll": ("krt_core.methods.rebll:RebLL", RebLLOptions),
+    "l3a": ("krt_core.methods.l3a:L3A", L3AOptions),
+    "kbk": ("krt_core.methods.kbk:KBK", KBKOptions),
+    "agcn": ("krt_core.methods.agcn:AGCN", AGCNOptions),
+    "csc": ("krt_core.methods.csc:CSC", CSCOptions),
+    "multilane": ("krt_core.methods.multilane:MultiLane", MultiLaneOptions),
     "joint_ridge": ("krt_core.methods.ridge:JointRidge", RidgeOptions),
 }
 
@@ -191,60 +307,3 @@ Positive = Annotated[float, Field(gt=0)]
 Channels = Annotated[float | tuple[float, ...] | None, PlainValidator(_channels)]
 Names = Annotated[tuple[str, ...], LISTED]
 Numbers = Annotated[tuple[Number, ...], LISTED]
-
-
-# ---- checking ----
-
-SAID = {  # pydantic's kind of error → what is asked for, in our words
-    "int_type": "a whole number", "int_from_float": "a whole number", "bool_type": "true or false",
-    "string_type": "text", "float_type": "a number", "float_parsing": "a number", "finite_number": "a finite number",
-    "tuple_type": "a list", "list_type": "a list", "dict_type": "a section of keys",
-    "dataclass_type": "a section of keys", "greater_than_equal": "at least {ge}", "greater_than": "more than {gt}",
-    "less_than_equal": "at most {le}", "less_than": "less than {lt}", "string_too_short": "a name",
-    "string_pattern_mismatch": "letters, digits, '.', '_' and '-' only",
-}  # fmt: skip
-
-
-def convert(kind: Any, value: Any, key: str, where: str) -> Any:
-    """``value`` as the dataclass ``kind``, or a ConfigError that names the key below ``key``, what it must be and what
-    was found. YAML reads 1e-4 as text; here it becomes a number."""
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}: {key} must be a section of keys, found {shown(value)} ({type(value).__name__}).")
-    hints, out = _hints(kind), {}
-    for name, item in value.items():
-        dotted = f"{key}.{name}".lstrip(".")
-        if name not in hints:
-            raise ConfigError(f"{where}: unknown key {shown(dotted)}.{did_you_mean(shown(name), hints)}")
-        if dataclasses.is_dataclass(hints[name]):
-            item = convert(hints[name], item, dotted, where)
-        elif hints[name] is float and isinstance(item, str):
-            with contextlib.suppress(ValueError):
-                item = float(item)
-        elif isinstance(item, str) and not WRITABLE.fullmatch(item):
-            raise ConfigError(f"{where}: {dotted} holds bytes that are no text, found {shown(item)}.")
-        out[name] = item
-    try:
-        return kind(**out)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {_explain(error.errors()[0], hints, key)}") from None
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _explain(error: Any, hints: dict[str, Any], key: str) -> str:
-    """What pydantic found wrong, in our words."""
-    name, *place = error["loc"]
-    dotted = f"{key}.{name}".lstrip(".") + "".join(f"[{part}]" for part in place)
-    found, kind = error["input"], error["type"]
-    if kind == "value_error":  # of a check of our own
-        return f"{dotted} {error['ctx']['error']}"
-    if kind == "missing":
-        return f"{dotted} is needed."
-    if kind == "literal_error":
-        choice = [str(one) for one in typing.get_args(hints[name])]
-        return f"{dotted} must be one of {', '.join(choice)}; found {shown(found)}.{did_you_mean(shown(found), choice)}"
-    asked = SAID[kind].format(**error.get("ctx", {})) if kind in SAID else error["msg"]
-    return f"{dotted} must be {asked}, found {shown(found)} ({type(found).__name__})."

@@ -22,6 +22,10 @@ from .data import Halves
 from .errors import ConfigError, DataError, did_you_mean
 from .memory import Memory
 
+# What a method sees: each session's labels alone; in each session anew all images and labels shown so far; or every
+# label of every class, in one training.
+Sees = Literal["session", "seen", "all"]
+
 
 @dataclass(frozen=True)
 class Session:
@@ -62,11 +66,13 @@ class Protocol:
         """(n, all classes) in the data set's order → (n, all classes) in learning order."""
         return labels[:, list(self.order)]
 
-    def taught(self, session: int, sees: Literal["session", "all"]) -> Session | None:
+    def taught(self, session: int, sees: Sees) -> Session | None:
         """A session as a method learns it that sees so much; None where that is nothing new: after the only training of
         one that sees all labels at once."""
         if sees == "session":
             return self.sessions[session]
+        if sees == "seen":
+            return Session(session, 0, self.sessions[session].stop)
         return Session(0, 0, len(self.classes)) if session == 0 else None
 
     def class_names(self, session: int) -> tuple[str, ...]:
@@ -80,6 +86,10 @@ class Protocol:
         if self.images == "disjoint":
             chosen &= ~(labels[:, current.stop :] > 0).any(axis=1)
         return np.flatnonzero(chosen)
+
+    def shown_images(self, labels: np.ndarray, session: int) -> np.ndarray:
+        """Indices of the images that came with the sessions up to this one; labels (n, C) in learning order."""
+        return np.unique(np.concatenate([self.train_images(labels, t) for t in range(session + 1)]))
 
     def visible_labels(self, labels: np.ndarray, session: int, hidden: int = 0) -> np.ndarray:
         """Label absence: (n, C seen) of which only the session's own columns are kept; older ones read ``hidden``,
@@ -202,34 +212,39 @@ class View:
 
 
 def session_view(
-    protocol: Protocol, labels: np.ndarray, index: int, memory: Memory | None, sees: Literal["session", "all"],
-    hidden: int = 0,
+    protocol: Protocol, labels: np.ndarray, index: int, memory: Memory | None, sees: Sees, hidden: int = 0,
+    oracle: bool = False,
 ) -> View:  # fmt: skip
     """The view of session ``index``.
 
     labels (n, C) of the whole training set in learning order; memory None: no replay. sees "all": the first session
-    sees every image with every label, later ones see nothing (joint training). hidden: what labels of classes learned
-    before read where the session does not show them: 0, absent, or -1, unknown.
+    sees every image with every label, later ones see nothing (joint training); "seen": each session sees every image
+    shown so far with the labels of every class so far (cumulative training). hidden: what labels of classes learned
+    before read where the session does not show them: 0, absent, or -1, unknown. oracle: they read what is
+    true instead.
     """
     if sees == "all":
         rows = np.flatnonzero((labels > 0).any(axis=1)) if index == 0 else np.zeros(0, np.int64)
         return View(rows, labels[rows], len(rows))
+    if sees == "seen":
+        rows = protocol.shown_images(labels, index)
+        return View(rows, labels[rows, : protocol.sessions[index].stop], len(rows))
     labels = labels.astype(np.int8) if hidden else labels
-    rows = protocol.train_images(labels, index)
-    visible = protocol.visible_labels(labels[rows], index, hidden)
+    rows, seen = protocol.train_images(labels, index), labels[:, : protocol.sessions[index].stop]
+    visible = seen[rows] if oracle else protocol.visible_labels(labels[rows], index, hidden)
     if memory is None or not len(stored := memory.images):
         return View(rows, visible, len(rows))
     starts, stops = zip(*((s.start, s.stop) for s in protocol.sessions[: index + 1]), strict=True)
-    shown = memory.visible(labels, starts, stops, hidden)
+    shown = seen[stored] if oracle else memory.visible(labels, starts, stops, hidden)
     return View(np.concatenate([rows, stored]), np.concatenate([visible, shown]), len(rows))
 
 
-def planned_images(
-    protocol: Protocol, labels: np.ndarray, index: int, memory: Memory | None, sees: Literal["session", "all"]
-) -> int:
+def planned_images(protocol: Protocol, labels: np.ndarray, index: int, memory: Memory | None, sees: Sees) -> int:
     """How many images session ``index`` will show, as far as is known before it; arguments as of `session_view`."""
     if sees == "all":
         return int((labels > 0).any(axis=1).sum()) if index == 0 else 0
+    if sees == "seen":
+        return len(protocol.shown_images(labels, index))
     old = protocol.sessions[index].start
     stored = (memory.replay.budget or memory.replay.per_class * old) if memory and index else 0
     return len(protocol.train_images(labels, index)) + stored
@@ -243,8 +258,7 @@ def seen_frequency(protocol: Protocol, labels: np.ndarray, index: int) -> np.nda
     known, and which images came by until now. Images of a session are picked by its classes, so an old class is rarer
     among them where classes seldom meet: this is an estimate, not the truth.
     """
-    seen = [protocol.train_images(labels, t) for t in range(index + 1)]
-    images = len(np.unique(np.concatenate(seen)))
-    own = [labels[rows][:, s.columns] for rows, s in zip(seen[:-1], protocol.sessions, strict=False)]
+    images = len(protocol.shown_images(labels, index))
+    own = [labels[protocol.train_images(labels, s.index)][:, s.columns] for s in protocol.sessions[:index]]
     shown = [(y > 0).sum(axis=0) * (len(y) / np.maximum((y >= 0).sum(axis=0), 1)) for y in own]
     return np.concatenate([np.zeros(0), *shown]) / max(images, 1)

@@ -24,20 +24,21 @@ from .errors import RunError
 from .evaluate import predict, session_metrics, testers
 from .learn import Learner, embedded, fit, planned_steps, set_seed
 from .machine.device import Runtime, choose_runtime, peak_memory_mb, reset_peak_memory
-from .memory import Memory
+from .memory import memory_of
 from .methods import Context, check_knows, method_class
 from .methods.start import start_from_ridge
 from .model import Network
 from .model.inference import for_inference
 from .model.still import kept_features
 from .protocol import Session, View, learned_labels, planned_images, protocol_of, seen_frequency, session_view
+from .remember import Remembering
 from .runs.callbacks import Callbacks
 from .runs.continuing import Continuing
 from .runs.folder import Ahead, Run
 from .runs.progress import Progress
 from .runs.starts import made_with_of
 from .runs.state import join, split
-from .weights.start import first_network
+from .weights.start import first_network, renewed
 
 RESUME_EVERY = 60.0  # seconds between two resume.pt, which may be half a gigabyte; what a crash costs beside an epoch
 
@@ -82,13 +83,25 @@ class _Training:
     def __init__(self, run: Run, progress: Progress, runtime: Runtime, allow_leak: bool, max_steps: int | None):
         e = self.experiment = run.experiment
         self.run, self.progress, self.runtime, self.world = run, progress, runtime, runtime.world
-        self.max_steps = max_steps
-        self.going = Continuing(run, progress.log)
+        self.max_steps, self.going = max_steps, Continuing(run, progress.log)
         self._open_data()
         self.callbacks = Callbacks(e.train.callbacks if self.world.main else (), run, progress.log)
         set_seed(e.seed)
-        self.method, self.memory = method_class(e.method)(e.options, e), Memory(e.replay)
+        self.method, self.memory = method_class(e.method)(e.options, e), memory_of(e.replay)
+        self.remembering = Remembering(
+            self.memory,
+            self.method,
+            self.protocol,
+            self.train_labels,
+            self.train_set.ids,
+            self.world,
+            e.seed,
+            progress.log,
+        )
         self.model, self.weights = first_network(e, runtime, allow_leak, progress.log)
+        if e.model.tune_from:
+            self._keep_features()
+        self.first = renewed(self.model, self.model) if self.method.sees == "seen" else None
         self.old_model: Network | None = None
         self.ahead: Ahead | None = None  # the last session's model on this session's images
 
@@ -138,11 +151,13 @@ class _Training:
         reset_peak_memory(self.runtime.device)
 
         # 1. See: the session's images, with labels of its own classes only, and the stored exemplars.
-        view = session_view(self.protocol, self.train_labels, index, self.memory, self.method.sees, self.method.hidden)
+        # Nothing but an oracle, which every table marks, is shown more.
+        shown = self.method.sees, self.method.hidden, (oracle := self.method.is_oracle)
+        view = session_view(self.protocol, self.train_labels, index, self.memory, *shown)
 
         # 2. Grow: a token and a head for the new classes; the model so far stays as the old model.
         if learning := self.protocol.taught(index, self.method.sees):
-            self.old_model = for_inference(self.model, self.runtime.dtype) if index else None
+            self.old_model = for_inference(self.model, self.runtime.dtype) if learning.start else None
             self._grow(learning)
             context, learner = self._prepare(learning, view, resume)
 
@@ -158,17 +173,17 @@ class _Training:
         metrics = session_metrics(self.protocol, index, scores.scores, scores.labels, full=True)
 
         # 5. Remember: choose exemplars, look at the images of the session to come, write the session down.
-        self.ahead = self._remember(index, view) if learning else None
+        self.ahead = self.remembering.after(index, view, self._predict) if learning else None
         state = {
             "session": index, "classes": list(self.protocol.classes),
             "new_classes": list(self.protocol.class_names(index)), "train_images": view.own,
             "replayed_images": len(view.rows) - view.own, "test_images": len(scores.ids),
             "reported_epoch": best["epoch"] if best else self.experiment.train.epochs - 1,
-            **({"epoch_chosen_on": self.validator.images} if best else {}),
+            **({"epoch_chosen_on": self.validator.images} if best else {}), **({"oracle": True} if oracle else {}),
             "seconds": round(self.spent_before + time.perf_counter() - began, 2), "weights": self.weights,
             "peak_memory_mb": round(peak_memory_mb(self.runtime.device), 1), "metrics": metrics,
             "method": self.method.state(), "memory": self.memory.state(), "starts": self.going.starts,
-            "exemplar_ids": [self.train_set.ids[ranking].tolist() for ranking in self.memory.ranked],
+            "exemplar_ids": [self.train_set.ids[rows].tolist() for rows in self.memory.lists],
             "exemplar_bytes": self.train_set.bytes_of(self.memory.images), "made_with": self.going.made_with,
         }  # fmt: skip
         if self.world.main:
@@ -183,7 +198,8 @@ class _Training:
     def finish(self) -> None:
         summary = self.run.final_summary()
         if self.max_steps is None:
-            self.run.write_json("DONE", summary)
+            self.run.drop_features()
+            self.run.write_done(summary)
         self.progress.done(summary)
 
     def steps_of(self, index: int) -> int:
@@ -197,6 +213,7 @@ class _Training:
     # ---- grow ----
 
     def _grow(self, session: Session) -> None:
+        self.model = renewed(self.first, self.model) if self.first else self.model  # each session anew, or on and on
         set_seed(self.experiment.seed, session.index)
         self.model.add_session(session.stop - session.start)
 
@@ -206,13 +223,17 @@ class _Training:
         return index > 0 if freeze == "first" else freeze == "all" or self.method.has_own("fit")
 
     def _stand_still(self) -> None:
-        """From here on the backbone learns no more; features take the place of images."""
-        if self.model.still:
-            return
-        self.model.freeze_backbone()
+        """From here on the backbone learns no more."""
+        if not self.model.still:
+            self.model.freeze_backbone()
+            self._keep_features()
+
+    def _keep_features(self) -> None:
+        """What stands still sees each image once; from here on what it makes of them takes their place."""
         if self.experiment.data.features:
             how = self.runtime, self.method, self.experiment, self.progress
-            self.train_store, test = kept_features(self.model, *how, self.train_store, self.tester.store)
+            stores = self.train_store, self.tester.store
+            self.train_store, test = kept_features(self.model, *how, *stores, self.run.features)
             for one in (self.tester, self.validator):
                 one.store = test if one.images == "test" else self.train_store
 
@@ -224,31 +245,33 @@ class _Training:
                 return self.ahead.scores
             self.progress.log("scores of the old model on this session's images are not to be had: made again")
             rows, places = np.unique(view.rows, return_inverse=True)
-            return self._predict(rows, self.old_model)[0][places]
+            return self._predict(rows, model=self.old_model)[0][places]
 
-        def images() -> Iterator[Batch]:
-            return batches(self.train_store, view.rows, view.labels, config.eval_batch_size, self.runtime)
+        def images(places: np.ndarray | slice = slice(None)) -> Iterator[Batch]:
+            return batches(self.train_store, view.rows[places], view.labels[places], t.eval_batch_size, self.runtime)
 
-        config = self.experiment.train
+        t = self.experiment.train
         context = Context(
             experiment=self.experiment, protocol=self.protocol, session=session, model=self.model,
             old_model=self.old_model, forward=self.model, old_scores=old_scores,
             class_frequency=seen_frequency(self.protocol, self.train_labels, session.index), log=self.progress.log,
             batches=images, embeddings=lambda: embedded(self.model, images(), self.runtime), world=self.world,
+            own=view.own, ids=self.train_set.ids, logits=lambda rows: self._predict(rows, logits=True)[0],
         )  # fmt: skip
         if resume:
             self.method.load_state(resume["method"])
-        self.method.start_session(context)
+        with self.runtime.autocast():  # the old model's weights are as it wants them
+            self.method.start_session(context)
         self._agree()
         if self.method.has_own("fit") and self.model.still:
             return context, None
         # Wrapped anew, after the method: new parameters are synchronised too, and those it has frozen are left out.
         context.forward = self.world.wrap(self.model)
-        learner = Learner(self.model, self.method, config, session.index == 0, view, self.runtime)
+        learner = Learner(self.model, self.method, t, session.start == 0, view, self.runtime)
         if resume:
             self.model.load_state_dict(resume["model"])
             learner.load_state(resume["learner"])
-        elif config.head_start == "ridge":
+        elif t.head_start == "ridge":
             start_from_ridge(context)
         return context, learner
 
@@ -306,40 +329,8 @@ class _Training:
         self.progress.epoch(record)
         self.callbacks.epoch(record)
 
-    # ---- remember ----
-
-    def _remember(self, index: int, view: View) -> Ahead | None:
-        """Choose exemplars for the classes just learned; score the next session's images if the method asks for it.
-        Both in one pass, as both want the model as it is now."""
-        own = view.rows[: view.own]
-        stores = self.method.replays and self.memory.quota(self.protocol.sessions[index].stop) > 0
-        herds = stores and self.experiment.replay.selection == "herding"
-        looks_ahead = self.method.asks_old_scores and index + 1 < len(self.protocol.sessions)
-        if stores and not herds:
-            self._choose_exemplars(index, own, None)
-        wanted = [own] if herds else []
-        if looks_ahead:
-            wanted += [self.protocol.train_images(self.train_labels, index + 1), self.memory.images]
-        if not wanted:
-            return None
-        rows = np.unique(np.concatenate(wanted))
-        with_features = np.isin(rows, own) if herds else None  # of the session's own images, in their order
-        scores, features = self._predict(rows, self.model, with_features)
-        if herds:
-            self._choose_exemplars(index, own, features)
-        if not looks_ahead:
-            return None
-        coming = session_view(self.protocol, self.train_labels, index + 1, self.memory, self.method.sees).rows
-        return Ahead(self.train_set.ids[coming], scores[np.searchsorted(rows, coming)])
-
-    def _predict(self, rows: np.ndarray, model: Network, features: np.ndarray | None = None) -> tuple:
-        size = self.experiment.train.eval_batch_size
-        return predict(model, self.train_store, rows, self.runtime, size, features, self.method)
-
-    def _choose_exemplars(self, index: int, own: np.ndarray, features: np.ndarray | None) -> None:
-        session = self.protocol.sessions[index]
-        # Features are with the main process; what others choose without them is replaced in the next line.
-        self.memory.update(index, own, self.train_labels[own][:, session.columns], features, self.experiment.seed)
-        self.memory.load_state(self.world.decide(self.memory.state()))  # one set of exemplars for all processes
-        if short := self.memory.short(self.protocol.classes):
-            self.progress.log(f"fewer images than exemplars asked for: {', '.join(short)}")
+    def _predict(
+        self, rows: np.ndarray, features: Any = None, model: Network | None = None, logits: bool = False
+    ) -> tuple:
+        size, model = self.experiment.train.eval_batch_size, model or self.model
+        return predict(model, self.train_store, rows, self.runtime, size, features, self.method, logits)

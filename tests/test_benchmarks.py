@@ -17,7 +17,7 @@ from krt_core.data.store import ImageStore
 from krt_core.evaluate import predict, session_metrics
 from krt_core.learn import set_seed
 from krt_core.machine.device import choose_runtime
-from krt_core.memory import Memory
+from krt_core.memory import Ranked
 from krt_core.protocol import make_protocol, session_view
 from krt_core.runs.folder import Run
 from krt_core.session import train
@@ -73,7 +73,7 @@ def test_a_whole_session_is_the_same(world, tmp_path):
     experiment, train_set, test_set, protocol = world
     experiment = replace(experiment, train=replace(experiment.train, precision="float64"))
     run = train(experiment, tmp_path / "run", show="none")
-    memory = Memory(experiment.replay)
+    memory = Ranked(experiment.replay)
     memory.load_state(run.session_state(0)["memory"])
     view = session_view(protocol, protocol.reorder(train_set.labels), 1, memory, "session")
     torch.manual_seed(0)

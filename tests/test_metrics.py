@@ -38,6 +38,23 @@ def test_f1_equals_scikit_learn(case):
     )
 
 
+@pytest.mark.parametrize("metric", ["CF1", "OF1"])
+def test_the_best_threshold_beats_every_other(case, metric):
+    scores, labels = case
+    best = m.precision_recall_f1(scores, labels, m.best_threshold(scores, labels, metric))[metric]
+    others = [m.precision_recall_f1(scores, labels, t)[metric] for t in np.linspace(0, 1, 101)]
+    assert best >= max(others) - 0.5 and best > np.median(others)  # of 200 quantiles, not of every score
+
+
+def test_the_best_threshold_worked_by_hand():
+    """Above 0.4 stand one wrong and both right pairs: 2·2 / (3 + 2) = 80 %; above 0.7 one right one: 2·1 / (1 + 2)."""
+    scores, labels = np.array([[0.8], [0.6], [0.5], [0.2]], np.float32), np.array([[1], [0], [1], [-1]], np.int8)
+    threshold = m.best_threshold(scores, labels)
+    assert 0.2 < threshold < 0.5 and m.precision_recall_f1(scores, labels, threshold)["OF1"] == pytest.approx(80)
+    with pytest.raises(ValueError, match="no best threshold"):
+        m.best_threshold(scores, np.zeros((4, 1), bool))
+
+
 def test_cf1_is_the_mean_of_f1_not_the_f1_of_means():
     labels = np.array([[1, 1], [0, 1], [0, 1], [0, 0]], dtype=bool)
     scores = np.array([[1, 1], [1, 0], [1, 0], [1, 0]], dtype=float)

@@ -10,6 +10,7 @@ pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
+@pytest.mark.timeout(1200)  # six notebooks: a guard against hanging
 def test_all_notebooks_run_headless(tmp_path, monkeypatch):
     import papermill
 
@@ -35,7 +36,8 @@ def test_all_notebooks_run_headless(tmp_path, monkeypatch):
     assert len(list((folder / "runs").glob("*/DONE"))) == 6
     assert {p.stem for p in (folder / "figures").glob("*.png")} >= {
         "session_sizes", "sample_images", "co_occurrence", "training_loss", "mAP_seen", "mAP_base", "class_session",
-        "forgetting_per_class", "thresholds", "token_mass", "gallery", "side_by_side",
+        "forgetting_per_class", "thresholds", "token_mass", "gallery", "side_by_side", "kept_and_learned", "cost",
     }  # fmt: skip
     assert "max_class_fixed" in (folder / "forgetting.csv").read_text()
+    assert "from the bound" in (folder / "leaderboard.csv").read_text()
     assert "KRT_HOME" in os.environ

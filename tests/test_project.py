@@ -95,6 +95,17 @@ def test_no_path_of_one_machine_and_no_registry_host():
             assert not word.search(path.read_text(errors="ignore")), path
 
 
+def test_the_top_of_the_tree_holds_what_a_newcomer_can_name():
+    """A table that a test or a command wrote where it stood must not come along."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split(
+        "\n"
+    )
+    top = {line.split("/")[0] for line in listed if line} or pytest.skip("not a git checkout")
+    folders = {".ci", ".github", "benchmarks", "data", "docs", "krt_core", "notebooks", "outputs", "tests", "tools"}
+    files = {".gitignore", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md"}
+    assert top == folders | files | {"environment.yml", "pyproject.toml"}
+
+
 def test_author_curves_are_their_logs():
     from krt_core.lab.report.published import author_curves
 

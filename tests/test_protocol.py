@@ -7,7 +7,7 @@ import pytest
 
 from krt_core.config import Replay, load_experiment
 from krt_core.errors import ConfigError, DataError
-from krt_core.memory import Memory
+from krt_core.memory import Ranked
 from krt_core.protocol import (
     Session,
     View,
@@ -170,11 +170,11 @@ def seen(index, memory=None, sees="session"):
 
 
 def test_what_a_session_sees_worked_by_hand():
-    assert seen(0) == seen(0, Memory(Replay(per_class=1))) == ([0, 1, 2], ["a", "a", "b"], 3)
+    assert seen(0) == seen(0, Ranked(Replay(per_class=1))) == ([0, 1, 2], ["a", "a", "b"], 3)
     assert seen(1) == ([1, 3, 4], ["c", "c", "c"], 3)
-    two = Memory(Replay(per_class=1), [[0], [2]], [0, 0])
+    two = Ranked(Replay(per_class=1), [[0], [2]], [0, 0])
     assert seen(1, two) == ([1, 3, 4, 0, 2], ["c", "c", "c", "a", "b"], 3)
-    three = Memory(Replay(per_class=1), [[1], [2], [4]], [0, 0, 1])
+    three = Ranked(Replay(per_class=1), [[1], [2], [4]], [0, 0, 1])
     assert seen(2, three) == ([2, 4, 1, 2, 4], ["d", "d", "ac", "bd", "cd"], 2)  # the stored ones with later classes
     views = [session_view(ABCD, SIX, t, None, "session").labels for t in range(3)]
     assert [y.shape for y in views] == [(3, 2), (3, 3), (2, 4)] and {y.dtype for y in views} == {np.dtype(bool)}
@@ -187,14 +187,30 @@ def test_a_method_that_sees_everything_learns_once():
     assert [ABCD.taught(t, "session") for t in range(3)] == [Session(0, 0, 2), Session(1, 2, 3), Session(2, 3, 4)]
 
 
+def test_a_method_that_sees_all_so_far_learns_every_session_anew():
+    assert seen(0, sees="seen") == ([0, 1, 2], ["a", "a", "b"], 3)
+    assert seen(1, Ranked(Replay(per_class=1), [[0], [2]], [0, 0]), "seen") == (
+        [0, 1, 2, 3, 4],
+        ["a", "ac", "b", "c", "c"],
+        5,
+    )
+    assert seen(2, sees="seen") == ([0, 1, 2, 3, 4], ["a", "ac", "bd", "c", "cd"], 5)
+    assert [ABCD.taught(t, "seen") for t in range(3)] == [Session(0, 0, 2), Session(1, 0, 3), Session(2, 0, 4)]
+    disjoint = make_protocol(tuple("abcd"), 2, 1, images="disjoint")
+    assert [session_view(disjoint, SIX, t, None, "seen").rows.tolist() for t in range(3)] == [
+        [0], [0, 1, 3], [0, 1, 2, 3, 4],
+    ]  # fmt: skip
+    assert [planned_images(disjoint, SIX, t, None, "seen") for t in range(3)] == [1, 3, 5]
+
+
 def test_how_many_images_a_session_will_show():
     def planned(memory, sees="session"):
         return [planned_images(ABCD, SIX, index, memory, sees) for index in range(3)]
 
-    assert planned(None) == planned(Memory(Replay())) == [3, 3, 2]
-    assert planned(Memory(Replay(per_class=2))) == [3, 3 + 4, 2 + 6]  # two of each older class
-    assert planned(Memory(Replay(budget=5))) == [3, 3 + 5, 2 + 5]
-    assert planned(None, "all") == [5, 0, 0]
+    assert planned(None) == planned(Ranked(Replay())) == [3, 3, 2]
+    assert planned(Ranked(Replay(per_class=2))) == [3, 3 + 4, 2 + 6]  # two of each older class
+    assert planned(Ranked(Replay(budget=5))) == [3, 3 + 5, 2 + 5]
+    assert planned(None, "all") == [5, 0, 0] and planned(Ranked(Replay(per_class=2)), "seen") == [3, 5, 5]
 
 
 def test_names_of_a_session_and_of_the_published_split():
@@ -231,12 +247,12 @@ def test_unknown_labels_choose_no_image_and_are_shown_as_such():
 
 
 def test_an_exemplar_shows_what_is_unknown_of_it():
-    p, memory = make_protocol(tuple("abcdef"), 0, 2), Memory(Replay(per_class=1), [[1], [2], [0], [3]], [0, 0, 1, 1])
+    p, memory = make_protocol(tuple("abcdef"), 0, 2), Ranked(Replay(per_class=1), [[1], [2], [0], [3]], [0, 0, 1, 1])
     labels = np.array([[1, 0, 1, -1, 0, -1], [1, -1, 0, 0, -1, 1], [0, 1, -1, 1, 1, 0], [-1, 0, 0, 1, 0, 0]], np.int8)
     view = session_view(p, labels, 2, memory, "session")
     assert view.rows.tolist() == [1, 2, 1, 2, 0, 3] and view.own == 2
     assert view.labels[2:].tolist() == [*labels[[1, 2]].tolist(), [0, 0, 1, -1, 0, -1], [0, 0, 0, 1, 0, 0]]
     hidden = session_view(p, labels, 2, memory, "session", -1).labels[2:]
     assert hidden[:2].tolist() == labels[[1, 2]].tolist() and hidden[2:, :2].tolist() == [[-1, -1]] * 2
-    strict = Memory(Replay(per_class=1, labels="strict"), memory.ranked, memory.sessions)
+    strict = Ranked(Replay(per_class=1, labels="strict"), memory.ranked, memory.sessions)
     assert session_view(p, labels, 2, strict, "session").labels[2].tolist() == [1, -1, 0, 0, 0, 0]

@@ -13,7 +13,7 @@ FLOORS = (
     ("lab",),
     ("tagger",),
     ("launch",),
-    ("session", "learn", "evaluate"),
+    ("session", "learn", "evaluate", "remember"),
     ("weights",),
     ("runs",),
     ("methods",),

@@ -25,6 +25,7 @@ PARAMETERS = {  # name of a copy → the notebook, and what its first code cell 
     "03_forgetting_analysis": ("03_forgetting_analysis", {}),
     "04_attention_maps": ("04_attention_maps", {"pointing": 20}),
     "05_gallery": ("05_gallery", {}),
+    "06_leaderboard": ("06_leaderboard", {}),
     "live": ("02_train_sessions", {**SHORT, "watch": True, "folder": "outputs/live"}),
 }
 

@@ -83,6 +83,15 @@ def test_5_gallery(notebook):
     book.screenshot(explorer.box, "side_by_side")
 
 
+def test_6_leaderboard(notebook):
+    book = notebook("06_leaderboard")
+    book.run_all()
+    explorer = book.explorer()
+    book.screenshot(explorer.box, "leaderboard")
+    explorer.open("Differences")
+    book.screenshot(explorer.box, "leaderboard_differences")
+
+
 def test_training_goes_on_without_the_page_and_stops_when_told(notebook, home):
     book = notebook("live")
     book.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")

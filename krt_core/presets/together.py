@@ -1,0 +1,35 @@
+"""What no key can tell by itself: values that exclude one another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..errors import ConfigError
+
+
+def check_together(experiment: Any, where: str) -> None:
+    """ConfigError where values of an experiment exclude one another. where: the preset they are from."""
+    e, replay = experiment, experiment.replay
+    online = replay.selection if replay.selection in ("prs", "ocdm") else ""
+    std = e.model.std if isinstance(e.model.std, tuple) else (e.model.std,)
+    views = e.data.features and e.train.augment != "none" and (e.model.freeze != "none" or e.model.tune_from)
+    faults = {
+        f"model.embed_dim must be a multiple of model.heads ({e.model.heads})": e.model.embed_dim % e.model.heads,
+        "model.std must be positive": not all(s is None or s > 0 for s in std),
+        "train.report can be best only if train.evaluate_every is not 0": e.train.report == "best"
+        and not e.train.evaluate_every,
+        "data.test=validation needs data.validation, the share to hold out": e.data.test == "validation"
+        and not e.data.validation,
+        "data.cache_size must be 0 or at least 16 pixels": 0 < e.data.cache_size < 16,
+        "replay takes per_class or budget, not both": replay.per_class and replay.budget,
+        f"replay.selection={online} needs replay.budget, not replay.per_class": online and not replay.budget,
+        "replay.power is of replay.selection=prs and ocdm": replay.power and not online,
+        "protocol takes order or order_seed, not both": e.protocol.order and e.protocol.order_seed is not None,
+        "protocol takes sizes or base, not both": e.protocol.sizes and e.protocol.base,
+        "data.views needs model.freeze or tune_from, data.features and an augmentation": e.data.views and not views,
+        "model.tune_from has no say with model.freeze=all": e.model.tune_from and e.model.freeze == "all",
+        "model.expand is of the linear head": e.model.expand and e.head != "linear",
+    }
+    for text, is_so in faults.items():
+        if is_so:
+            raise ConfigError(f"{where}: {text}.")
