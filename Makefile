@@ -5,11 +5,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := outputs/demo
+# A share of the tests on each core, and at the end what another core has left; each test computes on one.
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 PHOTOS  ?= $(or $(KRT_VOC_SUB),$(KRT_COCO_SUB))
 RESULTS := outputs/photos
 # Each on features that are kept; the trainings of a backbone are for a GPU, or a night.
-PHOTO_METHODS := '[ridge, krt, krt replay.per_class=10, masked, finetune, joint_ridge]'
-NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attention_maps 05_gallery
+PHOTO_METHODS := '[ridge, census, krt, krt replay.per_class=10, masked, finetune, joint_ridge]'
+NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attention_maps 05_gallery 06_leaderboard
 export KRT_HOME := $(CURDIR)
 
 .DEFAULT_GOAL := help
@@ -48,10 +50,10 @@ photos: setup  ## the same on real photos, PHOTOS=folder (VOC or COCO layout); r
 	$(call notebooks,$(RESULTS),-p preset $(abspath $(RESULTS))/photos.yaml,-p methods $(PHOTO_METHODS))
 
 test: setup  ## run the tests (minutes)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: setup  ## also the slow ones
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 test-browser: $(VENV)/browser  ## run every notebook in JupyterLab and Chromium (minutes)
 	$(BIN)/python -m pytest -m browser tests/browser -o addopts= --strict-markers -q -p no:cacheprovider
