@@ -269,12 +269,15 @@ def _export(options: argparse.Namespace) -> None:
     arg("runs", nargs="+", help="run folders, or folders that hold some"),
     arg("--only", metavar="KEY=VALUE", action="append", default=[],
         help="with this dataset, protocol, method, buffer or backbone, as in protocol=B0-C10; may be given again"),
+    arg("--beside", metavar="TABLE", action="append", default=[],
+        help="a table.csv of earlier runs, whose rows of the same settings stand beside them; may be given again"),
     arg("--html", metavar="FILE", help="one page with every table and figure, which opens offline"),
     arg("--csv", metavar="FILE", help="one line per run; FILE_sessions.csv beside it has one per run and session"),
     arg("--latex", metavar="FILE", help="the paper's table with the published lines, to \\input (needs booktabs)"),
 )  # fmt: skip
 def _report(options: argparse.Namespace) -> None:
     from .lab.report import collect, only, runs_table, summary_table
+    from .lab.report.recorded import recorded
     from .lab.report.write import write_report
 
     runs, left_out = collect(options.runs)
@@ -283,14 +286,17 @@ def _report(options: argparse.Namespace) -> None:
     if not runs:
         raise DataError("No finished run found there.")
     runs = only(runs, options.only)
+    earlier = recorded(options.beside, runs, options.only)
+    for words in earlier.left_out:
+        print(printable(f"left out: {words}"), file=sys.stderr)
     table = runs_table(runs)
-    print(printable(summary_table(table).to_string(index=False)))
+    print(printable(summary_table(table, earlier.rows).to_string(index=False)))
     print(
         "mAP, CF1, OF1 in percent, F1 at threshold 0.8; forgetting: max − last per class on the whole test set, points."
     )
     if on_test := [name for name, on in zip(table["name"], table["epoch_chosen_on"], strict=True) if on == "test"]:
         print(printable(f"epochs chosen on the test images (train.report=best): {', '.join(dict.fromkeys(on_test))}"))
-    for path in write_report(runs, left_out, options.html, options.csv, options.latex):
+    for path in write_report(runs, left_out, options.html, options.csv, options.latex, earlier=earlier):
         print(path)
 
 

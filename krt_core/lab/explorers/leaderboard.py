@@ -15,6 +15,7 @@ from ..report import finished_runs
 from ..report.definitions import DIFFERENCES
 from ..report.leaderboard import ALL, backbones_of, buffers_of, chosen_lines, leaderboard
 from ..report.paper_table import HIGHER_IS_BETTER, Line, Setting, settings_of
+from ..report.recorded import recorded
 from ..report.significance import judged
 from .explorer import Explorer, Result, menu
 
@@ -23,7 +24,8 @@ class Leaderboard(Explorer):
     """Choose a setting, a metric, what may be stored and what the backbone does.
 
     folder: holds run folders, and takes what is saved. runs: these instead of the finished ones under it. headless: see
-    `Explorer`. Only complete runs count. Raises RunError where there is none.
+    `Explorer`. beside: tables of earlier runs, such as docs/results/photos_frozen.csv, whose rows of the same settings
+    are shown as recorded. Only complete runs count. Raises RunError where there is none.
     """
 
     def __init__(
@@ -31,11 +33,12 @@ class Leaderboard(Explorer):
         folder: str | Path = "outputs/demo",
         runs: Sequence[Run] | None = None,
         headless: Sequence[str] | None = None,
+        beside: Sequence[str | Path] = (),
     ):
         found = [run for run in (finished_runs(folder) if runs is None else runs) if run.complete]
         if not found:
             raise RunError("There is no complete run to compare: notebook 02, `krt train` or `krt bench` makes some.")
-        self.settings = {setting.name: setting for setting in settings_of(found)}
+        self.settings = {setting.name: setting for setting in settings_of(found, recorded(beside, found))}
         controls = {
             "setting": menu("setting", list(self.settings)),
             "metric": menu("by", [(key.replace("_", " "), key) for key in HIGHER_IS_BETTER]),
@@ -90,7 +93,7 @@ class Leaderboard(Explorer):
 
     def cost(self) -> Result:
         """Average mAP against time."""
-        return figures.cost_chart(self.lines)
+        return figures.cost_chart(self.lines, len(self.setting.classes.sessions))
 
 
 def _shown(tests: pd.DataFrame) -> pd.DataFrame:

@@ -51,7 +51,7 @@ def stability_chart(lines: Sequence[Line]) -> Figure:
     def learned(line: Line) -> np.ndarray:
         return np.array([run.curve("mAP_new")[1:].mean() for run in line.runs])
 
-    shown = [line for line in lines if len(line.values["forgetting"])]
+    shown = [line for line in lines if line.runs and len(line.values["forgetting"])]
     return _scatter(
         shown, learned, lambda line: line.values["forgetting"],
         "mAP of new classes, mean of the sessions after the first (%)", "forgetting (points)",
@@ -59,10 +59,11 @@ def stability_chart(lines: Sequence[Line]) -> Figure:
     )  # fmt: skip
 
 
-def cost_chart(lines: Sequence[Line]) -> Figure:
+def cost_chart(lines: Sequence[Line], sessions: int) -> Figure:
     """Average mAP against the seconds of a session, median over the runs. Best is top left."""
     figure = _scatter(
-        lines, lambda line: np.median(line.values["seconds"], keepdims=True) / len(line.runs[0].protocol.sessions),
+        [line for line in lines if len(line.values["seconds"])],
+        lambda line: np.median(line.values["seconds"], keepdims=True) / sessions,
         lambda line: line.values["average_mAP"], "seconds of a session", "average mAP (%)",
         "What it costs: best is top left",
     )  # fmt: skip

@@ -93,6 +93,11 @@ ORACLE = (
     "labels can bring at most, stand with the upper bounds and are never the best."
 )
 
+RECORDED = (
+    "recorded: only a table is left of these runs. Data set and protocol have the names of the others here; that their "
+    "images and labels are the same was not checked. They have no curves, classes or provenance below."
+)
+
 MIXED = (
     "mixed: a run was interrupted and went on elsewhere or otherwise (another commit, machine, version of a library; "
     "the table of runs says what). Its sessions are not all from one and the same making."

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from ...errors import RunError
 from ...metrics import F1_THRESHOLD
 from ...runs.folder import Run
-from .paper_table import Line, mean_and_std
+from .paper_table import Line, known, mean_and_std
 
 HALF = 0.5
 Chosen = Mapping[str, tuple[float, float]]  # run folder → the thresholds of CF1 and OF1 that validation images chose
@@ -32,8 +30,8 @@ def f1_cells(lines: Sequence[Line], chosen: Chosen) -> list[tuple[Line, dict[str
     """Of each line of ours its CF1 and OF1 at every threshold, mean ± standard deviation over its runs."""
     rows = []
     for line in lines:
-        runs = [f1_of(run, chosen) for run in line.runs]
-        values = {key: np.array([r[key] for r in runs if r[key] is not None], dtype=float) for key in COLUMNS}
+        runs = [*line.rows, *(f1_of(run, chosen) for run in line.runs)]
+        values = {key: known([r.get(key) for r in runs]) for key in COLUMNS}
         cells = {f"{key} at {F1_THRESHOLD}": mean_and_std(line.values[key]) for key in ("CF1", "OF1")}
         cells |= {f"{key} at {HALF}": mean_and_std(values[f"{key}_at_0.5"]) for key in ("CF1", "OF1")}
         if chosen:

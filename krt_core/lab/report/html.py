@@ -23,16 +23,18 @@ from . import definitions
 from .f1 import Chosen, f1_cells
 from .finding import LeftOut
 from .paper_table import HIGHER_IS_BETTER, Line, Setting, mean_and_std, settings_of
+from .recorded import Recorded
 from .significance import against_best, judged
 
 Rows = list[tuple[Line, dict[str, str]]]  # of a table: a line and its cells by column
 
 
 def html_report(
-    runs: Sequence[Run], left_out: Sequence[LeftOut] = (), chosen: Sequence[str] = (), thresholds: Chosen | None = None
-) -> str:
+    runs: Sequence[Run], left_out: Sequence[LeftOut] = (), chosen: Sequence[str] = (), thresholds: Chosen | None = None,
+    earlier: Recorded | None = None,
+) -> str:  # fmt: skip
     """The whole page. runs: finished ones, see `collect`; left_out: the others, to be listed; chosen: the settings that
-    were searched for, in words; thresholds: those of F1 that validation images chose."""
+    were searched for, in words; thresholds: those of F1 that validation images chose; earlier: recorded rows."""
     loader = PackageLoader(__package__, "")
     jinja = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     jinja.filters |= {"heat": _heat, "many": _many, "memory": _memory, "pieces": _pieces, "spread": mean_and_std,
@@ -44,7 +46,7 @@ def html_report(
     return jinja.get_template("page.html.j2").render(
         {part.__name__.removeprefix("_"): part for part in parts},
         runs=runs,
-        settings=settings_of(runs),
+        settings=settings_of(runs, earlier),
         left_out=left_out,
         chosen=chosen,
         f1=lambda setting: f1_cells(setting.lines, thresholds or {}),
@@ -106,7 +108,8 @@ def _tradeoffs(setting: Setting) -> list[tuple[Figure, str, str]]:
     if len(setting.lines) < 2:
         return []
     costs = "; ".join(f"{line.label} {_time(line.values['seconds'])}" for line in setting.lines)
-    charts = [(plots.cost_chart(setting.lines), f"Average mAP against time. Whole runs: {costs}.", definitions.COST)]
+    chart = plots.cost_chart(setting.lines, len(setting.classes.sessions))
+    charts = [(chart, f"Average mAP against time. Whole runs: {costs}.", definitions.COST)]
     if len(setting.classes.sessions) > 1:
         alt = "Forgetting against mAP of new classes, a mark for each method."
         charts.insert(0, (plots.stability_chart(setting.lines), alt, definitions.STABILITY))
@@ -161,7 +164,7 @@ def _costs(setting: Setting) -> Rows:
             "per session": _time(seconds / len(setting.classes.sessions)),
             "peak memory": _memory(line.values["peak_memory_mb"]),
             "stored": line.stored,
-            "hardware": "; ".join(sorted({_hardware(run) for run in line.runs})),
+            "hardware": "; ".join(sorted({_hardware(run) for run in line.runs})) or "–",
         }
         rows.append((line, cells))
     return rows

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ...metrics import F1_THRESHOLD
 from ...runs.folder import Run
 from .paper_table import HIGHER_IS_BETTER, mean_and_std, settings_of
+from .recorded import Recorded
 from .significance import against_best, judged
 
 ESCAPES = {
@@ -30,9 +31,10 @@ def escape(text: str) -> str:
     return "".join(ESCAPES.get(character, character) for character in text)
 
 
-def latex_report(runs: Sequence[Run]) -> str:
-    """A table for each setting of finished runs, published lines marked by a dagger, and under it, where there are
-    replicates to compare, one that says how far our best method is from each other one, and whether that holds."""
+def latex_report(runs: Sequence[Run], earlier: Recorded | None = None) -> str:
+    """A table for each setting of finished runs, recorded rows beside them and published lines marked by a dagger, and
+    under it, where there are replicates to compare, one that says how far our best method is from each other one, and
+    whether that holds."""
     jinja = Environment(  # `finalize` escapes for LaTeX  # nosec B701
         loader=PackageLoader(__package__, ""),
         finalize=lambda value: escape(str(value)),  # of all that is put in
@@ -46,7 +48,7 @@ def latex_report(runs: Sequence[Run]) -> str:
     )
     jinja.filters["spread"] = mean_and_std
     return jinja.get_template("table.tex.j2").render(
-        settings=settings_of(runs),
+        settings=settings_of(runs, earlier),
         metrics=list(HIGHER_IS_BETTER),
         threshold=F1_THRESHOLD,
         against_best=lambda setting, key: against_best(setting, key, judged(setting.lines, key)),

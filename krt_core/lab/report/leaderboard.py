@@ -45,14 +45,15 @@ def leaderboard(
     ours = sorted(lines, key=lambda line: -sign * mean(line) if np.isfinite(mean(line)) else np.inf)
     bounds = [mean(line) for line in lines if line.bound and not line.oracle and np.isfinite(mean(line))]
     bound = (max if sign > 0 else min)(bounds) if bounds else np.nan
-    rows = [_row(line, mean(line) - bound) for line in ours]
+    sessions = len(setting.classes.sessions)
+    rows = [_row(line, mean(line) - bound, sessions) for line in ours]
     if published:
-        rows += [_row(line, np.nan) for line in setting.published]
+        rows += [_row(line, np.nan, sessions) for line in setting.published]
     return pd.DataFrame(rows)
 
 
-def _row(line: Line, from_bound: float) -> dict[str, str]:
-    sessions = len(line.runs[0].protocol.sessions) if line.runs else 0
+def _row(line: Line, from_bound: float, sessions: int) -> dict[str, str]:
+    seconds = line.values["seconds"] if not line.published else ()
     return {
         "method": line.label + " (bound)" * line.bound,
         "buffer": line.buffer,
@@ -60,7 +61,7 @@ def _row(line: Line, from_bound: float) -> dict[str, str]:
         **{key.replace("_", " "): mean_and_std(line.values[key]) for key in HIGHER_IS_BETTER},
         "from the bound": f"{from_bound:+.1f}".replace("-", "−") if np.isfinite(from_bound) else "–",
         "stored": line.stored,
-        "s / session": f"{np.median(line.values['seconds']) / sessions:.1f}" if sessions else "–",
-        "runs": line.replicates if line.runs else "–",
-        "source": f"published: {line.cited}" if line.published else "",
+        "s / session": f"{np.median(seconds) / sessions:.1f}" if len(seconds) else "–",
+        "runs": line.replicates,
+        "source": f"published: {line.cited}" if line.published else f"recorded: {line.recorded}" * bool(line.recorded),
     }

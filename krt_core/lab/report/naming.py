@@ -14,7 +14,7 @@ from ...runs.folder import Run
 from .published import held_out
 
 NOT_OF_THE_METHOD = {"protocol.order_seed", "protocol.order"}  # runs that differ in the class order are replicates
-LEAK, ORACLE, MIXED = " (LEAK)", " (ORACLE)", " (mixed)"  # marks in labels
+LEAK, ORACLE, MIXED, RECORDED = " (LEAK)", " (ORACLE)", " (mixed)", " (recorded)"  # marks in labels
 FROZEN = {"all": ", frozen", "first": ", frozen after session 1"}  # what a label says of `model.freeze`
 _DEFAULT = object()  # stands for a key that is not changed
 
@@ -135,6 +135,11 @@ def buffer_of(run: Run) -> str:
     if not class_of(run.experiment.method).replays:
         return "0"
     return f"{replay.per_class}/class" if replay.per_class else str(replay.budget)
+
+
+def bound_of(run: Run) -> bool:
+    """Was it trained on all labels at once, or shown true ones of old classes?"""
+    return class_of(run.experiment.method).sees != "session" or bool(run.oracle)
 
 
 def backbone_of(run: Run) -> str:

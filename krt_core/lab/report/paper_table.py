@@ -6,8 +6,10 @@ Kept as numbers here; page.html.j2 and latex.py write it down.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+from typing import Protocol as Shape
 
 import numpy as np
 
@@ -20,7 +22,9 @@ from .naming import (
     LEAK,
     MIXED,
     ORACLE,
+    RECORDED,
     backbone_of,
+    bound_of,
     buffer_of,
     data_of,
     epoch_chosen_on,
@@ -46,6 +50,8 @@ class Line:
     forgetting: dict[str, np.ndarray] = field(default_factory=dict)  # definition → a number per run, points
     curve: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (runs, sessions) mAP seen, %
     runs: tuple[Run, ...] = ()
+    recorded: str = ""  # the table that a line of earlier runs comes from
+    rows: tuple[Mapping[str, Any], ...] = ()  # its rows
     leak: bool = False
     bound: bool = False  # trained on all labels at once, or shown true ones
     oracle: bool = False  # shown true labels of old classes
@@ -55,6 +61,8 @@ class Line:
     @property
     def backbone(self) -> str:
         """See `backbone_of`; "–" for a published line."""
+        if self.recorded:
+            return str(self.rows[0]["backbone"])
         return backbone_of(self.runs[0]) if self.runs else "–"
 
     @property
@@ -69,17 +77,18 @@ class Line:
     @property
     def name(self) -> str:
         """Its label without marks."""
-        return self.label.removesuffix(MIXED).removesuffix(ORACLE).removesuffix(LEAK)
+        return self.label.removesuffix(RECORDED).removesuffix(MIXED).removesuffix(ORACLE).removesuffix(LEAK)
 
     @property
     def mixed(self) -> bool:
         """Have starts of different kinds made one of its runs?"""
-        return self.label.endswith(MIXED)
+        return self.label.removesuffix(RECORDED).endswith(MIXED)
 
     @property
     def chosen_on_test(self) -> bool:
         """Were the epochs of one of its runs chosen on the test images?"""
-        return any(epoch_chosen_on(run) == "test" for run in self.runs)
+        told = [row.get("epoch_chosen_on") for row in self.rows]
+        return any(on == "test" for on in (*told, *(epoch_chosen_on(run) for run in self.runs)))
 
     @property
     def cited(self) -> str:
@@ -87,17 +96,34 @@ class Line:
         return self.source + (f" ({self.note})" if self.note else "")
 
     @property
+    def places(self) -> list[tuple[str, int]]:
+        """Class order and seed of each run."""
+        told = [(str(row["class_order"]), int(row["seed"])) for row in self.rows]
+        return told + [(run.experiment.protocol.order_name, run.experiment.seed) for run in self.runs]
+
+    def told(self, key: str) -> list[float]:
+        """A metric of each run, NaN where it is unknown; in the order of `places`."""
+        found = [row.get(key) for row in self.rows] + [run.summary.get(key) for run in self.runs]
+        return [np.nan if value is None else float(value) for value in found]
+
+    @property
     def counts(self) -> tuple[int, int]:
         """How many seeds and how many class orders its runs have."""
-        experiments = [run.experiment for run in self.runs]
-        return len({e.seed for e in experiments}), len({e.protocol.order_name for e in experiments})
+        return len({seed for _, seed in self.places}), len({order for order, _ in self.places})
 
     @property
     def replicates(self) -> str:
-        """As in "6 (3 seeds, 2 orders)"; "1" for a single run."""
+        """As in "6 (3 seeds, 2 orders)"; "1" for a single run; "–" for a published line."""
         seeds, orders = self.counts
-        many = f" ({seeds} seed{'s' * (seeds > 1)}, {orders} order{'s' * (orders > 1)})" if len(self.runs) > 1 else ""
-        return f"{len(self.runs)}{many}"
+        number = len(self.places)
+        many = f" ({seeds} seed{'s' * (seeds > 1)}, {orders} order{'s' * (orders > 1)})" if number > 1 else ""
+        return f"{number}{many}" if number else "–"
+
+
+class Earlier(Shape):
+    """Lines that are not of runs here: see `krt_core.lab.report.recorded`."""
+
+    def lines(self, dataset: str, protocol: str) -> list[Line]: ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +132,7 @@ class Setting:
 
     dataset: str
     protocol: str
-    lines: tuple[Line, ...]  # ours
+    lines: tuple[Line, ...]  # ours, recorded ones among them
     published: tuple[Line, ...]
     reference: dict[str, dict[str, np.ndarray]]  # mAP_seen, mAP_base, mAP_new → the authors' curves by name
     remarks: tuple[str, ...]  # what a reader must know before comparing
@@ -155,12 +181,13 @@ class Setting:
         return pick(lines, key=lambda line: line.values[key].mean()) if len(lines) > 1 else None
 
 
-def settings_of(runs: Sequence[Run]) -> list[Setting]:
-    """Finished runs by setting, in the order of their names; folders of one name with other classes stay apart."""
+def settings_of(runs: Sequence[Run], earlier: Earlier | None = None) -> list[Setting]:
+    """Finished runs by setting, in the order of their names; folders of one name with other classes stay apart.
+    earlier: lines that stand beside them."""
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         groups.setdefault((*setting_of(run), tuple(sorted(run.protocol.classes))), []).append(run)
-    return [_setting(*key[:2], groups[key]) for key in sorted(groups)]
+    return [_setting(*key[:2], groups[key], earlier.lines(*key[:2]) if earlier else []) for key in sorted(groups)]
 
 
 def mean_and_std(values: np.ndarray, digits: int = 1) -> str:
@@ -172,13 +199,14 @@ def mean_and_std(values: np.ndarray, digits: int = 1) -> str:
     return f"{mean:.{digits}f}".replace("-", "−") + spread
 
 
-def _setting(dataset: str, protocol: str, runs: list[Run]) -> Setting:
+def _setting(dataset: str, protocol: str, runs: list[Run], earlier: list[Line]) -> Setting:
     groups: dict[str, list[Run]] = {}
     methods = {}
     for run, (method, label) in zip(runs, methods_and_labels(runs), strict=True):
         groups.setdefault(label, []).append(run)
         methods[label] = method
-    lines = tuple(sorted((_line(methods[label], label, group) for label, group in groups.items()), key=_rank))
+    own = [_line(methods[label], label, group) for label, group in groups.items()]
+    lines = tuple(sorted([*own, *earlier], key=_rank))
     data, made = runs[0].experiment.data, runs[0].protocol
     tested = tested_as(runs[0].experiment)
     published, reference = (), {f"mAP_{key}": {} for key in ("seen", "base", "new")}
@@ -192,22 +220,22 @@ def _setting(dataset: str, protocol: str, runs: list[Run]) -> Setting:
 def _line(method: str, label: str, runs: list[Run]) -> Line:
     summaries = [run.summary for run in runs]
     lost = [s.get("forgetting_definitions") or {} for s in summaries]
-    values = {key: _known([s.get(key) for s in summaries]) for key in HIGHER_IS_BETTER}
-    values |= {key: _known([s.get(key) for s in summaries]) for key in ("seconds", "peak_memory_mb", *KEPT)}
+    values = {key: known([s.get(key) for s in summaries]) for key in HIGHER_IS_BETTER}
+    values |= {key: known([s.get(key) for s in summaries]) for key in ("seconds", "peak_memory_mb", *KEPT)}
     if len(runs[0].protocol.sessions) < 2:
-        values["forgetting"] = _known([])  # nothing came after the only session
-    everything, oracle = class_of(runs[0].experiment.method).sees != "session", runs[0].oracle
+        values["forgetting"] = known([])  # nothing came after the only session
+    everything = class_of(runs[0].experiment.method).sees != "session"
     return Line(
         method=method,
         label=label,
         buffer="all data" if everything else buffer_of(runs[0]),
         values=values,
-        forgetting={key: _known([d.get(key) for d in lost]) for d in lost for key in d},
+        forgetting={key: known([d.get(key) for d in lost]) for d in lost for key in d},
         curve=np.stack([run.curve("mAP_seen") for run in runs]),
         runs=tuple(runs),
         leak=bool(runs[0].leak),
-        bound=everything or oracle,
-        oracle=oracle,
+        bound=bound_of(runs[0]),
+        oracle=bool(runs[0].oracle),
     )
 
 
@@ -218,16 +246,17 @@ def _published_line(result: PublishedResult) -> Line:
         label=result.method if result.buffer == "0" else f"{result.method}, {_buffer_words(result.buffer)}",
         buffer=result.buffer,
         # Their forgetting was taken on another pool of images than ours, so it is no headline.
-        values={**{key: _known([getattr(result, key)]) for key in keys}, "forgetting": _known([]),
-                "peak_memory_mb": _known([]), **dict.fromkeys(KEPT, _known([]))},
-        forgetting={key: _known([value]) for key, value in result.forgetting.items()},
+        values={**{key: known([getattr(result, key)]) for key in keys}, "forgetting": known([]),
+                "peak_memory_mb": known([]), **dict.fromkeys(KEPT, known([]))},
+        forgetting={key: known([value]) for key, value in result.forgetting.items()},
         curve=np.array([result.mAP_per_session]) if result.mAP_per_session else np.zeros((0, 0)),
         source=result.source,
         note=result.note,
     )  # fmt: skip
 
 
-def _known(values: Sequence[float | None]) -> np.ndarray:
+def known(values: Sequence[float | None] | np.ndarray) -> np.ndarray:
+    """Without those that are None, NaN or infinite."""
     numbers = np.array([np.nan if value is None else value for value in values], dtype=float)
     return numbers[np.isfinite(numbers)]
 
@@ -252,7 +281,9 @@ def _remarks(lines: Sequence[Line], published: bool) -> list[str]:
         remarks.append(definitions.LEAK)
     if any(line.oracle for line in lines):
         remarks.append(definitions.ORACLE)
-    if len({frozenset(replicate_of(run) for run in line.runs) for line in lines}) > 1:
+    if any(line.recorded for line in lines):
+        remarks.append(definitions.RECORDED)
+    if len({frozenset(line.places) for line in lines}) > 1:
         remarks.append(definitions.UNEQUAL)
     counts = Counter((line.label, replicate_of(run)) for line in lines for run in line.runs)
     twice = [f"{label}, {replicate}" for (label, replicate), count in counts.items() if count > 1]
@@ -267,7 +298,7 @@ def _remarks(lines: Sequence[Line], published: bool) -> list[str]:
         remarks.append(definitions.OTHER_DATA)
     if any(line.chosen_on_test for line in lines):
         remarks.append(definitions.CHOSEN_ON_TEST)
-    best = sorted({line.label for line in lines if epoch_chosen_on(line.runs[0]) == "validation"})
+    best = sorted({line.label for line in lines if line.runs and epoch_chosen_on(line.runs[0]) == "validation"})
     if best:
         remarks.append(
             f"{'; '.join(best)}: train.report=best takes each session's best epoch as measured on validation images."

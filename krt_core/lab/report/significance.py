@@ -26,10 +26,9 @@ def replicates(lines: Sequence[Line], key: str = "average_mAP") -> pd.DataFrame:
     columns = {}
     for line in lines:
         found: dict[tuple[str, int], list[float]] = {}
-        for run in line.runs:
-            e, value = run.experiment, run.summary.get(key)
-            if value is not None:
-                found.setdefault((e.protocol.order_name, e.seed), []).append(value)
+        for place, value in zip(line.places, line.told(key), strict=True):
+            if np.isfinite(value):
+                found.setdefault(place, []).append(value)
         columns[line.label] = pd.Series({place: float(np.mean(values)) for place, values in found.items()}, dtype=float)
     return pd.DataFrame(columns).dropna()
 
@@ -105,7 +104,7 @@ class Judged:
 def judged(lines: Sequence[Line], key: str) -> Judged | None:
     """None where there are no two methods with two replicates in common. Lines of one run, and those whose first
     weights had seen the labels, are not compared; upper bounds are."""
-    values = replicates([line for line in lines if len(line.runs) > 1 and not line.leak], key)
+    values = replicates([line for line in lines if len(line.places) > 1 and not line.leak], key)
     if len(values.columns) < 2 or len(values) < 2:
         return None
     tests, ranks = paired_tests(values, HIGHER_IS_BETTER[key]), mean_ranks(values, HIGHER_IS_BETTER[key])

@@ -9,7 +9,17 @@ import pandas as pd
 from ...runs.folder import Run
 from ...runs.summary import STORED
 from .f1 import Chosen, f1_of
-from .naming import backbone_of, epoch_chosen_on, labels_of, replicate_of, setting_of, stored_words
+from .naming import (
+    RECORDED,
+    backbone_of,
+    bound_of,
+    buffer_of,
+    epoch_chosen_on,
+    labels_of,
+    replicate_of,
+    setting_of,
+    stored_words,
+)
 
 METRICS = ("average_mAP", "last_mAP", "forgetting", "CF1", "OF1")  # what every DONE file holds, as CSV files have it
 
@@ -24,7 +34,8 @@ def runs_table(runs: Sequence[Run], thresholds: Chosen | None = None) -> pd.Data
              "seed": s["seed"], "class_order": run.experiment.protocol.order_name,
              **{key: s[key] for key in METRICS}, **f1_of(run, thresholds or {}),
              "exemplars": s["exemplars"], **{key: s.get(key) for key in STORED},
-             "backbone": backbone_of(run), "oracle": run.oracle, "seconds": s["seconds"],
+             "buffer": buffer_of(run), "bound": bound_of(run), "backbone": backbone_of(run), "oracle": run.oracle,
+             "seconds": s["seconds"],
              "peak_memory_mb": s.get("peak_memory_mb"), "leak": s["weights"].get("leak") or "", "commit": s["commit"],
              "mixed": "; ".join(run.mixed), "epoch_chosen_on": epoch_chosen_on(run)}
         )  # fmt: skip
@@ -51,9 +62,12 @@ def sessions_table(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def summary_table(table: pd.DataFrame) -> pd.DataFrame:
-    """One line per method: mean ± standard deviation (n − 1) over its runs, best average mAP first."""
+def summary_table(table: pd.DataFrame, earlier: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One line per method: mean ± standard deviation (n − 1) over its runs, best average mAP first. table: see
+    `runs_table`; earlier: recorded rows, marked as such."""
     lines = []
+    if earlier is not None and len(earlier):
+        table = pd.concat([table, earlier.assign(name=earlier["name"] + RECORDED)])
     for (dataset, protocol, name), group in table.groupby(["dataset", "protocol", "name"], sort=False):
         line = {"dataset": dataset, "protocol": protocol, "method": name}
         line["runs"] = len(group)

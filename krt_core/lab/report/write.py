@@ -10,6 +10,7 @@ from ...runs.folder import Run
 from .f1 import Chosen
 from .finding import LeftOut
 from .paper_table import settings_of
+from .recorded import Recorded
 from .significance import table_of_tests
 from .tables import runs_table, sessions_table
 
@@ -22,10 +23,12 @@ def write_report(
     latex: str | Path | None = None,
     chosen: Sequence[str] = (),
     thresholds: Chosen | None = None,
+    earlier: Recorded | None = None,
 ) -> list[Path]:
     """Write what has a name, of finished runs; returns the files. Beside ``table.csv``, one line per run, there are
     ``table_sessions.csv``, one per run and session, and ``table_tests.csv``, one per pair of methods. chosen: what a
-    search for settings chose from what, in words. thresholds: those of F1 that validation images chose."""
+    search for settings chose from what, in words. thresholds: those of F1 that validation images chose. earlier:
+    recorded rows, which stand beside the runs everywhere but in the tables that hold one line per run."""
     written = []
     if csv:
         path = Path(csv)
@@ -33,13 +36,15 @@ def write_report(
         sessions = path.with_name(f"{path.stem}_sessions{path.suffix}")
         written.append(atomic_write(sessions, sessions_table(runs).to_csv(index=False)))
         tests = path.with_name(f"{path.stem}_tests{path.suffix}")
-        written.append(atomic_write(tests, table_of_tests(settings_of(runs)).to_csv(index=False, float_format="%.6g")))
+        written.append(
+            atomic_write(tests, table_of_tests(settings_of(runs, earlier)).to_csv(index=False, float_format="%.6g"))
+        )
     if latex:
         from .latex import latex_report
 
-        written.append(atomic_write(latex, latex_report(runs)))
+        written.append(atomic_write(latex, latex_report(runs, earlier)))
     if html:
         from .html import html_report
 
-        written.append(atomic_write(html, html_report(runs, left_out, chosen, thresholds or {})))
+        written.append(atomic_write(html, html_report(runs, left_out, chosen, thresholds or {}, earlier)))
     return written

@@ -120,7 +120,7 @@ def test_one_run_of_each_is_compared_with_nothing(runs):
 
 def test_charts_name_every_method(runs):
     lines = settings_of(runs)[0].lines
-    for chart in (plots.cost_chart(lines), plots.stability_chart(lines)):
+    for chart in (plots.cost_chart(lines, 5), plots.stability_chart(lines)):
         assert {text.get_text() for text in chart.legends[0].get_texts()} == {"krt", "finetune"}
     ranks = mean_ranks(replicates(lines))
     words = " ".join(text.get_text() for text in plots.rank_chart(ranks, [], 3, "average mAP").axes[0].texts)
