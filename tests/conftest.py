@@ -17,6 +17,11 @@ CLASSES = ("ant", "bee", "cat", "dog")
 COLOURS = np.array([(220, 40, 40), (40, 220, 40), (60, 60, 230), (220, 220, 40)], dtype=np.uint8)
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests first: at the end each core still has short ones to take over from another."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def slowness():
     """How many times longer Python takes here and now than where limits in seconds of a processor were set; at least 1.
