@@ -1,4 +1,4 @@
-"""Digits in scenes that are asked for: labels per image and co-occurrence as told, and the embedded set as it always was."""
+"""Digits in scenes that are asked for: labels per image and co-occurrence as told; the embedded set as it was."""
 
 import hashlib
 import itertools
@@ -132,5 +132,5 @@ def test_training_images_with_so_many_labels(coco_root):
     both = np.concatenate([train.labels, held.labels])
     assert (both.sum(axis=1) == 1).all() and len(train) and len(held) and not {*train.ids} & {*held.ids}
     assert (open_both(data)[0].ids == train.ids).all()
-    with pytest.raises(DataError, match=r"instances_train2014.json: no training image has 9 to 9 labels, as data.labels"):
+    with pytest.raises(DataError, match=r"instances_train2014.json: no training image has 9 to 9 labels, as data"):
         open_both(Data(dataset="coco", root=str(coco_root), labels_per_image=(9, 9)))
