@@ -58,6 +58,11 @@ class Data:
     dataset: Annotated[str, one_of(*DATASETS)] = "digits"  # or mylab.tags:read, a reader of your own
     root: str = ""  # folder of the data set; empty: data/<dataset>
     classes: Names = ()  # learn only these classes; empty: all the data set has
+    labels_per_image: Numbers = ()  # [least, most]: of the training images only those with so many labels; empty: all
+    cardinality: Annotated[float, Field(ge=0, le=4)] = 0.0  # of digits that are made: mean number of labels per image,
+    # 1 to 4; 0: the embedded scenes, 2.5
+    co_occurrence: Annotated[float, Field(ge=0, le=1)] = 0.0  # of digits that are made: share of the images whose
+    # classes are all of one of two fixed groups; 0: independent of one another, given their number
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of training images held out, of each class alike, to
     # validate on instead of learning from them
     test: Literal["test", "validation"] = "test"  # validation: tested on the images held out, while nothing of the test

@@ -59,8 +59,8 @@ def open_halves(config: Data) -> Halves:
     whole = _whole(config, "train")
     tested = None if config.test == "validation" else _whole(config, "test")
     check_sizes(whole, tested)
-    held = _held(config, whole)
-    train, test = _chosen(config, whole), _chosen(config, tested) if tested else None
+    train, held = _learned(config, whole)
+    test = _chosen(config, tested) if tested else None
     if test is not None:
         _check_classes(train, test)
     return Halves(replace(train, notes=(*train.notes, *_said(config, train, held))), held, test)
@@ -86,10 +86,10 @@ def open_dataset(config: Data, split: Split) -> MultiLabelDataset:
     if split == "test" and config.test == "test":
         return _chosen(config, _whole(config, "test"))
     whole = _whole(config, "train")
-    held = _held(config, whole)
+    half, held = _learned(config, whole)
     if not held.any():
-        return _chosen(config, whole)
-    return _chosen(config, whole.select_images(~held if split == "train" else held, split))
+        return half
+    return half.select_images(~held if split == "train" else held, split)
 
 
 def _held(config: Data, whole: MultiLabelDataset) -> np.ndarray:
@@ -100,6 +100,23 @@ def _held(config: Data, whole: MultiLabelDataset) -> np.ndarray:
 def _chosen(config: Data, half: MultiLabelDataset) -> MultiLabelDataset:
     """With the classes that are to be learned."""
     return half.select_classes(config.classes) if config.classes else half
+
+
+def _learned(config: Data, whole: MultiLabelDataset) -> tuple[MultiLabelDataset, np.ndarray]:
+    """The training half as it is to be learned, and which of its images are held out. DataError where none is left."""
+    half, held = _chosen(config, whole), _held(config, whole)
+    if not config.labels_per_image:
+        return half, held
+    (least, most), counts = config.labels_per_image, half.labels.sum(axis=1)
+    wanted = (least <= counts) & (counts <= most)
+    if not wanted.any():
+        raise DataError(
+            f"{half.source or half.root}: no training image has {least} to {most} labels, as data.labels_per_image "
+            f"asks; they have {counts.min()} to {counts.max()}."
+        )
+    note = f"{wanted.sum()} of {len(wanted)} training images have {least} to {most} labels: the others are left out"
+    half = half.select_images(wanted, "train")
+    return replace(half, notes=(*half.notes, note)), held[wanted]
 
 
 def _said(config: Data, train: MultiLabelDataset, held: np.ndarray) -> Iterator[str]:
@@ -149,7 +166,7 @@ def _whole(config: Data, split: Split) -> MultiLabelDataset:
     root = dataset_root(config)
     try:
         if config.dataset == "digits":
-            digits.make(root)  # returns at once if it is there
+            digits.make(root, config.cardinality, config.co_occurrence)  # returns at once if it is there
         if root.is_file():
             raise DataError(f"data.root={root} is a file: name the folder that holds the annotations and the images.")
         if not root.is_dir():
@@ -164,7 +181,12 @@ def _whole(config: Data, split: Split) -> MultiLabelDataset:
 def dataset_root(config: Data) -> Path:
     if not config.root and config.dataset not in DEFAULT_ROOTS:
         raise DataError(f"data.dataset={config.dataset} reads a folder of your own: set data.root to it.")
-    return resolve(config.root or DEFAULT_ROOTS[config.dataset])
+    root = resolve(config.root or DEFAULT_ROOTS[config.dataset])
+    if config.dataset != "digits":
+        return root
+    from .digits import folder
+
+    return folder(root, config.cardinality, config.co_occurrence)
 
 
 def _how_to_get(config: Data) -> str:

@@ -12,6 +12,7 @@ def check_together(experiment: Any, where: str) -> None:
     e, replay = experiment, experiment.replay
     online = replay.selection if replay.selection in ("prs", "ocdm") else ""
     std = e.model.std if isinstance(e.model.std, tuple) else (e.model.std,)
+    made, least_most = e.data.cardinality or e.data.co_occurrence, e.data.labels_per_image
     views = e.data.features and e.train.augment != "none" and (e.model.freeze != "none" or e.model.tune_from)
     faults = {
         f"model.embed_dim must be a multiple of model.heads ({e.model.heads})": e.model.embed_dim % e.model.heads,
@@ -20,6 +21,11 @@ def check_together(experiment: Any, where: str) -> None:
         and not e.train.evaluate_every,
         "data.test=validation needs data.validation, the share to hold out": e.data.test == "validation"
         and not e.data.validation,
+        "data.cardinality must be 0, for the embedded scenes, or from 1 to 4": 0 < e.data.cardinality < 1,
+        "data.cardinality and data.co_occurrence are of scenes that are made (data.dataset=digits); of other images "
+        "data.labels_per_image takes those with so many labels": made and e.data.dataset != "digits",
+        "data.labels_per_image must be the least and the most labels, such as [1, 2]": least_most
+        and (len(least_most) != 2 or least_most[0] > least_most[1]),
         "data.cache_size must be 0 or at least 16 pixels": 0 < e.data.cache_size < 16,
         "replay takes per_class or budget, not both": replay.per_class and replay.budget,
         f"replay.selection={online} needs replay.budget, not replay.per_class": online and not replay.budget,

@@ -263,7 +263,8 @@ def test_digits_are_the_same_everywhere_and_never_shared_between_splits(home):
     assert len(data) + len(data.notes) * 0 >= 1490 and len(test) >= 595 and len(data.classes) == 10
     assert 2.3 < data.labels.sum(axis=1).mean() < 2.7 and data.labels.sum(axis=1).max() <= 4
     assert np.asarray(Image.open(data.path(0))).shape == (64, 64, 3)
-    pools = [{d.tobytes() for group in digits._digits(split) for d in group} for split in ("train", "test")]
+    halves = [digits.handwritten(split).values() for split in ("train", "test")]
+    pools = [{d.tobytes() for group in groups for d in group} for groups in halves]
     assert not pools[0] & pools[1] and sum(map(len, pools)) > 1700
     first = data.path(7).read_bytes()
     digits.make(home / "again")
@@ -294,7 +295,7 @@ def test_the_digits_are_made_once_however_many_ask(home, monkeypatch):
     from concurrent.futures import ThreadPoolExecutor
 
     made, original = [], digits._write_split
-    monkeypatch.setattr(digits, "_write_split", lambda root, split: (made.append(split), original(root, split)))
+    monkeypatch.setattr(digits, "_write_split", lambda *given: (made.append(given[1]), original(*given)))
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(digits.make, [home / "data/digits"] * 3))
     assert sorted(made) == ["test", "train"] and len(list((home / "data/digits/train2014").iterdir())) >= 1490

@@ -173,7 +173,7 @@ def plan(matrix: Matrix) -> Plan:
     trials = [job for job in trials if job.id not in recorded]
     runs = [job for contest in contests for job in final_runs(matrix, contest)]
     if not matrix.search:
-        runs = [_training(matrix, *combination) for combination in _combinations(matrix)]
+        runs = [job for _, job in runs_by_variant(matrix)]
     jobs: dict[str, Job] = {}
     for job in (*trials, *runs):
         if job.trial or not matrix.only or job.id in matrix.only:
@@ -189,6 +189,13 @@ def plan(matrix: Matrix) -> Plan:
         first = next(job for job in made.jobs if job.notebook == notebook)
         check_parameters(notebook, first.parameters)
     return made
+
+
+def runs_by_variant(matrix: Matrix) -> Iterator[tuple[dict, Job]]:
+    """Every run of a matrix without a search, with the variant of the overrides that it is of; a run that two variants
+    come to stands there twice."""
+    for combination in _combinations(matrix):
+        yield combination[3], _training(matrix, *combination)
 
 
 def _training(

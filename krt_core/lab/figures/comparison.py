@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -69,6 +70,53 @@ def cost_chart(lines: Sequence[Line], sessions: int) -> Figure:
     )  # fmt: skip
     figure.axes[0].set_xscale("log")
     return figure
+
+
+def factor_chart(table: pd.DataFrame, factor: str, of: str = "krt") -> Figure:
+    """What a factor does: on the left each method's mean at each level, on the right how far ``of`` is above masked
+    fine-tuning and above the joint bound in pairs of one seed and class order; whiskers of one standard deviation.
+
+    table: see `krt_core.lab.report.significance.factor_table`; a row of panels for each of its metrics. factor: what
+    the levels are of, for the axis.
+    """
+    metrics, levels = list(dict.fromkeys(table["metric"])), list(dict.fromkeys(table["level"]))
+    methods = list(dict.fromkeys(table["method"]))
+    figure, axes = new_figure(10, 0.7 + 3.1 * len(metrics), len(metrics), 2, sharex=True, squeeze=False)
+    for metric, (left, right) in zip(metrics, axes, strict=True):
+        own = table[table["metric"] == metric].set_index(["method", "level"])
+        for i, method in enumerate(methods):
+            _by_level(left, own.loc[method], levels, "mean", "std", (i - (len(methods) - 1) / 2) * 0.07, i, method)
+        compared = [m for m in methods if of in methods and f"over_{m}" in own and m != of]
+        for i, other in enumerate(compared):
+            at = (i - (len(compared) - 1) / 2) * 0.07
+            columns = f"over_{other}", f"over_{other}_std"
+            _by_level(right, own.loc[of], levels, *columns, at, methods.index(other), f"{of} − {other}")
+        words = metric.replace("_", " ")
+        right.axhline(0, color="0.3", lw=0.8)
+        left.set(ylabel=f"{words} (%)")
+        right.set(ylabel=f"{of} − other, {words} (points)")
+        for axis in (left, right):
+            axis.grid(axis="y", alpha=0.3)
+    for axis in axes[-1]:
+        axis.set(xlabel=plain(factor))
+        axis.set_xticks(range(len(levels)), [textwrap.fill(plain(level), 16) for level in levels])
+    for axis, words in zip(axes[0], ("each method, mean and standard deviation", f"{of} against other methods, paired"),
+                           strict=True):  # fmt: skip
+        axis.set_title(words, fontsize=10)
+    if axes[0, 1].get_legend_handles_labels()[0]:
+        axes[0, 1].legend(fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(methods))
+    return figure
+
+
+def _by_level(
+    axis: Axes, rows: pd.DataFrame, levels: Sequence[str], mean: str, std: str, shift: float, i: int, label: str
+) -> None:
+    """A method's line with whiskers; moved aside a little, so that whiskers do not hide one another."""
+    own = rows.reindex(levels)
+    spread = own[std].fillna(0)
+    axis.errorbar(np.arange(len(levels)) + shift, own[mean], yerr=spread, lw=1.2, elinewidth=1, capsize=2, ms=6,
+                  mec="0.3", mew=0.5, label=plain(label), **style_of(i))  # fmt: skip
 
 
 def _scatter(

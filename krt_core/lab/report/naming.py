@@ -107,13 +107,16 @@ def replicate_of(run: Run) -> str:
 def setting_of(run: Run) -> tuple[str, str]:
     """Data set and protocol, as in ("coco2014", "B0-C10"): only within a setting may numbers stand side by side.
 
-    A folder of the user's own is named so that it cannot be taken for an official data set, and so are chosen classes.
+    A folder of the user's own is named so that it cannot be taken for an official data set, and so are chosen classes
+    and digits in scenes that are asked for.
     """
     data, name = run.experiment.data, run.experiment.data.dataset
     if name in ("coco", "voc"):
         name = f"{Path(data.root or name).name} ({name} layout)"
     elif is_dotted(name):
         name = f"{Path(data.root or 'data').name} (read by {name})"
+    name += f", {data.cardinality:g} labels an image" if data.cardinality else ""
+    name += f", co-occurrence {data.co_occurrence:g}" if data.co_occurrence else ""
     if data.classes:
         name += f", {len(data.classes)} classes"
     if share := held_out(run.experiment):

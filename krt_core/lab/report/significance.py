@@ -8,14 +8,17 @@ Sets*, JMLR 2006, for ranks and their picture; Holm, *A simple sequentially reje
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from ...errors import RunError
+from ...options import METHODS, short_name
+from ...runs.folder import Run
 from .definitions import LEVEL
-from .paper_table import HIGHER_IS_BETTER, Line, Setting
+from .paper_table import HIGHER_IS_BETTER, Line, Setting, settings_of
 
 COLUMNS = ("better", "worse", "difference", "std", "pairs", "p", "p_holm")
 
@@ -144,3 +147,50 @@ def table_of_tests(settings: Sequence[Setting], keys: Sequence[str] = ("average_
         if found := judged(setting.lines, key):
             parts.append(found.tests.assign(dataset=setting.dataset, protocol=setting.protocol, metric=key))
     return pd.concat(parts[1:] or parts, ignore_index=True)[list(parts[0])]
+
+
+# ---- a factor of a study ----
+
+
+def at_a_level(runs: Sequence[Run], key: str, level: str = "") -> pd.DataFrame:
+    """A metric by replicate and method, of runs that differ in nothing but method and replicate: at one level of a
+    factor. RunError where they are of several settings, or of two forms of one method."""
+    settings = settings_of(runs)
+    if len(settings) != 1:
+        names = ", ".join(setting.name for setting in settings)
+        raise RunError(f"{level}: runs of one level must have one setting, found {names or 'none'}.")
+    lines = {line.label: short_name(line.runs[0].experiment.method) for line in settings[0].lines}
+    if len(set(lines.values())) < len(lines):
+        raise RunError(f"{level}: a method stands there in two forms ({'; '.join(lines)}): take one.")
+    values = replicates(settings[0].lines, key).rename(columns=lines)
+    return values[sorted(values, key=lambda name: list(METHODS).index(name) if name in METHODS else len(METHODS))]
+
+
+def factor_table(
+    levels: Mapping[str, Sequence[Run]], keys: Sequence[str] = ("average_mAP", "last_mAP"),
+    against: Sequence[str] = ("masked", "joint"),
+) -> pd.DataFrame:  # fmt: skip
+    """What a factor does to each method: a line for each metric, level and method, with mean and std over the seeds and
+    class orders that all methods of the level have (``pairs``), and, for each method of ``against`` that is there, the
+    difference from it as ``over_masked``: its mean, ``_std`` (n − 1), and the p value of the paired t test, Holm's over
+    the levels.
+
+    levels: name of a level → its runs, see `at_a_level`.
+    """
+    rows = []
+    for key, (level, runs) in itertools.product(keys, levels.items()):
+        values = at_a_level(runs, key, level)
+        for method in values if len(values) else ():
+            own = values[method]
+            row = {"metric": key, "level": level, "method": method, "mean": own.mean(), "std": own.std(ddof=1)}
+            row["pairs"] = len(own)
+            for other in (name for name in against if name in values and name != method):
+                (test,) = paired_tests(values[[method, other]]).itertuples()
+                difference = own - values[other]
+                row |= {f"over_{other}": difference.mean(), f"over_{other}_std": difference.std(ddof=1)}
+                row[f"over_{other}_p"] = test.p
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    for column in [f"over_{other}_p" for other in against if f"over_{other}_p" in table]:
+        table[column] = table.groupby(["metric", "method"])[column].transform(lambda p: holm(p.to_numpy(dtype=float)))
+    return table

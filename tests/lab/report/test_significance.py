@@ -7,10 +7,12 @@ from page import Page
 from scipy.stats import ttest_rel
 
 from benchmarks.made_up_runs import finished
+from krt_core.errors import RunError
 from krt_core.lab import figures as plots
 from krt_core.lab.report.html import html_report
 from krt_core.lab.report.paper_table import settings_of
 from krt_core.lab.report.significance import (
+    factor_table,
     holm,
     judged,
     mean_ranks,
@@ -125,3 +127,62 @@ def test_charts_name_every_method(runs):
     ranks = mean_ranks(replicates(lines))
     words = " ".join(text.get_text() for text in plots.rank_chart(ranks, [], 3, "average mAP").axes[0].texts)
     assert "krt" in words and "finetune" in words
+
+
+@pytest.fixture(scope="module")
+def levels(tmp_path_factory):
+    """Two levels of a factor: at the second KRT is as good as masked fine-tuning."""
+    found = {}
+    for level, skill in (("1.2", 3.0), ("2.5", 1.0)):
+        found[level] = [
+            finished(
+                overrides=[f"method={m}", f"seed={s}", f"protocol.order_seed={s + 5}", f"data.cardinality={level}"],
+                skill=how + 0.2 * s,
+                folder=tmp_path_factory.mktemp("runs") / "run",
+            )
+            for m, how in {"joint": 6.0, "masked": 1.0, "krt": skill}.items()
+            for s in range(3)
+        ]
+    return found
+
+
+def test_a_factor_is_judged_in_pairs_at_each_of_its_levels(levels):
+    table = factor_table(levels)
+    assert table.groupby("metric").size().to_dict() == {"average_mAP": 6, "last_mAP": 6}
+    assert table.method.tolist()[:3] == ["krt", "masked", "joint"] and set(table.pairs) == {3}
+    row = table.set_index(["metric", "level", "method"]).loc["last_mAP", "1.2", "krt"]
+    krt, masked, joint = ([run.summary["last_mAP"] for run in levels["1.2"] if run.experiment.method == m]
+                          for m in ("krt", "masked", "joint"))  # fmt: skip
+    assert row["mean"] == pytest.approx(np.mean(krt)) and row["std"] == pytest.approx(np.std(krt, ddof=1))
+    gain = np.subtract(krt, masked)
+    assert row.over_masked == pytest.approx(gain.mean()) and row.over_masked_std == pytest.approx(gain.std(ddof=1))
+    assert row.over_joint == pytest.approx(np.subtract(krt, joint).mean()) and row.over_joint < 0
+    raw = [ttest_rel(*([r.summary["last_mAP"] for r in runs if r.experiment.method == m] for m in ("krt", "masked")))
+           for runs in levels.values()]  # fmt: skip
+    assert row.over_masked_p == pytest.approx(holm(np.array([test.pvalue for test in raw]))[0])
+    assert table[table.method == "joint"].over_joint.isna().all()  # no method is compared with itself
+    one = factor_table({"1.2": levels["1.2"][:1]})
+    assert one.pairs.tolist() == [1, 1] and one["std"].isna().all() and "over_masked" not in one
+
+
+def test_runs_of_one_level_differ_in_method_and_replicate_alone(levels):
+    with pytest.raises(RunError, match=r"mixed: runs of one level must have one setting, found digits, 1.2 .*2.5"):
+        factor_table({"mixed": levels["1.2"] + levels["2.5"]})
+    other = finished(overrides=["method=krt", "krt.rule=exact", "data.cardinality=1.2", "seed=0"])
+    with pytest.raises(RunError, match=r"1.2: a method stands there in two forms \(.*krt, krt.rule=exact"):
+        factor_table({"1.2": [*levels["1.2"], other]})
+
+
+def test_the_chart_of_a_factor_has_every_method_and_what_krt_gains(levels):
+    table = factor_table(levels)
+    chart = plots.factor_chart(table, "labels per image")
+    assert {text.get_text() for text in chart.legends[0].get_texts()} == {"krt", "masked", "joint"}
+    (above, gained), (_, last) = (chart.axes[:2], chart.axes[2:])
+    assert [text.get_text() for text in last.get_xticklabels()] == ["1.2", "2.5"]
+    krt = next(line for line in gained.containers if line.get_label() == "krt − masked")
+    rows = table[(table.metric == "average_mAP") & (table.method == "krt")]
+    np.testing.assert_allclose(krt.lines[0].get_ydata(orig=False), rows.over_masked)
+    whiskers = krt.lines[2][0].get_segments()
+    np.testing.assert_allclose([np.ptp(one[:, 1]) / 2 for one in whiskers], rows.over_masked_std)
+    markers = {one.lines[0].get_marker() for one in above.containers}
+    assert len(markers) == 3  # told apart without colours
