@@ -62,7 +62,8 @@ def tell_search(matrix: Matrix, planned: Plan, write: bool = True) -> None:
     states = current(files)
     failed = {name: state.kind or state.state for name, state in states.items() if state.state == s.FAILED}
     for contest in planned.contests:
-        print(printable(contest.told(failed)))
+        if contest.asked:
+            print(printable(contest.told(failed)))
     if not write:
         return
     told, folder = {name: state.state for name, state in states.items()}, Path(matrix.folder)
@@ -135,7 +136,8 @@ def dry_run(matrix: Matrix, planned: Plan) -> int:
     if total:
         print(f"about {clock(total / at_once)} to go" + (f", and {unknown} runs of unknown length" if unknown else ""))
     for contest in planned.contests:
-        print(printable(contest.told({})))
+        if contest.asked:
+            print(printable(contest.told({})))
     if planned.open:
         runs = sum(len(contest.replicates) for contest in planned.open)
         print(f"{runs} more runs, and the analyses, follow when their settings are chosen")

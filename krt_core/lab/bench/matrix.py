@@ -152,8 +152,8 @@ class Plan:
 
     @property
     def open(self) -> list[Contest]:
-        """Those whose trials are not all done."""
-        return [contest for contest in self.contests if contest.winner is None]
+        """Those whose trials are to be made and not all done."""
+        return [contest for contest in self.contests if contest.asked and contest.winner is None]
 
 
 def expand(matrix: Matrix) -> list[Job]:
@@ -167,9 +167,11 @@ def plan(matrix: Matrix) -> Plan:
         raise ConfigError("trials says what a search has tried, and this matrix has no search: leave it out.")
     recorded = recorded_trials(matrix.trials) if matrix.trials else {}
     contests = list(_contests(matrix, recorded)) if matrix.search else []
-    trials = [job for contest in contests for jobs in contest.trials for job in jobs]
-    if recorded and not any(job.id in recorded for job in trials):
+    if matrix.only and contests:
+        _ask(matrix, contests)
+    if recorded and not any(job.id in recorded for contest in contests for jobs in contest.trials for job in jobs):
         raise ConfigError(f"{matrix.trials} has no trial of this matrix: leave it out to make all of them.")
+    trials = [job for contest in contests if contest.asked for jobs in contest.trials for job in jobs]
     trials = [job for job in trials if job.id not in recorded]
     runs = [job for contest in contests for job in final_runs(matrix, contest)]
     if not matrix.search:
@@ -189,6 +191,24 @@ def plan(matrix: Matrix) -> Plan:
         first = next(job for job in made.jobs if job.notebook == notebook)
         check_parameters(notebook, first.parameters)
     return made
+
+
+def _ask(matrix: Matrix, contests: list[Contest]) -> None:
+    """Of single runs the trials of their own methods alone: whose trials' names begin as theirs. ConfigError for a run
+    that none of them can come to."""
+    begins = [
+        _begin(contest.trials[0][0] if contest.trials else next(final_runs(matrix, contest))) for contest in contests
+    ]
+    for name in matrix.only:
+        if not name.startswith(tuple(begins)):
+            hint = did_you_mean(name, begins)
+            raise ConfigError(f"The matrix has no run {name!r}.{hint} --dry-run lists all that it has.")
+    for contest, begin in zip(contests, begins, strict=True):
+        contest.asked = any(name.startswith(begin) for name in matrix.only)
+
+
+def _begin(job: Job) -> str:
+    return f"{job.experiment.name}-{short_name(job.experiment.method)}-"
 
 
 def runs_by_variant(matrix: Matrix) -> Iterator[tuple[dict, Job]]:

@@ -125,6 +125,7 @@ class Contest:
         self.replicates = replicates  # seed and class order of the runs that the winner is trained in
         self.changes = changes  # to the preset, whatever the setting
         self.recorded = recorded  # trials by the id of their job; see `recorded_trials`
+        self.asked = True  # are its runs to be made? Not if single runs of other methods are
 
     @property
     def name(self) -> str:
@@ -202,12 +203,13 @@ class Contest:
                 e = job.experiment
                 found = score._asdict() if score else dict.fromkeys(Score._fields)
                 chosen = i == self.winner
+                unseen = "recorded" if job.id in self.recorded else "done" if score else "not made"
                 thresholds = (self._thresholds_of(job) if chosen else None) or (None, None)
                 yield {
                     "contest": self.name, "setting": i + 1,
                     **{key: str(value) if isinstance(value, (list, dict)) else value
                        for key, value in self.settings[i].items()},
-                    "seed": e.seed, "class_order": e.protocol.order_name, "state": states.get(job.id, "recorded"),
+                    "seed": e.seed, "class_order": e.protocol.order_name, "state": states.get(job.id, unseen),
                     **found, "chosen": chosen, **dict(zip(THRESHOLDS, thresholds, strict=True)),
                     "run": Path(job.run_folder).relative_to(folder).as_posix(),
                 }  # fmt: skip

@@ -338,7 +338,13 @@ def test_trials_of_a_table_are_not_made_again(matrix_file, tmp_path):
     assert ridge.winner == 3 and finetune.winner is None and ridge.thresholds is None
     assert [job.id for job in made.jobs if job.trial] == ids[4:] and sum(not job.trial for job in made.jobs) == 2
     one = next(job.id for job in made.jobs if not job.trial)
-    assert [job.id for job in planned(matrix_file, trials=str(trials), only=[one]).jobs] == [*ids[4:], one]
+    asked = planned(matrix_file, trials=str(trials), only=[one])
+    assert [job.id for job in asked.jobs] == [one] and not asked.open  # without the other method's trials
+    assert [contest.asked for contest in asked.contests] == [True, False]
+    other = one.replace("ridge", "finetune")
+    assert [job.id for job in planned(matrix_file, trials=str(trials), only=[other]).jobs] == ids[4:]
+    with pytest.raises(ConfigError, match="has no run 'tiny-krt-1-s0'"):
+        planned(matrix_file, trials=str(trials), only=["tiny-krt-1-s0"])
     trials.write_text("run,average_mAP\nx,1")
     with pytest.raises(ConfigError, match="is no trials.csv"):
         planned(matrix_file, trials=str(trials))
