@@ -18,8 +18,13 @@ COLOURS = np.array([(220, 40, 40), (40, 220, 40), (60, 60, 230), (220, 220, 40)]
 
 
 def pytest_collection_modifyitems(items):
-    """Slow tests first: at the end each core still has short ones to take over from another."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Slow tests first, those that may take longest before: at the end each core has short ones to take over."""
+
+    def allowed(item):
+        marker = item.get_closest_marker("timeout")
+        return marker.args[0] if marker and marker.args else 0
+
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, -allowed(item)))
 
 
 @pytest.fixture
