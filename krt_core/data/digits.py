@@ -30,6 +30,7 @@ SEED = 2023
 VERSION = 1  # raise it when the scenes change
 NAMES = ("eight", "five", "four", "nine", "one", "seven", "six", "three", "two", "zero")  # sorted, as a COCO file is
 VALUES = (8, 5, 4, 9, 1, 7, 6, 3, 2, 0)
+SOURCE = "scikit-learn load_digits (UCI, CC BY 4.0)"
 MOST = 5  # labels of a scene with a mean that is asked for
 GROUPS = 2  # every other class is of one group: with alphabetical sessions of two, each session has one of either
 
@@ -93,7 +94,7 @@ def _make(root: Path, asked: Asked, glyphs: Glyphs) -> None:
             "seed": SEED,
             "scenes": SCENES,
             **asked,
-            "source": "scikit-learn load_digits (UCI, CC BY 4.0)",
+            "source": SOURCE if glyphs is handwritten else glyphs.__module__,
             "bytes": _bytes(building),
         }
         atomic_write(building / "annotations" / "info.json", json.dumps(info))

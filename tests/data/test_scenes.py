@@ -3,13 +3,14 @@
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from krt_core.config import Data, load_experiment
-from krt_core.data import digits, open_both, open_dataset
+from krt_core.data import digits, open_both, open_dataset, open_halves
 from krt_core.data.store import ImageStore
 from krt_core.errors import ConfigError, DataError
 from krt_core.lab.report.naming import setting_of
@@ -132,5 +133,10 @@ def test_training_images_with_so_many_labels(coco_root):
     both = np.concatenate([train.labels, held.labels])
     assert (both.sum(axis=1) == 1).all() and len(train) and len(held) and not {*train.ids} & {*held.ids}
     assert (open_both(data)[0].ids == train.ids).all()
+    # Held out are the same images as without a choice, as far as they are chosen: nothing held out is learned.
+    whole = {*open_dataset(replace(data, labels_per_image=()), "validation").ids}
+    halves = open_halves(data)
+    assert {*halves.train.ids[halves.held]} == {*held.ids} == whole & {*halves.train.ids}
+    assert {*train.ids} == {*halves.train.ids} - whole
     with pytest.raises(DataError, match=r"instances_train2014.json: no training image has 9 to 9 labels, as data"):
         open_both(Data(dataset="coco", root=str(coco_root), labels_per_image=(9, 9)))

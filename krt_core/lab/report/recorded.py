@@ -18,15 +18,13 @@ import pandas as pd
 from ...errors import DataError
 from ...machine.home import resolve
 from ...runs.folder import Run
-from .naming import RECORDED, setting_of
+from .naming import LEAK, MIXED, ORACLE, RECORDED, setting_of
 from .paper_table import HIGHER_IS_BETTER, KEPT, Line, known
 from .tables import METRICS
 
+TEXTS = ("run", "name", "dataset", "protocol", "class_order", "buffer", "backbone")
 # Without these a row says too little to stand beside a run.
-NEEDED = (
-    *("run", "name", "dataset", "protocol", "seed", "class_order", *METRICS, *KEPT, "seconds", "peak_memory_mb"),
-    *("buffer", "bound", "backbone", "oracle", "leak"),
-)
+NEEDED = (*TEXTS, "seed", *METRICS, *KEPT, "seconds", "peak_memory_mb", "bound", "oracle", "leak")
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,22 @@ def _read(path: str | Path) -> pd.DataFrame:
     for key in ("seed", *METRICS, *KEPT, "seconds", "peak_memory_mb"):
         numbers = pd.to_numeric(table[key], errors="coerce")
         wrong = numbers.isna() & (table[key].notna() | (key in ("seed", "average_mAP")))
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
-            raise DataError(f"{path}, line {row + 2}, column {key}: {table[key].iloc[row]!r} is no number.")
+        _check(path, table, key, wrong, "is no number")
         table[key] = numbers
+    for key in TEXTS:
+        _check(path, table, key, table[key].isna(), "is missing")
     for key in ("bound", "oracle"):
-        table[key] = table[key].astype(str) == "True"
+        told = table[key].astype(str)
+        _check(path, table, key, ~told.isin(["True", "False"]), "is neither True nor False")
+        table[key] = told == "True"
     return table.assign(leak=table["leak"].notna(), file=Path(path).stem)
+
+
+def _check(path: str | Path, table: pd.DataFrame, key: str, wrong: pd.Series, words: str) -> None:
+    """DataError for the first row in which a column is ``wrong``."""
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise DataError(f"{path}, line {row + 2}, column {key}: {table[key].iloc[row]!r} {words}.")
 
 
 def _has(row: dict[str, Any], key: str, value: str) -> bool:
@@ -98,7 +105,7 @@ def _has(row: dict[str, Any], key: str, value: str) -> bool:
 def _line(rows: pd.DataFrame) -> Line:
     first: dict[str, Any] = rows.iloc[0].to_dict()
     return Line(
-        method=first["name"],
+        method=first["name"].removesuffix(MIXED).removesuffix(ORACLE).removesuffix(LEAK),  # tables mark them
         label=first["name"] + RECORDED,
         buffer="all data" if first["bound"] and not first["oracle"] else first["buffer"],
         values={

@@ -117,6 +117,30 @@ def test_every_page_marks_them(runs, table, home, capsys):
     )
 
 
+def test_marks_stand_once(home):
+    """An oracle's line has its mark, and its method is called as that of a run is."""
+    made = [finished(overrides=["krt.oracle=true", f"seed={s}"], folder=f"outputs/oracle-{s}") for s in range(2)]
+    own = [finished(overrides=["method=finetune", f"seed={s}"]) for s in range(2)]
+    write_report(made, csv=home / "oracle.csv")
+    earlier = recorded([home / "oracle.csv"], own)
+    line, whole = (
+        next(x for x in settings_of(*some)[0].lines if x.oracle) for some in ((own, earlier), ([*own, *made],))
+    )
+    assert line.label == "krt (ORACLE) (recorded)" and line.method == whole.method == "krt" and line.name == whole.name
+    assert line.bound and line.buffer == whole.buffer
+
+
+def test_a_leak_stays_a_leak(runs, home):
+    """From a table, too, it is marked, never the best, and compared with nothing."""
+    changes = [["method=pod", f"seed={s}", f"protocol.order_seed={s + 5}"] for s in range(3)]
+    leaked = [finished(overrides=own, leak="it saw all", skill=9) for own in changes]
+    write_report(leaked, csv=home / "leak.csv")
+    (setting,) = settings_of([*runs["krt"], *runs["finetune"]], recorded([home / "leak.csv"], runs["krt"]))
+    line = next(line for line in setting.lines if line.recorded)
+    assert line.leak and line.label == "pod (LEAK) (recorded)" and setting.best("average_mAP").name == "krt"
+    assert not table_of_tests([setting]).astype(str).stack().str.contains("pod").any()
+
+
 def test_the_leaderboard_shows_them(runs, table):
     board = Leaderboard(runs=runs["krt"], headless=(), beside=[table])
     rows = board.table()
@@ -135,6 +159,8 @@ def test_a_table_that_is_none_is_named(runs, table, home):
         (good.drop(columns=["bound", "seed"]).to_csv(), "no column seed, bound.*krt report RUNS --csv"),
         (good.assign(seed="one").to_csv(), "line 2, column seed: 'one' is no number"),
         (good.assign(last_mAP=["1.5", "x", *"1234567"]).to_csv(), "line 3, column last_mAP: 'x'"),
+        (good.assign(bound="yes").to_csv(), "column bound: 'yes' is neither True nor False"),
+        (good.assign(name=[None, *good.name[1:]]).to_csv(), "line 2, column name: nan is missing"),
     ):  # fmt: skip
         path = home / "bad.csv"
         path.unlink(missing_ok=True)
