@@ -37,7 +37,7 @@ define notebooks
 	  case $$name in 01*) set -- $(2);; 02*) set -- $(2) $(3);; *) set --;; esac; \
 	  echo "== notebooks/$$name.ipynb"; \
 	  $(BIN)/papermill notebooks/$$name.ipynb $(1)/$$name.ipynb --cwd notebooks -k python3 -p folder $(1) "$$@" \
-	    --log-output --no-progress-bar 2>&1 | grep -vE '^(Input|Output|Working|Executing|Ending|Black)|^<Figure|^\[IPKernelApp|^$$' || exit 1; \
+	    --log-output --no-progress-bar 2>&1 | grep -vE '^(Input|Output|Working|Executing|Ending|Black|Unable to parse line)|^<Figure|^\[IPKernelApp|^$$' || exit 1; \
 	done
 	@$(BIN)/krt report $(1)/runs --csv $(1)/table.csv --html $(1)/report.html
 endef
