@@ -6,7 +6,9 @@ A command imports what it needs when it runs, after its configuration is read: h
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Any
 from . import __version__
 from .errors import ConfigError, DataError, KRTError, did_you_mean, printable
 from .machine.cluster import SHARED, number_in, one_of_several
+from .machine.loading import loading
 
 NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 ELSEWHERE = "Results go elsewhere with --folder, everything with KRT_HOME."
@@ -23,6 +26,7 @@ ELSEWHERE = "Results go elsewhere with --folder, everything with KRT_HOME."
 def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         _in_utf8()
+        atexit.register(gc.freeze)  # a last look through all objects for garbage takes a second, once PyTorch is loaded
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a "−" that the terminal has no letter for ends no run
@@ -140,11 +144,11 @@ def _train(options: argparse.Namespace) -> None:
     from .config import load_experiment
 
     experiment = load_experiment(*_preset_first(options.preset, options.overrides))
-    from .launch import Machines, launch
-    from .machine.distributed import leave_world
+    with loading():
+        from .launch import Machines, launch
+        from .machine.distributed import leave_world
 
-    rank = number_in("SLURM_NODEID") if options.nnodes > 1 and options.node_rank is None else 0
-    rank = rank if options.node_rank is None else options.node_rank
+    rank = number_in("SLURM_NODEID") if options.nnodes > 1 and options.node_rank is None else options.node_rank or 0
     machines = Machines(options.nnodes, rank, options.rendezvous)
     run = launch(
         experiment, options.folder, options.processes, options.device, options.allow_leak, options.max_steps, machines

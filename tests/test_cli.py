@@ -1,3 +1,4 @@
+import gc
 import os
 import re
 import resource
@@ -10,6 +11,7 @@ import pytest
 from krt_core import __version__
 from krt_core.cli import main
 from krt_core.config import preset_names
+from krt_core.machine.loading import loading
 from krt_core.session import train
 
 ROOT = Path(__file__).parents[1]
@@ -101,3 +103,31 @@ def test_what_needs_no_torch_answers_at_once(arguments, words):
         if ours[0] < 0.2 * torch[0]:
             return
     pytest.fail(f"{ours[0]:.2f} s of processor time; PyTorch alone takes {torch[0]:.2f} s")
+
+
+def test_a_command_ends_without_a_last_look_for_garbage():
+    """With PyTorch loaded that is a second of every run."""
+    said = processor_seconds(
+        "-c",
+        "import atexit, gc, sys\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 1000))\n"  # called last
+        "sys.argv = ['krt', 'presets']\n"
+        "from krt_core.cli import main\n"
+        "main()",
+    )[1]
+    assert said.stdout.splitlines()[-1] == "True", said.stderr
+
+
+def test_nothing_is_looked_through_while_packages_load():
+    assert gc.isenabled()
+    with pytest.raises(ImportError), loading():
+        assert not gc.isenabled()
+        import no_such_package  # noqa: F401
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with loading():
+            pass
+        assert not gc.isenabled()  # as it was
+    finally:
+        gc.enable()

@@ -7,7 +7,7 @@ an intercept on all images that were ever added, as if they were still there. Ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -176,7 +176,7 @@ class Solver:
         self.Q = Q - torch.outer(group.s, self.frequency)
         self.unit = self.G.diagonal().mean().clamp(min=TINY)
 
-    def _axes(self, *rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _axes(self, *rows: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """Eigenvalues (d,) of G, and rows (m, d) along its eigenvectors. By way of a matrix of three diagonals, turning
         what is asked for instead of making all vectors: a fifth of the time of `torch.linalg.eigh`."""
         from scipy.linalg import eigh_tridiagonal
@@ -186,12 +186,11 @@ class Solver:
         with threadpool_limits(torch.get_num_threads(), "blas"):  # scipy has a BLAS of its own
             reflections, diagonal, beside, scale, _ = dsytrd(self.G.numpy().T, lower=1, lwork=64 * len(self.G))
             values, vectors = (torch.from_numpy(found) for found in eigh_tridiagonal(diagonal, beside))
-        along = [numbers.clone() for numbers in rows]
+        along = torch.cat(rows)
         if len(values) > 1:  # Householder's, which leave the first coordinate alone
             how = torch.from_numpy(reflections[1:, :-1]), torch.from_numpy(scale)
-            for numbers in along:
-                numbers[:, 1:] = torch.ormqr(*how, numbers[:, 1:].T, transpose=True).T
-        return values.clamp(min=0), [numbers @ vectors for numbers in along]
+            along[:, 1:] = torch.ormqr(*how, along[:, 1:].T, transpose=True).T
+        return values.clamp(min=0), (along @ vectors).split([len(numbers) for numbers in rows])
 
     def weights(self, penalty: float) -> tuple[Tensor, Tensor]:
         """W (d, k) and b (k,), for scores φW + b."""

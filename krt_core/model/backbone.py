@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, did_you_mean
 from ..machine.cpu import depthwise_in_float32
+from ..machine.loading import loading
 from .cut import above, below, cut_shape, layers_before
 from .norm import use_inplace_abn
 
@@ -103,7 +104,8 @@ def make_backbone(config: Any, image_size: int) -> Backbone:
     gradient would ever come to them, for which several processes would wait. Raises ConfigError for a name unknown to
     timm, and for a model that gives no map of images of this size.
     """
-    import timm
+    with loading():
+        import timm
 
     base = config.backbone.split(".")[0]
     if base not in timm.list_models():
