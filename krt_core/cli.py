@@ -335,11 +335,11 @@ def _presets(options: argparse.Namespace) -> None:
     if options.preset:
         print(load_experiment(*_preset_first(options.preset, options.overrides)).to_yaml(), end="")
         return
-    for name in preset_names():
-        e = load_experiment(name)
+    for name, e in zip(preset_names(), map(load_experiment, preset_names()), strict=True):
         base, replay = e.protocol.base or e.protocol.increment, e.replay
         stored = f"{replay.per_class} exemplars per class" if replay.per_class else f"{replay.budget} exemplars"
-        still = {"all": " that stands still", "first": " that learns in the first session"}.get(e.model.freeze, "")
+        learns = f" that learns from {e.model.tune_from} on" if e.model.tune_from else ""
+        still = {"all": " that stands still", "first": " that learns in the first session"}.get(e.model.freeze, learns)
         print(
             f"{name:<18} {e.data.dataset}, {base} + {e.protocol.increment} classes, {e.model.backbone}{still}, "
             + (stored if replay.per_class or replay.budget else "no replay")
