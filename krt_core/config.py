@@ -255,15 +255,17 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
 def load_experiment(preset: str | Path, overrides: Mapping[str, Any] | list[str] | str | None = None) -> Experiment:
     """Read a preset (a shipped name or a path to a YAML file) and apply overrides.
 
-    A preset may say ``extends: other`` and then holds only what differs from that one.
+    A preset may say ``extends: other`` and then holds only what differs from that one; under ``methods`` it may say
+    what else differs where one of them is chosen.
 
     ``overrides`` is a nested or dotted mapping (``{"train.epochs": 3}``) or a list of ``key=value`` strings; a text,
     as papermill passes it, is read as the one or the other. Raises ConfigError on an unknown preset, key, type or value
     and where a key is set twice.
     """
-    content, where = read_preset(preset)
+    changes = nested(overrides, kind_of)
+    content, where = read_preset(preset, changes.get("method", ""), METHODS)
     content.setdefault("name", Path(preset).stem)
-    return experiment_from(merge(content, nested(overrides, kind_of)), where, also=(content.get("method"),))
+    return experiment_from(merge(content, changes), where, also=(content.get("method"),))
 
 
 def load_experiments(

@@ -1,6 +1,6 @@
 import pytest
 
-from krt_core.config import experiment_from, load_experiment, parse_yaml, preset_names
+from krt_core.config import METHODS, experiment_from, load_experiment, parse_yaml, preset_names
 from krt_core.errors import ConfigError
 
 
@@ -69,6 +69,46 @@ def test_a_preset_can_extend_another(tmp_path):
     loop.write_text("extends: voc_b0c44\n")
     with pytest.raises(ConfigError, match="voc_b0c4"):
         load_experiment(loop)
+
+
+def test_a_preset_says_what_a_method_changes(tmp_path):
+    below, mine = tmp_path / "below.yaml", tmp_path / "mine.yaml"
+    below.write_text(
+        "extends: digits_demo\ntrain: {epochs: 3, lr: 0.1}\nmethods:\n"
+        "  lwf: {train.lr: 0.2, lwf.weight: 7, train: {base_lr: 0.5}}\n"
+        "  masked: {train.lr: 0.3}\n"
+    )
+    assert load_experiment(below).train.lr == 0.1
+    lwf = load_experiment(below, ["method=lwf"])
+    assert (lwf.train.lr, lwf.train.base_lr, lwf.options.weight, lwf.train.epochs) == (0.2, 0.5, 7, 3)
+    assert load_experiment(below, ["method=lwf", "train.lr=1"]).train.lr == 1  # an override goes on top
+    mine.write_text("extends: below.yaml\nmethod: lwf\ntrain: {lr: 0.9}\n")
+    on_top = load_experiment(mine)  # and so does a preset that extends it; what it leaves alone stays
+    assert (on_top.train.lr, on_top.options.weight) == (0.9, 7)
+    assert load_experiment(mine, ["method=masked"]).train.lr == 0.9
+    mine.write_text("extends: below.yaml\nmethods: {lwf: {lwf.weight: 8}}\n")
+    both = load_experiment(mine, {"method": "lwf"})
+    assert (both.train.lr, both.options.weight) == (0.2, 8)
+    assert "methods" not in both.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("methods", "words"),
+    [
+        ("{lwff: {train.lr: 1}}", "no method 'lwff'.*Did you mean 'lwf'"), ("[lwf]", "must hold, for each method"),
+        ("{lwf: 3}", "must hold, for each method"), ("{lwf: {train.lrr: 1}}", "lrr.*Did you mean 'lr'"),
+    ],
+)  # fmt: skip
+def test_what_a_method_changes_is_checked(methods, words, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"extends: digits_demo\nmethods: {methods}\n")
+    with pytest.raises(ConfigError, match=words):
+        load_experiment(tmp_path / "mine.yaml", ["method=lwf"])
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_method_takes_every_preset(preset):
+    for method in METHODS:
+        assert load_experiment(preset, [f"method={method}"]).method == method
 
 
 @pytest.mark.parametrize(

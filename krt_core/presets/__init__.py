@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, did_you_mean, shown
 from .reading import parse_value, parse_yaml, read_text
 
 
@@ -16,9 +16,25 @@ def preset_names() -> list[str]:
     return sorted(p.name[:-5] for p in resources.files("krt_core.presets").iterdir() if p.name.endswith(".yaml"))
 
 
-def read_preset(preset: str | Path, extended_by: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
+def read_preset(preset: str | Path, method: str = "", known: Collection[str] = ()) -> tuple[dict[str, Any], str]:
     """Content of a preset on top of the one it extends, and what to call it in messages. A file that a preset extends
-    is looked for beside that preset, then from the current folder."""
+    is looked for beside that preset, then from the current folder.
+
+    What a preset says under ``methods`` of the method goes on top of the rest of it, and below a preset that extends
+    it. method: "" is the one that the preset names; known: methods that have no module.
+    """
+    levels = _levels(preset)
+    method = method or next((level["method"] for level, _ in levels if "method" in level), "")
+    content: dict[str, Any] = {}
+    for level, where in reversed(levels):
+        own = level.pop("methods", {})
+        content.pop("name", None)
+        content = merge(merge(content, level), nested(_of_method(own, method, known, where)))
+    return content, where
+
+
+def _levels(preset: str | Path, extended_by: tuple[str, ...] = ()) -> list[tuple[dict[str, Any], str]]:
+    """A preset and all below it, each with its place in words."""
     if not isinstance(preset, (str, Path)):
         raise ConfigError(f"A preset goes by its name or by a YAML file, found {preset!r}.")
     path, place = Path(preset), Path(extended_by[-1]).parent if extended_by else Path()
@@ -36,13 +52,21 @@ def read_preset(preset: str | Path, extended_by: tuple[str, ...] = ()) -> tuple[
     said = parse_yaml(read_text(path), where).items()
     content = {key: value for key, value in said if value is not None}  # every line of a section may be commented out
     parent = content.pop("extends", None)
-    if parent is not None:
-        if not isinstance(parent, str):
-            raise ConfigError(f"{where}: extends must be the name of a preset or a YAML file, found {parent!r}.")
-        below, _ = read_preset(parent, (*extended_by, str(path)))
-        below.pop("name", None)
-        content = merge(below, content)
-    return content, where
+    if parent is None:
+        return [(content, where)]
+    if not isinstance(parent, str):
+        raise ConfigError(f"{where}: extends must be the name of a preset or a YAML file, found {parent!r}.")
+    return [(content, where), *_levels(parent, (*extended_by, str(path)))]
+
+
+def _of_method(methods: Any, method: Any, known: Collection[str], where: str) -> Any:
+    """What a ``methods`` section changes for one of them."""
+    if not isinstance(methods, Mapping) or not all(isinstance(m, (Mapping, type(None))) for m in methods.values()):
+        raise ConfigError(f"{where}: methods must hold, for each method, what it changes: lwf: {{lwf.weight: 3}}.")
+    for name in methods:
+        if name not in known and ":" not in str(name):
+            raise ConfigError(f"{where}: methods: there is no method {shown(name)}.{did_you_mean(shown(name), known)}")
+    return methods.get(method) if isinstance(method, str) else None
 
 
 def nested(
