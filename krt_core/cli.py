@@ -6,9 +6,7 @@ A command imports what it needs when it runs, after its configuration is read: h
 from __future__ import annotations
 
 import argparse
-import atexit
 import errno
-import gc
 import os
 import sys
 from collections.abc import Callable
@@ -17,16 +15,20 @@ from typing import Any
 from . import __version__
 from .errors import ConfigError, DataError, KRTError, did_you_mean, printable
 from .machine.cluster import SHARED, number_in, one_of_several
-from .machine.loading import loading
+from .machine.loading import leave, loading
 
 NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 ELSEWHERE = "Results go elsewhere with --folder, everything with KRT_HOME."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    if arguments is None:
-        _in_utf8()
-        atexit.register(gc.freeze)  # a last look through all objects for garbage takes a second, once PyTorch is loaded
+    if arguments is not None:
+        return _answer(arguments)
+    _in_utf8()
+    leave(_answer(None))
+
+
+def _answer(arguments: list[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a "−" that the terminal has no letter for ends no run
@@ -154,14 +156,8 @@ def _train(options: argparse.Namespace) -> None:
         experiment, options.folder, options.processes, options.device, options.allow_leak, options.max_steps, machines
     )
     leave_world()
-    if not one_of_several():
+    if not one_of_several():  # else the process that started them says where the run is
         print(run.folder)
-        return
-    # One of several processes, which leave it to the one that started them to say where the run is. Everything is on
-    # disk; taking PyTorch's threads apart at the end can abort a process that has done its work.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
 
 
 @command(

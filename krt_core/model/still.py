@@ -93,9 +93,9 @@ def features_of(network: Network, runtime: Runtime, what: What) -> Features:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     said = (
-        VERSION, type(backbone.body).__name__, backbone.mean, backbone.std, backbone.image_size, runtime.dtype,
+        VERSION, repr(backbone.body), backbone.mean, backbone.std, backbone.image_size, runtime.dtype,
         {"maps": True, "means": False}.get(what, backbone.tune_from), runtime.device.type, timm.__version__,
         torch.__version__.split("+")[0],
-    )  # fmt: skip
+    )  # fmt: skip  (of two networks with the same weights one may pad otherwise: repr tells)
     digest.update(repr(said).encode())
     return Features(for_inference(network, runtime.dtype), runtime, what, digest.hexdigest()[:16])

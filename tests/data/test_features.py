@@ -350,3 +350,17 @@ def test_all_that_decides_features_is_in_their_name(tiny):
         name(data__image_size=48), still.features_of(changed, cpu, "maps").digest,
     ]  # fmt: skip
     assert name() == name() and len({name(), *others}) == 1 + len(others)
+
+
+def test_features_of_one_network_are_not_taken_for_those_of_another_with_its_weights(tiny):
+    """EfficientNet as TensorFlow trained it pads otherwise and divides by another ε; all its weights have the same
+    names and shapes."""
+    cpu = Runtime(torch.device("cpu"), torch.float32, {})
+    theirs, ours = (
+        network_of(tiny(model__backbone=name, model__stride=0, data__image_size=32))
+        for name in ("tf_efficientnet_lite0", "efficientnet_lite0")
+    )
+    ours.load_state_dict(theirs.state_dict())
+    for what in ("means", "cut"):
+        names = [still.features_of(network, cpu, what).digest for network in (theirs, ours)]
+        assert names[0] != names[1], what
