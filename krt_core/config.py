@@ -38,7 +38,7 @@ from .options import (
     short_name,
 )
 from .presets import merge, nested, parse_yaml, preset_names, read_preset
-from .presets.checking import convert
+from .presets.checking import check_changes, convert
 from .presets.retired import retire
 from .presets.said import listed
 from .presets.together import check_together
@@ -263,7 +263,7 @@ def load_experiment(preset: str | Path, overrides: Mapping[str, Any] | list[str]
     and where a key is set twice.
     """
     changes = nested(overrides, kind_of)
-    content, where = read_preset(preset, changes.get("method", ""), METHODS)
+    content, where = read_preset(preset, changes.get("method", ""), _check_own)
     content.setdefault("name", Path(preset).stem)
     return experiment_from(merge(content, changes), where, also=(content.get("method"),))
 
@@ -288,12 +288,25 @@ def load_experiments(
     return found
 
 
+def _check_own(method: str, changes: Mapping[str, Any], where: str) -> None:
+    """ConfigError where what a preset says of one method cannot be right."""
+    if method not in METHODS and not (isinstance(method, str) and is_dotted(method)):
+        raise ConfigError(f"{where}: there is no such method.{did_you_mean(shown(method), METHODS)}")
+    own = short_name(method)  # of a method outside the package, which need not be at hand
+    check_changes({k: v for k, v in changes.items() if k != own or k in METHODS}, _sections(), where)
+
+
+def _sections() -> dict[str, Any]:
+    """Sections of a preset, and the dataclass of each."""
+    hints = typing.get_type_hints(Experiment)
+    return {k: v for k, v in hints.items() if dataclasses.is_dataclass(v)} | {k: v[1] for k, v in METHODS.items()}
+
+
 def kind_of(dotted: str) -> str:
     """What a dotted key holds: "text", "names" (a list of texts) or "" for anything else."""
     section, _, key = dotted.rpartition(".")
-    kinds: dict[str, Any] = {f.name: f.default_factory for f in dataclasses.fields(Experiment)} | {"": Experiment}
-    kind = METHODS[section][1] if section in METHODS else kinds.get(section)
-    hint = typing.get_type_hints(kind).get(key) if dataclasses.is_dataclass(kind) else None
+    kind = _sections().get(section) if section else Experiment
+    hint = typing.get_type_hints(kind).get(key) if kind else None
     if hint is str or (get_origin(hint) is Literal and isinstance(get_args(hint)[0], str)):
         return "text"
     return "names" if hint == tuple[str, ...] else ""

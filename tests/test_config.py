@@ -95,10 +95,19 @@ def test_a_preset_says_what_a_method_changes(tmp_path):
 @pytest.mark.parametrize(
     ("methods", "words"),
     [
-        ("{lwff: {train.lr: 1}}", "no method 'lwff'.*Did you mean 'lwf'"), ("[lwf]", "must hold, for each method"),
-        ("{lwf: 3}", "must hold, for each method"), ("{lwf: {train.lrr: 1}}", "lrr.*Did you mean 'lr'"),
+        ("{lwff: {train.lr: 1}}", "methods: 'lwff': there is no such method.*Did you mean 'lwf'"),
+        ("[lwf]", "must hold, for each method"),
+        ("{3: {train.lr: 1}}", "there is no such method"),
+        ("{lwf: 3}", "must hold, for each method"),
+        ("{lwf: {train.lrr: 1}}", "unknown key 'train.lrr'.*Did you mean 'lr'"),
+        ("{ewc: {ewc.wieght: 1}}", "methods: 'ewc': unknown key 'ewc.wieght'.*Did you mean 'weight'"),  # not chosen
+        ("{lwf: {method: finetune}}", "'method' is no section"),
+        ("{krt: {seed: 7}}", "'seed' is no section"),
+        ("{lwf: {trian.lr: 1}}", "'trian' is no section.*Did you mean 'train'"),
+        ("{lwf: {train: {lr: 1}, train.lr: 2}}", r"mine\.yaml: methods: 'lwf': Override train.lr is given twice"),
+        ("{ewc: {train.lr: fast}}", "methods: 'ewc': train.lr must be a number"),
     ],
-)  # fmt: skip
+)
 def test_what_a_method_changes_is_checked(methods, words, tmp_path):
     (tmp_path / "mine.yaml").write_text(f"extends: digits_demo\nmethods: {methods}\n")
     with pytest.raises(ConfigError, match=words):

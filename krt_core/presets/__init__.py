@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,25 +11,29 @@ from typing import Any
 from ..errors import ConfigError, did_you_mean, shown
 from .reading import parse_value, parse_yaml, read_text
 
+Check = Callable[[str, Mapping[str, Any], str], None]  # of a method, what a preset changes for it, and where it stands
+
 
 def preset_names() -> list[str]:
     return sorted(p.name[:-5] for p in resources.files("krt_core.presets").iterdir() if p.name.endswith(".yaml"))
 
 
-def read_preset(preset: str | Path, method: str = "", known: Collection[str] = ()) -> tuple[dict[str, Any], str]:
+def read_preset(
+    preset: str | Path, method: str = "", check: Check = lambda method, changes, where: None
+) -> tuple[dict[str, Any], str]:
     """Content of a preset on top of the one it extends, and what to call it in messages. A file that a preset extends
     is looked for beside that preset, then from the current folder.
 
     What a preset says under ``methods`` of the method goes on top of the rest of it, and below a preset that extends
-    it. method: "" is the one that the preset names; known: methods that have no module.
+    it. method: "" is the one that the preset names; check: raises ConfigError for what a method may not change.
     """
     levels = _levels(preset)
     method = method or next((level["method"] for level, _ in levels if "method" in level), "")
     content: dict[str, Any] = {}
     for level, where in reversed(levels):
-        own = level.pop("methods", {})
+        own = _of_methods(level.pop("methods", {}), check, where)
         content.pop("name", None)
-        content = merge(merge(content, level), nested(_of_method(own, method, known, where)))
+        content = merge(merge(content, level), own.get(method, {}) if isinstance(method, str) else {})
     return content, where
 
 
@@ -59,14 +63,18 @@ def _levels(preset: str | Path, extended_by: tuple[str, ...] = ()) -> list[tuple
     return [(content, where), *_levels(parent, (*extended_by, str(path)))]
 
 
-def _of_method(methods: Any, method: Any, known: Collection[str], where: str) -> Any:
-    """What a ``methods`` section changes for one of them."""
-    if not isinstance(methods, Mapping) or not all(isinstance(m, (Mapping, type(None))) for m in methods.values()):
+def _of_methods(methods: Any, check: Check, where: str) -> dict[str, dict[str, Any]]:
+    """What a ``methods`` section changes for each, as nested sections."""
+    if not isinstance(methods, Mapping) or not all(isinstance(own, (Mapping, type(None))) for own in methods.values()):
         raise ConfigError(f"{where}: methods must hold, for each method, what it changes: lwf: {{lwf.weight: 3}}.")
-    for name in methods:
-        if name not in known and ":" not in str(name):
-            raise ConfigError(f"{where}: methods: there is no method {shown(name)}.{did_you_mean(shown(name), known)}")
-    return methods.get(method) if isinstance(method, str) else None
+    found = {}
+    for name, changes in methods.items():
+        try:
+            found[name] = nested(changes or {})
+        except ConfigError as error:
+            raise ConfigError(f"{where}: methods: {shown(name)}: {error}") from None
+        check(name, found[name], f"{where}: methods: {shown(name)}")
+    return found
 
 
 def nested(

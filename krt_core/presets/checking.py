@@ -49,6 +49,17 @@ def convert(kind: Any, value: Any, key: str, where: str) -> Any:
         raise ConfigError(f"{where}: {_explain(error.errors()[0], hints, key)}") from None
 
 
+def check_changes(changes: Mapping[str, Any], sections: Mapping[str, Any], where: str) -> None:
+    """ConfigError where nested changes are of no section (name → dataclass), or wrong by themselves."""
+    for name, keys in changes.items():
+        if name not in sections:
+            raise ConfigError(
+                f"{where}: {shown(name)} is no section: what a method changes is section.key, such as train.lr."
+                f"{did_you_mean(shown(name), sections)}"
+            )
+        convert(sections[name], keys, name, where)
+
+
 @functools.cache
 def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
