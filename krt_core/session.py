@@ -19,7 +19,8 @@ import numpy as np
 from .config import Experiment
 from .data import open_halves
 from .data.pipeline import Batch, batches
-from .data.stores import images_of, open_stores
+from .data.room import check_room
+from .data.stores import WAYS_OUT, decoded, images_of, open_stores, planned_stores
 from .errors import RunError
 from .evaluate import predict, session_metrics, testers
 from .learn import Learner, embedded, fit, planned_steps, set_seed
@@ -29,7 +30,7 @@ from .methods import Context, check_knows, method_class
 from .methods.start import start_from_ridge
 from .model import Network
 from .model.inference import for_inference
-from .model.still import kept_features
+from .model.still import kept_features, room_wanted
 from .protocol import Session, View, learned_labels, planned_images, protocol_of, seen_frequency, session_view
 from .remember import Remembering
 from .runs.callbacks import Callbacks
@@ -99,6 +100,7 @@ class _Training:
             progress.log,
         )
         self.model, self.weights = first_network(e, runtime, allow_leak, progress.log)
+        self._open_stores()
         if e.model.tune_from:
             self._keep_features()
         self.first = renewed(self.model, self.model) if self.method.sees == "seen" else None
@@ -118,9 +120,17 @@ class _Training:
         )
         for note in halves.notes:
             self.progress.log(f"data: {note}")
-        images = images_of(*halves, self.world)
-        self.going.check(made_with_of(e, self.runtime, self.max_steps, halves.inputs(), images.stamp))
-        self.train_store = (stores := open_stores(e.data, halves, self.world, self.progress, images))[0]
+        self.halves, self.images = halves, images_of(*halves, self.world)
+        self.going.check(made_with_of(e, self.runtime, self.max_steps, halves.inputs(), self.images.stamp))
+
+    def _open_stores(self) -> None:
+        """Decode what is not decoded yet, where there is room for that and for all that is to be kept beside it."""
+        e, halves = self.experiment, self.halves
+        if self.world.main:
+            planned = planned_stores(e.data, halves, self.images)
+            how = self.runtime, self.method, e, *planned, self.run.features, self.going.finished > 0
+            check_room([*decoded(planned), *room_wanted(self.model, *how)], WAYS_OUT)
+        self.train_store = (stores := open_stores(e.data, halves, self.world, self.progress, self.images))[0]
         self.tester, self.validator = testers(e.train, halves, self.protocol, stores, self.runtime, self.progress.log)
 
     # ---- the loop ----

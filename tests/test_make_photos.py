@@ -56,6 +56,8 @@ def test_a_folder_is_told_by_its_contents(tool, tmp_path, capsys):
     assert (a.data.dataset, b.data.dataset) == ("coco", "voc") and a.model.freeze == b.model.freeze == "all"
     assert a.data.classes == ("ant", "bee", "cat", "dog") and a.model.backbone == "tf_efficientnet_lite0"
     assert b.options.mean_labels == 1.0 and b.train.augment == "none"
+    masked = load_experiment(tmp_path / "outputs/a/photos.yaml", ["method=masked"])
+    assert masked.train.base_lr != a.train.base_lr  # what a search chose for each
 
 
 def test_many_classes_come_in_at_most_eight_sessions(tool, tmp_path):

@@ -48,8 +48,7 @@ def _prepare(folder: Path, target: Path) -> str:
     if before != str(folder):
         raise DataError(f"{target.parent} has the results of {before}: delete it, or set RESULTS to another folder.")
     preset = PRESETS[layout]
-    content = {"extends": preset, "name": "photos", "data": {"root": str(folder), "views": 0},
-               "model": {"freeze": "all"}, "train": {"augment": "none"}}  # fmt: skip
+    content = {"extends": f"{preset}_frozen", "name": "photos", "data": {"root": str(folder)}}
     shipped = load_experiment(preset)
     own = folder.name == preset or folder == resolve(os.environ.get(f"KRT_{preset.upper()}") or "nowhere")
     if own and set(shipped.data.classes) <= set(classes):

@@ -22,9 +22,10 @@ from ..machine.home import data_dir
 from ..machine.locks import Claims
 from .augment import draw
 from .images import DECODER
-from .kept import Kept, check_room, said
+from .kept import Kept
 from .loading import Pixels
 from .overlap import image_key
+from .room import Want, check_room, said
 from .store import ImageStore
 
 BLOCK = 128  # images that are computed at a time
@@ -99,7 +100,8 @@ class FeatureStore:
         file = self.files[view]
         if file.sure[rows].all():
             return
-        check_room([file], f"The features of {self.dataset.name} {self.dataset.split}", WAYS_OUT)
+        what = f"the features of {self.dataset.name} {self.dataset.split}"
+        check_room([Want(what, self.folder, file.missing)], WAYS_OUT)
         rows = np.unique(rows)
         there = file.count(rows)
         lacking = rows[~file.have(rows)]
@@ -107,6 +109,7 @@ class FeatureStore:
             self.tell.log(f"{file.path}: {damaged} of {there} rows are not as they were written: made again")
         if len(lacking):
             with BUSY, usual_threads(), file.begin() as claims, ThreadPoolExecutor(self.workers) as pool:
+                file.forget(lacking)
                 self._fill(file, lacking, view, claims, pool)
 
     def _fill(self, file: Kept, rows: np.ndarray, view: int, claims: Claims, pool: ThreadPoolExecutor) -> None:
@@ -195,7 +198,7 @@ class FeatureStore:
 def say_sizes(stores: Iterable[FeatureStore], log: Callable[[str], None]) -> None:
     """Before anything is computed: what the features take on disk and what of them is there. DataError where the disk
     has no room for the rest."""
-    stores = {store.files[0].path: store for store in stores}.values()
+    stores = list({store.files[0].path: store for store in stores}.values())
     for store in stores:
         each, n = store.files[0].size // max(len(store.dataset), 1), len(store.dataset)
         kind = "means" if store.pooled else "maps of " + " x ".join(map(str, store.maker.shape[1:]))
@@ -205,7 +208,15 @@ def say_sizes(stores: Iterable[FeatureStore], log: Callable[[str], None]) -> Non
             f"features: {kind} of {n} {store.dataset.split} images{copies}, {each} bytes each, "
             f"{said(sum(file.size for file in store.files))} in {store.files[0].path.parent}; {there} are there"
         )
-    check_room([file for store in stores for file in store.files], "The features", WAYS_OUT)
+        for file in (file for file in store.files if file.spoiled):
+            log(f"{file.path} is not what was written there, or not all of it: made again")
+    check_room(wanted(stores), WAYS_OUT)
+
+
+def wanted(stores: Iterable[FeatureStore]) -> list[Want]:
+    """What the disk has yet to set aside for the files of some stores, which may share some."""
+    files = {file.path: file for store in stores for file in store.files}
+    return [Want("the features", file.path.parent, file.missing) for file in files.values()]
 
 
 class KeptFeatures:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import shutil
 import zlib
 from pathlib import Path
 from typing import Literal
@@ -45,6 +44,11 @@ class Kept:
         """Bytes that the disk has yet to set aside."""
         return 0 if self.whole() else self.size
 
+    @property
+    def spoiled(self) -> bool:
+        """Is there a file that is not what was written: cut short, of other numbers, or without its checksums?"""
+        return (self.path.exists() or self.sums_path.exists()) and not self.whole()
+
     def whole(self) -> bool:
         """Are both files there, to their last byte, and of these numbers?"""
         if not is_whole(self.path, self.shape, self.dtype.type):
@@ -73,6 +77,10 @@ class Kept:
         self.files = None
         self._open("r+")
         return Claims(self.path.with_suffix(".rows"))
+
+    def forget(self, rows: np.ndarray) -> None:
+        """Rows (m,) are not there, whatever their checksums say."""
+        self._open("r+")[1][rows] = 0
 
     def write(self, rows: np.ndarray, values: np.ndarray) -> None:
         """Rows (m,) into the file; `vouch` for them later."""
@@ -106,6 +114,8 @@ class Kept:
         heads = np.zeros(HEAD + self.shape[0], np.uint32)
         heads[:HEAD] = self.identity
         for target, dtype, shape in ((self.path, self.dtype, self.shape), (self.sums_path, heads.dtype, heads.shape)):
+            if target.is_dir():
+                raise DataError(f"{target} is a folder, where a file is to be kept: move it away.")
             part = target.with_name(f"{target.name}.part")
             target.unlink(missing_ok=True)
             made = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
@@ -114,23 +124,6 @@ class Kept:
                 made[:] = heads
                 made.flush()
             os.replace(part, target)
-
-
-def check_room(files: list[Kept], what: str, ways_out: str) -> None:
-    """DataError where the disk has no room for what these files lack, before anything is made."""
-    lacking, folder = sum(file.missing for file in files), next(file.path.parent for file in files)
-    while not folder.is_dir():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if lacking > free:
-        raise DataError(
-            f"{what} take {said(lacking)}, and {files[0].path.parent} has {said(free)} left. "
-            f"Make room (in data/cache what no run is using may be deleted: it is made again when wanted), {ways_out}."
-        )
-
-
-def said(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _checksum(row: np.ndarray) -> int:

@@ -51,6 +51,7 @@ class ImageStore:
         self.stored = (cache_size if cache else 0) or size  # side of the images in the cache
         self.workers = workers or len(cores())
         self.key = key or (image_key(dataset) if cache else "")  # other images, or changed ones, have another
+        self.missing = 0  # bytes that the disk has yet to set aside for a cache that is not made
         self.array = self._open_cache(progress, build) if cache else None
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
@@ -72,6 +73,8 @@ class ImageStore:
         shape = (len(self.dataset), self.stored, self.stored, 3)
         if not is_whole(path, shape, np.uint8):
             if not build:
+                begun = is_whole(path.with_suffix(".part"), shape, np.uint8)
+                self.missing = 0 if begun else math.prod(shape)
                 return None
             with only_one(path.with_suffix(".lock")):
                 if not is_whole(path, shape, np.uint8):

@@ -8,12 +8,19 @@ import numpy as np
 
 from ..config import Data
 from ..machine.distributed import World
+from ..machine.home import data_dir
 from . import Halves
 from .dataset import MultiLabelDataset
 from .features import Teller
 from .overlap import key_of, look, look_at
+from .room import Want
 from .stamp import image_stamp
 from .store import ImageStore
+
+WAYS_OUT = (
+    "choose another KRT_HOME, fewer pixels in the cache (data.cache_size) or fewer data.views, or keep nothing: with "
+    "data.cache=false images are decoded at every use, with data.features=false features are made at every use"
+)
 
 
 class Images(NamedTuple):
@@ -39,6 +46,19 @@ def images_of(train: MultiLabelDataset, held: np.ndarray, test: MultiLabelDatase
     else:
         notes = look_at(train, test, (stats[0], stats[1]))[1]
     return Images(*world.decide([keys, notes, image_stamp(halves, stats)]))
+
+
+def planned_stores(config: Data, halves: Halves, images: Images) -> tuple[ImageStore, ImageStore]:
+    """Those of `open_stores`, before anything is decoded."""
+    how = config.image_size, config.cache, config.workers, None, config.cache_size
+    train = ImageStore(halves.train, *how, images.keys[0], build=False)
+    return train, train if halves.test is None else ImageStore(halves.test, *how, images.keys[1], build=False)
+
+
+def decoded(stores: tuple[ImageStore, ImageStore]) -> list[Want]:
+    """What the disk is yet to set aside for the images of planned stores."""
+    sizes = {store.key: store.missing for store in stores}
+    return [Want("the decoded images", data_dir() / "cache", sum(sizes.values()))]
 
 
 def open_stores(

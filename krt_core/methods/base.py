@@ -100,7 +100,8 @@ class Method:
     replays: ClassVar[bool] = True  # are exemplars mixed into later sessions, when replay is configured?
     needs_exemplars: ClassVar[bool] = False  # is there nothing to it without them?
     asks_old_scores: bool = False  # does start_session use context.old_scores?
-    needs_maps: ClassVar[bool] = False  # does it read the maps in an output's features, not just their mean?
+    needs_maps: ClassVar[bool | None] = None  # does it read the maps in an output's features, not just their mean?
+    # Where it does not say so, one from outside the package is given whole maps
     knows_unknown: ClassVar[bool] = False  # can it learn where labels are unknown, -1? Each class says so for itself:
     # what it inherits does not count
     hidden: int = 0  # what labels of old classes read in its batches where the session does not show them: 0 or -1

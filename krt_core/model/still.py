@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ..config import Experiment
-from ..data.features import FeatureStore, Teller, say_sizes
+from ..data.features import FeatureStore, Teller, say_sizes, wanted
+from ..data.room import Want
 from ..data.store import ImageStore
 from ..machine.device import Runtime
 from ..machine.precision import full_precision
+from ..options import is_dotted
 from .inference import for_inference
 from .network import Network
 
@@ -64,26 +66,70 @@ def kept_features(
     Says how large they are; DataError where the disk has no room for them. own: folder for those of a backbone that
     the run itself has learned, which no other run can use; the others are for all runs."""
     learned = network.still and experiment.model.freeze == "first"
-    if network.still:
-        make = features_of(network, runtime, "maps" if network.kind == "ica" or method.needs_maps else "means")
-    else:
-        make = features_of(network, runtime, "cut")
-    augment, views = experiment.train.augment, experiment.data.views
+    what = _what(network, method, experiment) if network.still else "cut"
     train, test = (store.images if isinstance(store, FeatureStore) else store for store in (train, test))
-    folder = own if learned else None
-    stores = FeatureStore(train, make, augment, views, tell, folder), FeatureStore(test, make, tell=tell, folder=folder)
+    make = features_of(network, runtime, what)
+    stores = _stores(make, experiment, train, test, own if learned else None, tell)
     if runtime.world.main:
+        if what == "maps" and _unsaid(network, method, experiment):
+            tell.log(f"features: whole maps, since {experiment.method} does not say needs_maps = False")
         say_sizes(stores, tell.log)
-    if augment != "none" and not views and not method.has_own("fit"):
+    if experiment.train.augment != "none" and not experiment.data.views and not method.has_own("fit"):
         tell.log(
-            f"features: training augments anew at every use (train.augment={augment}), so its images pass the backbone "
-            "in each epoch; with data.views=N, or augment=none, they do so once"
+            f"features: training augments anew at every use (train.augment={experiment.train.augment}), so its images "
+            "pass the backbone in each epoch; with data.views=N, or augment=none, they do so once"
         )
     return stores
 
 
+def room_wanted(
+    network: Network, runtime: Runtime, method: Any, experiment: Experiment, train: ImageStore, test: ImageStore,
+    own: Path, begun: bool,
+) -> list[Want]:  # fmt: skip
+    """What the disk is yet to set aside for all features of a run, as `kept_features` will make them. begun: is the
+    first session done, so that those of a backbone that it teaches may be there?"""
+    model, stores = experiment.model, []
+    if experiment.data.features and model.tune_from:
+        stores += _stores(_planned(network, runtime, "cut"), experiment, train, test)
+    what = _what(network, method, experiment)
+    if experiment.data.features and (model.freeze == "all" or (model.freeze == "none" and method.has_own("fit"))):
+        stores += _stores(_planned(network, runtime, what), experiment, train, test)
+    if experiment.data.features and model.freeze == "first" and not begun:
+        stores += _stores(Features(network, runtime, what, "weights to come"), experiment, train, test, own)
+    return wanted(stores)
+
+
+def _planned(network: Network, runtime: Runtime, what: What) -> Features:
+    """Of the right name and size, for looking only."""
+    return Features(network, runtime, what, _digest(network, runtime, what))
+
+
+def _what(network: Network, method: Any, experiment: Experiment) -> What:
+    maps = network.kind == "ica" or method.needs_maps or _unsaid(network, method, experiment)
+    return "maps" if maps else "means"
+
+
+def _unsaid(network: Network, method: Any, experiment: Experiment) -> bool:
+    """Does a method from outside the package leave open whether the means of maps are enough for it?"""
+    return network.kind != "ica" and method.needs_maps is None and is_dotted(experiment.method)
+
+
+def _stores(
+    make: Features, experiment: Experiment, train: ImageStore, test: ImageStore, folder: Path | None = None,
+    tell: Teller | None = None,
+) -> tuple[FeatureStore, FeatureStore]:  # fmt: skip
+    """Of training images, in views where there are any, and of test images."""
+    how = experiment.train.augment, experiment.data.views
+    return FeatureStore(train, make, *how, tell, folder), FeatureStore(test, make, tell=tell, folder=folder)
+
+
 def features_of(network: Network, runtime: Runtime, what: What) -> Features:
     """How to make the features of a network whose backbone, or what is below its cut, stands still."""
+    return Features(for_inference(network, runtime.dtype), runtime, what, _digest(network, runtime, what))
+
+
+def _digest(network: Network, runtime: Runtime, what: What) -> str:
+    """Of everything that decides features beside the images."""
     import timm
 
     backbone = network.backbone
@@ -105,4 +151,4 @@ def features_of(network: Network, runtime: Runtime, what: What) -> Features:
         torch.__version__.split("+")[0],
     )  # fmt: skip  (of two networks with the same weights one may pad otherwise: repr tells)
     digest.update(repr(said).encode())
-    return Features(for_inference(network, runtime.dtype), runtime, what, digest.hexdigest()[:16])
+    return digest.hexdigest()[:16]

@@ -14,7 +14,8 @@ import torch
 
 from krt_core.data import features as module
 from krt_core.data import kept as kept_module
-from krt_core.data.kept import Kept, said
+from krt_core.data.kept import Kept
+from krt_core.data.room import said
 from krt_core.data.store import ImageStore
 from krt_core.errors import ConfigError, DataError
 from krt_core.machine.device import Runtime
@@ -166,6 +167,32 @@ def test_a_disk_without_room_is_named_before_anything_is_computed(store, monkeyp
     assert not full.maker.asked
 
 
+def test_images_and_features_need_room_together(tiny, tmp_path, monkeypatch):
+    """Before the first image is decoded, and before a first session whose backbone is to make features afterwards."""
+    usage, images, own = shutil.disk_usage("/"), 64 * 32 * 32 * 3, tmp_path / "own"
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=images + 1000))
+    with pytest.raises(
+        DataError, match=r"^The decoded images take 0\.2 MB and the features take 0\.\d MB, and .*cache has 0"
+    ):
+        train(tiny(method="krt", **FROZEN), tmp_path / "all", show="none")
+    assert not list((tmp_path / "data" / "cache").glob("*.npy"))
+    with pytest.raises(DataError, match=r"images take 0\.2 MB and the features take .*data\.features=false"):
+        train(tiny(method="krt", model__freeze="first"), own, show="none")
+    assert not list((tmp_path / "data" / "cache").glob("*.npy")) and not (own / "session_01").exists()
+    plain = tiny(method="krt", model__freeze="first", data__features=False, train__epochs=1)
+    assert train(plain, tmp_path / "plain", show="none").done  # the images alone have room
+
+
+def test_what_is_no_longer_whole_is_named(tiny, tmp_path):
+    train(tiny(method="krt", **FROZEN, train__epochs=1), tmp_path / "one", show="none")
+    (file,) = (tmp_path / "data" / "cache").glob("features-*-train-*.npy")
+    file.write_bytes(file.read_bytes()[:1000])
+    train(tiny(method="krt", **FROZEN, train__epochs=1), tmp_path / "two", show="none")
+    assert (
+        f"{file} is not what was written there, or not all of it: made again" in (tmp_path / "two/log.txt").read_text()
+    )
+
+
 def test_numbers_that_are_none_name_their_image(store, monkeypatch):
     broken = store()
     monkeypatch.setattr(Maker, "__call__", lambda self, images: images[:, :, :2, :2] * float("inf"))
@@ -256,6 +283,26 @@ def test_a_row_that_the_disk_has_damaged_is_named_and_made_again(store):
     again.ensure(np.arange(40))
     assert again.maker.asked == [1] and torch.equal(again.rows(np.arange(40)), wanted)
     assert "1 of 40 rows are not as they were written: made again" in lines[0]
+
+
+def test_what_is_damaged_does_not_count_as_done(store, monkeypatch):
+    monkeypatch.setattr("krt_core.data.features.BLOCK", 8)
+    store().ensure(np.arange(40))
+    again, shown = store(), []
+    again.tell = SimpleNamespace(log=lambda text: None, decoding=lambda what, done, total: shown.append((done, total)))
+    data = bytearray(again.files[0].path.read_bytes())
+    for row in range(16, 40):
+        data[-4 * 12 * (40 - row)] ^= 1
+    again.files[0].path.write_bytes(data)
+    again.ensure(np.arange(40))
+    assert shown == [(8, 24), (16, 24), (24, 24)]
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(store):
+    blocked = store()
+    blocked.files[0].path.mkdir(parents=True)
+    with pytest.raises(DataError, match=r"features-.*\.npy is a folder, where a file is to be kept: move it away"):
+        blocked.ensure(np.arange(40))
 
 
 def test_what_was_written_without_its_checksum_does_not_count(store):

@@ -27,6 +27,10 @@ class Frozen(Method):
             context.model.backbone.requires_grad_(False)
 
 
+class Means(Method):
+    needs_maps = False
+
+
 class Scaled(Method):
     """A learned factor on every logit: parameters of the method's own, kept as a tensor."""
 

@@ -51,6 +51,14 @@ def test_a_method_is_found_from_the_home_folder_and_named_shortly(tiny):
     assert [r.experiment.method for r in find_runs("outputs")] == ["mylab:Frozen"]
 
 
+def test_whole_maps_are_kept_for_a_method_that_does_not_say_that_means_are_enough(tiny, tmp_path):
+    still = {"model__freeze": "all", "train__augment": "none", "train__epochs": 1}
+    for method, maps in (("mylab:Frozen", True), ("mylab:Means", False), ("finetune", False)):
+        run = train(tiny(method=method, **still), tmp_path / method[-5:], show="none")
+        log = (run.folder / "log.txt").read_text()
+        assert ("features: maps of" in log, f"since {method} does not say needs_maps = False" in log) == (maps, maps)
+
+
 @pytest.mark.parametrize(
     ("method", "words"),
     [
