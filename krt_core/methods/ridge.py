@@ -129,11 +129,9 @@ class Ridge(Method):
         session = context.session
         shown = labels[:, session.columns].sum(dim=0)
         context.world.add_up([shown])
-        single = [name for name, n in zip(context.protocol.classes[session.columns], shown, strict=True) if n <= 1]
-        if single:
-            context.log(f"ridge: of {', '.join(single)} there is one image; the penalty is chosen by the other classes")
+        told = can_be_left_out(context, shown)
         for columns in self.statistics.together(range(session.start, session.stop)):
-            columns = [column for column in columns if shown[column - session.start] > 1]
+            columns = [column for column in columns if told[column - session.start]]
             if not columns:
                 continue
             rows = known[:, columns[0]]
@@ -166,6 +164,17 @@ class Ridge(Method):
     def load_state(self, state: dict[str, Any]) -> None:
         self.penalty, self.curve = state.get("penalty", self.penalty), state.get("curve", self.curve)
         self.statistics = Statistics.from_state(state["sums"]) if "sums" in state else None
+
+
+def can_be_left_out(context: Context, shown: Tensor) -> Tensor:
+    """(k,) bool: which of the session's classes, shown by so many images (k,), have one to leave out and another to
+    learn from? Names the others."""
+    classes = context.protocol.classes[context.session.columns]
+    single = [name for name, n in zip(classes, shown, strict=True) if n <= 1]
+    if single:
+        rest = "the other classes" if len(single) < len(classes) else "no class of this session"
+        context.log(f"ridge: of {', '.join(single)} there is one image; the penalty is chosen by {rest}")
+    return shown > 1
 
 
 class JointRidge(Ridge):

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import ConfigError
 from .base import Context
-from .ridge import PENALTIES, collected, set_head
+from .ridge import PENALTIES, can_be_left_out, collected, set_head
 from .statistics import Statistics
 
 
@@ -33,6 +33,7 @@ def start_from_ridge(context: Context) -> None:
     sums.part(torch.from_numpy(world.gather(known.numpy())))
     sums.add(embedded, labels, known, weights)
     world.add_up(sums.tensors)
+    told = can_be_left_out(context, sums.q)
     errors = torch.zeros(len(PENALTIES), labels.shape[1], dtype=torch.float64)
     for columns in sums.together(range(labels.shape[1])):
         rows = known[:, columns[0]]
@@ -40,6 +41,7 @@ def start_from_ridge(context: Context) -> None:
         errors[:, columns] = found
     world.add_up([errors])
     variance = (sums.q * (1 - sums.frequency)).clamp(min=1e-12)
-    penalty = PENALTIES[int((errors / variance).sum(dim=1).argmin())]
+    curve = (errors / variance)[:, told].sum(dim=1)
+    penalty = PENALTIES[int(curve.argmin())] if told.any() else 1.0
     set_head(context.model.heads[-1], *sums.solution(penalty))
     context.log(f"the head starts from ridge regression, λ = {penalty:.3g} of the mean diagonal")

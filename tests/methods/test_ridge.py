@@ -1,5 +1,7 @@
 """Ridge regression from sums: what scikit-learn finds with all images at hand, session by session and without them."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -139,16 +141,23 @@ def test_joint_ridge_sees_everything_and_random_features_widen(tiny, tmp_path):
     assert joint.summary["forgetting"] == 0
 
 
-def test_a_class_with_one_image_is_named_and_left_out_of_the_choice(tiny, tmp_path, coco_root):
-    import json
-
+@pytest.mark.parametrize(
+    "how", [{"method": "ridge"}, {"method": "finetune", "train__head_start": "ridge", "train__epochs": 1}]
+)
+@pytest.mark.parametrize(
+    ("rare", "words"),
+    [([10], "of ant there is one image; the penalty is chosen by the other classes"),
+     ([10, 20], "of ant, bee there is one image; the penalty is chosen by no class of this session")],
+)  # fmt: skip
+def test_a_class_with_one_image_is_named_and_left_out_of_the_choice(tiny, tmp_path, coco_root, how, rare, words):
     path = coco_root / "annotations" / "instances_train2014.json"
     content = json.loads(path.read_text())
-    ants = [a for a in content["annotations"] if a["category_id"] == 10]
-    content["annotations"] = [a for a in content["annotations"] if a not in ants[1:]]
+    for category in rare:
+        there = [a for a in content["annotations"] if a["category_id"] == category]
+        content["annotations"] = [a for a in content["annotations"] if a not in there[1:]]
     path.write_text(json.dumps(content))
-    run = train(tiny(method="ridge"), tmp_path / "run", show="none")
-    assert "of ant there is one image" in (run.folder / "log.txt").read_text()
+    run = train(tiny(**how), tmp_path / "run", show="none")
+    assert words in (run.folder / "log.txt").read_text()
 
 
 def test_the_bytes_of_sums_stand_beside_those_of_exemplars(tiny, tmp_path):

@@ -22,6 +22,7 @@ def session_of(x, y, start):
     return SimpleNamespace(
         model=SimpleNamespace(kind="linear", width=4, heads=[first, second]), world=World(), log=lambda text: None,
         session=SimpleNamespace(start=start, stop=y.shape[1], columns=slice(start, y.shape[1])),
+        protocol=SimpleNamespace(classes=tuple(f"class {c}" for c in range(y.shape[1]))),
         embeddings=lambda: iter([(torch.from_numpy(x), batch)]),
     )  # fmt: skip
 
