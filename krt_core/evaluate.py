@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -175,8 +175,7 @@ class Tester:
 
 
 def testers(
-    config: Train, halves: Halves, protocol: Protocol, stores: tuple[ImageStore, ImageStore], runtime: Runtime,
-    log: Callable[[str], None],
+    config: Train, halves: Halves, protocol: Protocol, stores: tuple[ImageStore, ImageStore], runtime: Runtime
 ) -> tuple[Tester, Tester]:  # fmt: skip
     """Who tests a run after each session, and who validates it inside one: the same where no images are held out for
     that, or where it is tested on them. stores: of the training and of the test images."""
@@ -186,8 +185,6 @@ def testers(
     on_test = Tester(test, protocol, stores[1], *how) if test is not None else None
     first, second = on_test or on_held, on_held or on_test
     assert first and second  # a training has one of them  # nosec B101
-    if config.report == "best" and second.images == "test":
-        log("train.report=best: no images are held out (data.validation), so epochs are chosen on the test images")
     return first, second
 
 

@@ -131,7 +131,11 @@ class _Training:
             how = self.runtime, self.method, e, *planned, self.run.features, self.going.finished > 0
             check_room([*decoded(planned), *room_wanted(self.model, *how)], WAYS_OUT)
         self.train_store = (stores := open_stores(e.data, halves, self.world, self.progress, self.images))[0]
-        self.tester, self.validator = testers(e.train, halves, self.protocol, stores, self.runtime, self.progress.log)
+        self.tester, self.validator = testers(e.train, halves, self.protocol, stores, self.runtime)
+        if e.train.report == "best" and self.validator.images == "test" and not self.method.has_own("fit"):
+            self.progress.log(
+                "train.report=best: no images are held out (data.validation), so epochs are chosen on the test images"
+            )
 
     # ---- the loop ----
 

@@ -129,7 +129,10 @@ def _said(config: Data, train: MultiLabelDataset, held: np.ndarray) -> Iterator[
     if few.any():
         counts = zip(train.classes, train.labels.sum(axis=0), few, strict=True)
         names = ", ".join(f"{name} ({count})" for name, count, lacking in counts if lacking)
-        yield f"too few images to hold one out, so that AP counts 0 in validation: {names}"
+        yield (
+            f"data.validation={config.validation:g} holds no image out of these classes (images that show one), so "
+            f"that AP counts 0 in validation: {names}"
+        )
 
 
 def _check_classes(train: MultiLabelDataset, test: MultiLabelDataset) -> None:

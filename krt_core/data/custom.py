@@ -31,6 +31,14 @@ def _unknown(labels: np.ndarray) -> np.ndarray:
     return (labels == -1) | np.isnan(labels)
 
 
+def _first(made: MultiLabelDataset, where: np.ndarray) -> str:
+    """The first label of (n, C) bool, in words."""
+    if where.shape != (len(made.ids), len(made.classes)) or not where.any():
+        return ""
+    row, column = np.argwhere(where)[0]
+    return f"{made.labels[row, column]} for class {made.classes[column]} of {made.ids[row]} (row {row})"
+
+
 def _faults(made: MultiLabelDataset) -> list[str]:
     for name in ("ids", "paths", "labels", "boxes"):
         if not isinstance(getattr(made, name), np.ndarray):
@@ -38,10 +46,14 @@ def _faults(made: MultiLabelDataset) -> list[str]:
     n, c = len(made.ids), len(made.classes)
     unnamed = [name for name in made.classes if not isinstance(name, str)]
     labels = made.labels
-    three_values = labels.dtype.kind in "biuf" and bool((_unknown(labels) | (labels == 0) | (labels == 1)).all())
+    numbers = labels.dtype.kind in "biuf"
+    other = ~(_unknown(labels) | (labels == 0) | (labels == 1)) if numbers else np.zeros(0, bool)
+    three_values, asked = numbers and not other.any(), f"a boolean ({n}, {c}) matrix, or one of 1, 0 and -1 for unknown"
     found = {
-        f"labels must be a boolean ({n}, {c}) matrix, or one of 1, 0 and -1 for unknown, one row per id and one column "
-        f"per class; found {labels.dtype} {labels.shape}": not three_values or labels.shape != (n, c),
+        f"labels must be {asked}, one row per id and one column per class; found {labels.dtype} {labels.shape}": (
+            not numbers or labels.shape != (n, c)
+        ),
+        f"labels must be {asked}; found {_first(made, other)}": bool(other.any()),
         "labels hold 1 and -1 alone, and -1 means unknown: write 0 where an image does not show a class": three_values
         and _unknown(labels).any()
         and not (labels == 0).any(),

@@ -25,6 +25,7 @@ def card(run: Reader, summary: dict[str, Any]) -> str:
         stored=(stored if summary["exemplars"] else f"none, as {e.method} uses none") if stored else "none",
         weights=f"{file} (trained on: {weights['trained_on']})" if weights.get("trained_on") else file,
         made=run.environment,
+        images="training images held out for validation" if e.data.test == "validation" else "test images",
         states=[run.session_state(index) for index in range(run.finished_sessions)],
         number=lambda value: "–" if value is None or value != value else f"{value:.2f}", threshold=F1_THRESHOLD,
     )  # fmt: skip
@@ -32,6 +33,8 @@ def card(run: Reader, summary: dict[str, Any]) -> str:
 
 def _marks(run: Reader) -> list[str]:
     """What must be said before any number."""
+    states = [run.session_state(index) for index in range(run.finished_sessions)]
+    on_test = any(state.get("epoch_chosen_on") == "test" for state in states)
     return [
         *([f"**LEAK**: {run.leak}"] if run.leak else []),
         *(
@@ -39,5 +42,6 @@ def _marks(run: Reader) -> list[str]:
             if run.oracle
             else []
         ),
+        *(["**Epochs chosen on the test images** (train.report=best): the numbers are too good."] if on_test else []),
         *([f"**mixed**: its starts differ in {'; '.join(run.mixed)}."] if run.mixed else []),
     ]

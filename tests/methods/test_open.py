@@ -216,7 +216,8 @@ def test_a_reader_of_ones_own(tiny, coco_root, lab, monkeypatch):
     calls.clear()
     data.open_both(dataclasses.replace(own.data, validation=0.5, test="validation"))
     assert calls == ["train"]
-    with pytest.raises(DataError, match=r"mylab:read_wrong, train split of .*data: labels must be a boolean \(40, 4\)"):
+    said = r"read_wrong, train split of .*data: labels must be a boolean \(40, 4\).*found 2 for class \w+ of \S+ \(row"
+    with pytest.raises(DataError, match=said):
         train(tiny(data__dataset="mylab:read_wrong", data__root="data"), show="none")
 
 

@@ -40,6 +40,16 @@ def test_marks_come_before_any_number(tiny, home):
     assert text.index("**LEAK**: it saw all ten digits") < text.index("## Numbers") and "ORACLE" not in text
 
 
+def test_it_says_which_images_the_numbers_are_of(tiny, home):
+    how = {"method": "finetune", "data__validation": 0.3, "train__report": "best", "train__evaluate_every": 1}
+    held = train(tiny(**how, data__test="validation"), home / "held", show="none")
+    text = (held.folder / "README.md").read_text(encoding="utf-8")
+    assert "on the training images held out for validation that show one" in text and "test images" not in text
+    chosen = train(tiny(**{**how, "data__validation": 0.0}), home / "chosen", show="none")
+    text = (chosen.folder / "README.md").read_text(encoding="utf-8")
+    assert text.index("**Epochs chosen on the test images**") < text.index("## Numbers")
+
+
 def test_a_run_that_goes_on_has_no_card(tiny, home):
     run = train(tiny(), home / "run", show="none")
     (run.session_folder(1) / "state.json").unlink()

@@ -82,6 +82,8 @@ def test_interrupted_it_reports_the_same_epoch(tiny, tmp_path, monkeypatch):
 def test_chosen_on_the_test_images_is_said_everywhere(tiny, tmp_path):
     run = train(tiny(**QUICK, train__report="best"), tmp_path / "run", show="none")
     assert "epochs are chosen on the test images" in (run.folder / "log.txt").read_text()
+    closed = train(tiny(method="ridge", train__report="best", train__evaluate_every=1), tmp_path / "ridge", show="none")
+    assert "epochs are chosen" not in (closed.folder / "log.txt").read_text()  # there are none
     assert {e["mAP_of"] for e in run.epochs if "mAP_of" in e} == {"test"}
     assert run.session_state(1)["epoch_chosen_on"] == "test" and runs_table([run])["epoch_chosen_on"][0] == "test"
     assert ">epoch chosen on test</span>" in html_report([run]) and "(epoch chosen on test)" in latex_report([run])
