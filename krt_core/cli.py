@@ -22,10 +22,12 @@ ELSEWHERE = "Results go elsewhere with --folder, everything with KRT_HOME."
 
 
 def main(arguments: list[str] | None = None) -> int:
-    if arguments is not None:
-        return _answer(arguments)
-    _in_utf8()
-    leave(_answer(None))
+    if arguments is None:
+        _in_utf8()
+    code = _answer(arguments)
+    if arguments is None and not code:  # what went wrong ends as any Python does: who started it may be told by it
+        leave()
+    return code
 
 
 def _answer(arguments: list[str] | None) -> int:
@@ -331,13 +333,13 @@ def _presets(options: argparse.Namespace) -> None:
     if options.preset:
         print(load_experiment(*_preset_first(options.preset, options.overrides)).to_yaml(), end="")
         return
-    for name, e in zip(preset_names(), map(load_experiment, preset_names()), strict=True):
+    for e in map(load_experiment, preset_names()):
         base, replay = e.protocol.base or e.protocol.increment, e.replay
         stored = f"{replay.per_class} exemplars per class" if replay.per_class else f"{replay.budget} exemplars"
         learns = f" that learns from {e.model.tune_from} on" if e.model.tune_from else ""
         still = {"all": " that stands still", "first": " that learns in the first session"}.get(e.model.freeze, learns)
         print(
-            f"{name:<18} {e.data.dataset}, {base} + {e.protocol.increment} classes, {e.model.backbone}{still}, "
+            f"{e.name:<18} {e.data.dataset}, {base} + {e.protocol.increment} classes, {e.model.backbone}{still}, "
             + (stored if replay.per_class or replay.budget else "no replay")
         )
 

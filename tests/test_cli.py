@@ -115,11 +115,11 @@ def test_a_command_leaves_without_taking_python_apart():
         "        print('taken apart')\n"
         "late = Late()\n"
         "atexit.register(print, 'registered')\n"
-        "sys.argv = ['krt', 'presets', 'nosuch']\n"
+        "sys.argv = ['krt', 'presets']\n"
         "from krt_core.cli import main\n"
         "main()",
     )[1]
-    assert (said.returncode, said.stdout) == (2, "registered\n") and "no preset 'nosuch'" in said.stderr
+    assert said.returncode == 0 and said.stdout.endswith("\nregistered\n"), said.stderr
 
 
 def test_nothing_is_looked_through_while_packages_load():

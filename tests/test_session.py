@@ -123,6 +123,20 @@ def test_a_killed_process_continues_where_it_was(tiny, tmp_path):
     _same(Run(tmp_path / "whole"), Run(tmp_path / "killed"))
 
 
+def test_a_training_that_is_stopped_takes_back_the_record_of_who_started_it(tiny, tmp_path):
+    """By it an explorer tells one that was stopped from one that failed."""
+    (tmp_path / "e.yaml").write_text(tiny(train__epochs=500).to_yaml())
+    (record := tmp_path / "record.json").write_text("{}")
+    start = [sys.executable, "-m", "krt_core.machine.processes", "--record", str(record), "krt_core.cli", "train"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*start, str(tmp_path / "e.yaml"), "--folder", str(tmp_path / "run")], env=env)
+    deadline = time.time() + 120
+    while not (tmp_path / "run" / "metrics.jsonl").is_file() and time.time() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 130 and not record.exists()
+
+
 def test_fewer_images_than_exemplars_is_said_and_goes_on(tiny):
     run = train(tiny(method="finetune", replay__per_class=500), show="none")
     assert "fewer images than exemplars asked for" in (run.folder / "log.txt").read_text() and run.done

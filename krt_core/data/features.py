@@ -109,7 +109,8 @@ class FeatureStore:
             self.tell.log(f"{file.path}: {damaged} of {there} rows are not as they were written: made again")
         if len(lacking):
             with BUSY, usual_threads(), file.begin() as claims, ThreadPoolExecutor(self.workers) as pool:
-                file.forget(lacking)
+                if damaged > 0:
+                    file.forget(lacking)
                 self._fill(file, lacking, view, claims, pool)
 
     def _fill(self, file: Kept, rows: np.ndarray, view: int, claims: Claims, pool: ThreadPoolExecutor) -> None:

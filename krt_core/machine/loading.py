@@ -24,11 +24,11 @@ def loading() -> Iterator[None]:
             gc.enable()
 
 
-def leave(code: int) -> NoReturn:
-    """End this process, whose work is done and on disk. Taking everything apart takes a second with PyTorch loaded, and
-    its threads can abort a process then that has done its work."""
+def leave() -> NoReturn:
+    """End this process, whose work is done and on disk, with 0. Taking everything apart takes a second with PyTorch
+    loaded, and its threads can abort a process then that has done its work."""
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # nobody listens any more, or it is closed
             stream.flush()
-    os._exit(code)
+    os._exit(0)

@@ -138,17 +138,11 @@ def _digest(network: Network, runtime: Runtime, what: What) -> str:
     for name, tensor in sorted(used.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    # repr tells of how the body computes: of two networks with the same weights one may pad otherwise
     said = (
-        VERSION,
-        repr(backbone.body),
-        backbone.mean,
-        backbone.std,
-        backbone.image_size,
-        runtime.dtype,
-        {"maps": True, "means": False}.get(what, backbone.tune_from),
-        runtime.device.type,
-        timm.__version__,
+        VERSION, repr(backbone.body), backbone.mean, backbone.std, backbone.image_size, runtime.dtype,
+        {"maps": True, "means": False}.get(what, backbone.tune_from), runtime.device.type, timm.__version__,
         torch.__version__.split("+")[0],
-    )  # fmt: skip  (of two networks with the same weights one may pad otherwise: repr tells)
+    )  # fmt: skip
     digest.update(repr(said).encode())
     return digest.hexdigest()[:16]
