@@ -24,7 +24,7 @@ def check_room(wants: Iterable[Want], ways_out: str) -> None:
     disks: dict[int, dict[str, int]] = {}
     places: dict[int, Path] = {}
     for what, folder, size in wants:
-        disk = os.stat(_there(folder)).st_dev
+        disk = _disk(_there(folder))
         sizes, places[disk] = disks.setdefault(disk, {}), folder
         sizes[what] = sizes.get(what, 0) + size
     for disk, sizes in disks.items():
@@ -46,3 +46,7 @@ def _there(folder: Path) -> Path:
     while not folder.is_dir():
         folder = folder.parent
     return folder
+
+
+def _disk(folder: Path) -> int:
+    return os.stat(folder).st_dev

@@ -14,8 +14,6 @@ import torch
 
 from krt_core.data import features as module
 from krt_core.data import kept as kept_module
-from krt_core.data.kept import Kept
-from krt_core.data.room import said
 from krt_core.data.store import ImageStore
 from krt_core.errors import ConfigError, DataError
 from krt_core.machine.device import Runtime
@@ -167,22 +165,6 @@ def test_a_disk_without_room_is_named_before_anything_is_computed(store, monkeyp
     assert not full.maker.asked
 
 
-def test_images_and_features_need_room_together(tiny, tmp_path, monkeypatch):
-    """Before the first image is decoded, and before a first session whose backbone is to make features afterwards."""
-    usage, images, own = shutil.disk_usage("/"), 64 * 32 * 32 * 3, tmp_path / "own"
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=images + 1000))
-    with pytest.raises(
-        DataError, match=r"^The decoded images take 0\.2 MB and the features take 0\.\d MB, and .*cache has 0"
-    ):
-        train(tiny(method="krt", **FROZEN), tmp_path / "all", show="none")
-    assert not list((tmp_path / "data" / "cache").glob("*.npy"))
-    with pytest.raises(DataError, match=r"images take 0\.2 MB and the features take .*data\.features=false"):
-        train(tiny(method="krt", model__freeze="first"), own, show="none")
-    assert not list((tmp_path / "data" / "cache").glob("*.npy")) and not (own / "session_01").exists()
-    plain = tiny(method="krt", model__freeze="first", data__features=False, train__epochs=1)
-    assert train(plain, tmp_path / "plain", show="none").done  # the images alone have room
-
-
 def test_what_is_no_longer_whole_is_named(tiny, tmp_path):
     train(tiny(method="krt", **FROZEN, train__epochs=1), tmp_path / "one", show="none")
     (file,) = (tmp_path / "data" / "cache").glob("features-*-train-*.npy")
@@ -208,12 +190,6 @@ def test_pod_says_that_it_has_nothing_to_distil(tiny, tmp_path):
 def test_views_need_a_backbone_that_stands_still(tiny):
     with pytest.raises(ConfigError, match=r"data\.views needs model\.freeze"):
         tiny(data__views=2)
-
-
-def test_the_sizes_of_coco_with_tresnet_m():
-    train2014, half = 82081, np.dtype(np.float16)
-    pooled, maps = (Kept(Path("x.npy"), (train2014, 2048, *grid), half, b"") for grid in ((1, 1), (7, 7)))
-    assert said(pooled.size) == "0.3 GB" and said(maps.size) == "16.5 GB"
 
 
 def test_sizes_are_said_before_anything_is_computed(tiny, tmp_path, made, monkeypatch):

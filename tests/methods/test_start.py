@@ -63,6 +63,18 @@ def test_the_new_classes_start_where_scikit_learn_ends_with_the_penalty_that_lea
     assert np.allclose(second.bias.detach(), [SLOPE * (fit.intercept_ - 0.5) for fit in theirs], atol=1e-5)
 
 
+def test_a_class_with_one_image_has_no_say_in_the_penalty():
+    """The other class starts where it starts without it."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        x, y = rng.normal(size=(30, 4)), np.zeros((30, 3))
+        y[:, 1], y[seed, 2] = x[:, 0] + rng.normal(size=30) > 0.5, 1
+        both, alone = session_of(x, y, 1), session_of(x, y[:, :2], 1)
+        start_from_ridge(both)
+        start_from_ridge(alone)
+        assert torch.allclose(both.model.heads[1].weight[:1], alone.model.heads[1].weight, atol=1e-6), seed
+
+
 @pytest.mark.parametrize("method", ["joint", "pod", "finetune"])
 def test_every_method_with_a_linear_head_may_start_so(tiny, tmp_path, method):
     run = train(tiny(method=method, train__head_start="ridge"), tmp_path / "run", show="none")
