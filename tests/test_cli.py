@@ -135,3 +135,16 @@ def test_nothing_is_looked_through_while_packages_load():
         assert not gc.isenabled()  # as it was
     finally:
         gc.enable()
+
+
+def test_what_was_loaded_is_looked_through_only_at_the_end_of_a_process():
+    said = processor_seconds(
+        "-c",
+        "import atexit, gc\n"
+        "atexit.register(lambda: print('at the end', gc.get_freeze_count()))\n"  # the first of all is called last
+        "from krt_core.machine.loading import loading\n"
+        "with loading():\n"
+        "    import decimal\n"
+        "print('frozen', gc.get_freeze_count() > 1000)",
+    )[1]
+    assert said.stdout.splitlines() == ["frozen True", "at the end 0"], said.stderr

@@ -14,12 +14,15 @@ from typing import NoReturn
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
     """Around ``import torch`` or ``import timm``: they make some hundred thousand objects, none of them garbage, and
-    looking through these again and again is a tenth of the time that loading takes."""
+    looking through these again and again is a tenth of the time that loading takes, and later of what a short run
+    does. So they are left out of sight until the process ends."""
     was = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # or what a library still holds at the very end looks lost to it, which it says
         if was:
             gc.enable()
 
