@@ -19,6 +19,7 @@ from ..methods import class_of, is_oracle
 from ..metrics import best_threshold, forgetting, precision_recall_f1
 from ..protocol import Protocol, protocol_of
 from . import configuration, shapes
+from .calibration import Calibration
 from .files import check_arrays, damaged, is_still, known, read_json, read_tensors
 from .scores import Ahead, Scores, read_ap
 from .shapes import misfit
@@ -188,6 +189,11 @@ class Reader:
         if not path.is_file():
             raise RunError(f"{path} is missing: session {session + 1} of {self.folder.name} is not finished.")
         return Scores.read(path, len(self.protocol.classes), self.way_out(session))
+
+    def calibration(self, session: int) -> Calibration:
+        """How scores after a session become probabilities; of a run that calibrates nothing: as they are."""
+        found = Calibration.read(self.session_folder(session) / "calibration.json", self.way_out(session))
+        return found or Calibration.none(self.protocol.sessions[session].stop)
 
     def f1(self, threshold: float) -> dict[str, float]:
         """CP to OF1 after the last session as `krt_core.evaluate.session_metrics` has them, at another threshold."""
