@@ -147,7 +147,8 @@ def open_protocol(source: str | Path | Experiment | Run) -> Protocol:
     if isinstance(source, Run):
         return source.protocol
     experiment = _experiment(source)
-    return protocol_of(experiment.protocol, open_dataset(experiment).classes)
+    dataset = open_dataset(experiment)
+    return protocol_of(experiment.protocol, dataset.classes, len(experiment.data.added)).on(dataset)
 
 
 def _experiment(source: str | Path | Experiment | Run, changes: Mapping[str, Any] | None = None) -> Experiment:

@@ -21,12 +21,15 @@ import yaml
 from pydantic import Field, Strict
 from pydantic.dataclasses import dataclass
 
+from .added import Added
 from .errors import ConfigError, did_you_mean, shown
 from .options import (
+    LISTED,
     METHODS,
     STRICT,
     Channels,
     Count,
+    Counts,
     Names,
     Number,
     Numbers,
@@ -74,6 +77,7 @@ class Data:
     features: bool = True  # keep on disk what a backbone that stands still makes of the images
     views: Annotated[int, Field(ge=0, le=1024)] = 0  # then train on so many augmented views of each image, always the
     # same ones; 0: augment anew at every use
+    added: Annotated[tuple[Added, ...], LISTED] = ()  # what `krt extend` has added since, a session each
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -82,7 +86,7 @@ class Protocol:
     increment: Number = 10  # classes of every later session
     order_seed: Seed | None = None  # None: alphabetical class order; a number: a seeded shuffle of it
     order: Names = ()  # or: every class by name, in the order in which they are to be learned
-    sizes: Numbers = ()  # or: the classes of each session, as in [4, 3, 3]; base and increment then say nothing
+    sizes: Counts = ()  # or: the classes of each session, as in [4, 3, 3]; base and increment then say nothing
     images: Literal["shared", "disjoint"] = "shared"  # an image comes back with each session that has a label of it
     # (published), or is shown once, in the session of its last class
 
@@ -104,7 +108,7 @@ class Protocol:
 def even(sizes: tuple[int, ...]) -> tuple[int, int]:
     """Base and increment that cut alike, where the last session may have less; increment 0 where none do."""
     later = sizes[1:] or sizes
-    return sizes[0], later[0] if len({*later[:-1], later[0]}) == 1 and later[-1] <= later[0] else 0
+    return sizes[0], later[0] if 0 not in later and len({*later[:-1], later[0]}) == 1 and later[-1] <= later[0] else 0
 
 
 def protocol_name(base: int, increment: int, sizes: tuple[int, ...], images: str) -> str:

@@ -83,16 +83,18 @@ def predict(
 def session_metrics(protocol: Protocol, session: int, scores: np.ndarray, labels: np.ndarray, full: bool) -> dict:
     """mAP of *base*, *seen* and *new*, each on its own images and classes; with ``full`` also AP, CP … OF1 on *seen*.
 
-    scores (n, ≥ C) and labels (n, ≥ C) over the same test images in learning order.
+    scores (n, ≥ C) and labels (n, ≥ C) over the same test images in learning order. Of a run that has grown, classes of
+    which no test image is there are left out.
     """
     out: dict = {}
     for subset, (rows, columns) in protocol.test_subsets(labels, session).items():
         s, y = scores[rows][:, columns], labels[rows][:, columns]
-        ap = average_precision(s, y)
-        out[f"mAP_{subset}"] = float(ap.mean())
+        tested = (y > 0).any(axis=0) if protocol.added else np.ones(y.shape[1], bool)
+        ap = np.where(tested, average_precision(s, y), np.nan)
+        out[f"mAP_{subset}"] = float(ap[tested].mean()) if tested.any() else np.nan
         if full and subset == "seen":
             out["AP_seen"] = dict(zip(protocol.classes, ap.round(4).tolist(), strict=False))
-            out.update(precision_recall_f1(s, y))
+            out.update(precision_recall_f1(s[:, tested], y[:, tested]))
     return out
 
 

@@ -99,9 +99,16 @@ def forgetting_per_class(ap: np.ndarray, first: Sessions, kind: str = "max") -> 
 
 
 def task_table(ap: np.ndarray, first: Sessions) -> np.ndarray:
-    """(T, C) AP of classes → (T, T) mean AP of the classes of each task (column) after each session (row)."""
+    """(T, C) AP of classes → (T, tasks) mean AP of the classes of each task (column) after each session (row)."""
     own = np.asarray(first)
-    return np.stack([ap[:, own == task].mean(axis=1) for task in range(own.max() + 1)], axis=1)
+    return np.stack([_mean(ap[:, own == task], axis=1) for task in np.unique(own)], axis=1)
+
+
+def _mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Of what is no NaN; NaN of nothing, without a warning."""
+    there = ~np.isnan(values)
+    count = there.sum(axis=axis)
+    return np.where(count > 0, np.where(there, values, 0).sum(axis=axis) / np.maximum(count, 1), np.nan)
 
 
 def forgetting(tables: dict[str, np.ndarray], first: Sessions) -> dict[str, float]:
@@ -113,11 +120,11 @@ def forgetting(tables: dict[str, np.ndarray], first: Sessions) -> dict[str, floa
     headline is ``max_class_fixed``. Empty for a single session.
     """
     out = {}
-    tasks = np.arange(np.max(first) + 1)
+    tasks = np.unique(first)
     for pool, ap in tables.items():
         if len(ap) < 2:
             continue
         for kind in ("max", "first"):
-            out[f"{kind}_class_{pool}"] = float(np.nanmean(forgetting_per_class(ap, first, kind)))
-            out[f"{kind}_task_{pool}"] = float(np.nanmean(forgetting_per_class(task_table(ap, first), tasks, kind)))
+            out[f"{kind}_class_{pool}"] = float(_mean(forgetting_per_class(ap, first, kind)))
+            out[f"{kind}_task_{pool}"] = float(_mean(forgetting_per_class(task_table(ap, first), tasks, kind)))
     return out

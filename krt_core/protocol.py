@@ -7,18 +7,21 @@ what is there alone. Source: Dong et al., ICCV 2023, section 4.1; splits ``B{bas
 Images are *shared* there: one comes back with every session that has a label of it. In the field's second protocol they
 are *disjoint*: an image is shown once, in the session of its last class, so that no later class hides in it (the
 "disjoint" setting of Cermelli et al., CVPR 2020).
+
+A run that `krt extend` has grown has sessions at its end whose images came with data of their own, and show all that
+these are annotated with; what they are not annotated with is unknown.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from .config import Protocol as Section
 from .config import even, protocol_name
-from .data import Halves
+from .data import Halves, MultiLabelDataset
 from .errors import ConfigError, DataError, did_you_mean
 from .memory import Memory
 
@@ -51,6 +54,16 @@ class Protocol:
     increment: int  # of every later one; 0 where they are uneven
     sessions: tuple[Session, ...]
     images: Literal["shared", "disjoint"] = "shared"
+    added: int = 0  # sessions at the end that have data of their own
+    arrived: np.ndarray | None = field(default=None, compare=False, repr=False)  # as of `MultiLabelDataset`
+
+    def on(self, dataset: MultiLabelDataset) -> Protocol:
+        """The same for the images of a data set, of which it is to be known with which data they came."""
+        return replace(self, arrived=dataset.arrived)
+
+    def arrival(self, session: int) -> int:
+        """With which added data the images of a session came; 0: with the first."""
+        return max(0, session + 1 - len(self.sessions) + self.added)
 
     @property
     def name(self) -> str:
@@ -80,11 +93,15 @@ class Protocol:
 
     def train_images(self, labels: np.ndarray, session: int) -> np.ndarray:
         """Indices of the images with at least one label of the session's classes and, where images are disjoint, none
-        of a later one; labels (n, C) in learning order."""
-        current = self.sessions[session]
+        of a later one; of a session that was added all that came with it. labels (n, C) in learning order."""
+        current, place = self.sessions[session], self.arrival(session)
+        if place and self.arrived is not None:
+            return np.flatnonzero(self.arrived == place)
         chosen = (labels[:, current.columns] > 0).any(axis=1)
         if self.images == "disjoint":
             chosen &= ~(labels[:, current.stop :] > 0).any(axis=1)
+        if self.arrived is not None:
+            chosen &= self.arrived == 0
         return np.flatnonzero(chosen)
 
     def shown_images(self, labels: np.ndarray, session: int) -> np.ndarray:
@@ -93,8 +110,10 @@ class Protocol:
 
     def visible_labels(self, labels: np.ndarray, session: int, hidden: int = 0) -> np.ndarray:
         """Label absence: (n, C seen) of which only the session's own columns are kept; older ones read ``hidden``,
-        whether they are known or not."""
+        whether they are known or not. A session that was added shows what is known."""
         current = self.sessions[session]
+        if self.arrival(session):
+            return labels[:, : current.stop]
         visible = np.full((len(labels), current.stop), hidden, dtype=labels.dtype)
         visible[:, current.columns] = labels[:, current.columns]
         return visible
@@ -148,10 +167,11 @@ def make_protocol(
     return Protocol(tuple(classes[i] for i in columns), tuple(columns), base, increment, sessions, images)
 
 
-def protocol_of(section: Section, classes: tuple[str, ...]) -> Protocol:
-    """`make_protocol` as the ``protocol`` section of an experiment says."""
+def protocol_of(section: Section, classes: tuple[str, ...], added: int = 0) -> Protocol:
+    """`make_protocol` as the ``protocol`` section of an experiment says. added: sessions at the end that were added."""
     s = section
-    return make_protocol(classes, s.base, s.increment, s.order_seed, s.order, s.sizes, s.images)
+    made = make_protocol(classes, s.base, s.increment, s.order_seed, s.order, s.sizes, s.images)
+    return replace(made, added=added)
 
 
 def _named(classes: tuple[str, ...], order: tuple[str, ...]) -> list[int]:
@@ -195,10 +215,26 @@ def learned_labels(protocol: Protocol, halves: Halves) -> np.ndarray:
     them. DataError as `check_labels`, for the training and for the test images."""
     train, held, test = halves
     labels = protocol.reorder(train.truth) * ~held[:, None]
+    if protocol.added:  # what came before was checked in its time, and need not be there any more
+        check_added(protocol, labels, train)
+        return labels
     check_labels(protocol, labels, f"{train.name} train", True)
     if test is not None:
         check_labels(protocol, protocol.reorder(test.truth), f"{test.name} test")
     return labels
+
+
+def check_added(protocol: Protocol, labels: np.ndarray, train: MultiLabelDataset) -> None:
+    """DataError where the last session, which was added, shows a class of its own in no image."""
+    last = protocol.sessions[-1]
+    own = labels[protocol.train_images(labels, last.index)]
+    shown = (own > 0).any(axis=0)[last.columns]
+    empty = [name for name, there in zip(protocol.class_names(last.index), shown, strict=True) if not there]
+    if empty or not len(own):
+        raise DataError(
+            f"{train.source or train.root}: no image to learn from shows {', '.join(empty) or 'anything'}. Leave such "
+            "classes out with classes=[...], or check the annotations."
+        )
 
 
 @dataclass(frozen=True)
@@ -259,6 +295,40 @@ def seen_frequency(protocol: Protocol, labels: np.ndarray, index: int) -> np.nda
     among them where classes seldom meet: this is an estimate, not the truth.
     """
     images = len(protocol.shown_images(labels, index))
-    own = [labels[protocol.train_images(labels, s.index)][:, s.columns] for s in protocol.sessions[:index]]
+    return _positives(protocol, labels, index) / max(images, 1)
+
+
+def _positives(protocol: Protocol, labels: np.ndarray, sessions: int) -> np.ndarray:
+    """(C,) images that the first so many sessions have shown with each of their classes."""
+    own = [labels[protocol.train_images(labels, s.index)][:, s.columns] for s in protocol.sessions[:sessions]]
     shown = [(y > 0).sum(axis=0) * (len(y) / np.maximum((y >= 0).sum(axis=0), 1)) for y in own]
-    return np.concatenate([np.zeros(0), *shown]) / max(images, 1)
+    return np.concatenate([np.zeros(0), *shown])
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the sessions so far have shown: how many images with each class, of how many of which that was known. By it
+    a run goes on whose images are gone."""
+
+    counts: np.ndarray  # (C,)
+    images: np.ndarray  # (C,)
+
+    @property
+    def frequency(self) -> np.ndarray:
+        """(C,) share of the images that were shown with each class."""
+        return self.counts / np.maximum(self.images, 1)
+
+    def as_dict(self) -> dict[str, list[float]]:
+        return {"counts": self.counts.tolist(), "images": self.images.tolist()}
+
+
+def shown_by(protocol: Protocol, labels: np.ndarray, index: int, before: Shown | None = None) -> Shown:
+    """What the sessions up to ``index`` have shown, by labels (n, C) of the training set in learning order; before: up
+    to the one before, of a session that was added."""
+    stop = protocol.sessions[index].stop
+    if before is None:
+        images = len(protocol.shown_images(labels, index))
+        return Shown(_positives(protocol, labels, index + 1), np.full(stop, float(images)))
+    own, new = labels[protocol.train_images(labels, index)][:, :stop], (0, stop - len(before.counts))
+    counts = np.pad(before.counts, new) + (own > 0).sum(axis=0)
+    return Shown(counts, np.pad(before.images, new) + (own >= 0).sum(axis=0))

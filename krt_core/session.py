@@ -31,7 +31,7 @@ from .methods.start import start_from_ridge
 from .model import Network
 from .model.inference import for_inference
 from .model.still import kept_features, room_wanted
-from .protocol import Session, View, learned_labels, planned_images, protocol_of, seen_frequency, session_view
+from .protocol import Session, View, learned_labels, planned_images, protocol_of, session_view
 from .remember import Remembering
 from .runs.callbacks import Callbacks
 from .runs.continuing import Continuing
@@ -89,17 +89,9 @@ class _Training:
         self.callbacks = Callbacks(e.train.callbacks if self.world.main else (), run, progress.log)
         set_seed(e.seed)
         self.method, self.memory = method_class(e.method)(e.options, e), memory_of(e.replay)
-        self.remembering = Remembering(
-            self.memory,
-            self.method,
-            self.protocol,
-            self.train_labels,
-            self.train_set.ids,
-            self.world,
-            e.seed,
-            progress.log,
-        )
-        self.model, self.weights = first_network(e, runtime, allow_leak, progress.log)
+        told = self.protocol, self.train_labels, self.train_set.ids, self.world, e.seed, progress.log
+        self.remembering = Remembering(self.memory, self.method, *told)
+        self.model, self.weights = first_network(e, runtime, allow_leak, progress.log, self.going.weights)
         self._open_stores()
         if e.model.tune_from:
             self._keep_features()
@@ -110,8 +102,8 @@ class _Training:
     def _open_data(self) -> None:
         e, run = self.experiment, self.run
         with self.world.main_first():
-            self.train_set = (halves := open_halves(e.data)).train
-        self.protocol = protocol_of(e.protocol, self.train_set.classes)
+            self.train_set = (halves := open_halves(e.data, self.going.exemplars)).train
+        self.protocol = protocol_of(e.protocol, self.train_set.classes, len(e.data.added)).on(self.train_set)
         check_knows(e.method, self.train_set)
         self.train_labels = learned_labels(self.protocol, halves)
         self.progress.log(
@@ -143,7 +135,8 @@ class _Training:
         for index in range(self.going.finished):
             if learning := self.protocol.taught(index, self.method.sees):
                 self._grow(learning)
-        self.ahead = self.going.restore(self.model, self.method, self.memory, self.protocol, self.world.main)
+        told = self.protocol, self.train_set.ids, self.world.main
+        self.ahead = self.going.restore(self.model, self.method, self.memory, *told)
         if self.world.main:  # not before: a start that is refused leaves no trace
             self.going.record(self.experiment, self.runtime, self.weights)
         first, resume = self.going.finished, self.going.resume
@@ -197,6 +190,7 @@ class _Training:
             "seconds": round(self.spent_before + time.perf_counter() - began, 2), "weights": self.weights,
             "peak_memory_mb": round(peak_memory_mb(self.runtime.device), 1), "metrics": metrics,
             "method": self.method.state(), "memory": self.memory.state(), "starts": self.going.starts,
+            "shown": self.going.shown(self.protocol, self.train_labels, index).as_dict(),
             "exemplar_ids": [self.train_set.ids[rows].tolist() for rows in self.memory.lists],
             "exemplar_bytes": self.train_set.bytes_of(self.memory.images), "made_with": self.going.made_with,
         }  # fmt: skip
@@ -227,6 +221,8 @@ class _Training:
     # ---- grow ----
 
     def _grow(self, session: Session) -> None:
+        if session.start == session.stop:
+            return
         self.model = renewed(self.first, self.model) if self.first else self.model  # each session anew, or on and on
         set_seed(self.experiment.seed, session.index)
         self.model.add_session(session.stop - session.start)
@@ -267,8 +263,8 @@ class _Training:
         t = self.experiment.train
         context = Context(
             experiment=self.experiment, protocol=self.protocol, session=session, model=self.model,
-            old_model=self.old_model, forward=self.model, old_scores=old_scores,
-            class_frequency=seen_frequency(self.protocol, self.train_labels, session.index), log=self.progress.log,
+            old_model=self.old_model, forward=self.model, old_scores=old_scores, log=self.progress.log,
+            class_frequency=self.going.frequency(self.protocol, self.train_labels, session.index),
             batches=images, embeddings=lambda: embedded(self.model, images(), self.runtime), world=self.world,
             own=view.own, ids=self.train_set.ids, logits=lambda rows: self._predict(rows, logits=True)[0],
         )  # fmt: skip

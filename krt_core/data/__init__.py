@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from .cache import cached
 from .custom import read_by
 from .dataset import MultiLabelDataset, Split
 from .finder import spelling
+from .grown import Grown
 from .published import check_sizes
 from .validation import held_out
 
@@ -51,11 +52,14 @@ class Halves(NamedTuple):
         return {"inputs": labels, **({"held_out": held} if self.held.any() else {})}
 
 
-def open_halves(config: Data) -> Halves:
-    """All that a run needs; with ``data.test=validation`` nothing of the test half is opened.
+def open_halves(config: Data, exemplars: Sequence[str] = ()) -> Halves:
+    """All that a run needs; with ``data.test=validation`` nothing of the test half is opened. Of data that have grown
+    (``data.added``) it is what the last session needs, exemplars (ids) among it.
 
     DataError where the halves name different classes, and where a published set does not have its published sizes.
     """
+    if config.added:
+        return Halves(*Grown(config, open_halves).halves(exemplars))
     whole = _whole(config, "train")
     tested = None if config.test == "validation" else _whole(config, "test")
     check_sizes(whole, tested)
@@ -81,6 +85,8 @@ def open_dataset(config: Data, split: Split) -> MultiLabelDataset:
     ``mylab.tags:read``, is called with the folder and the split, every time. Raises DataError, with the command that
     gets the data, when the folder is missing or does not hold what the layout promises.
     """
+    if config.added:
+        return Grown(config, open_halves).whole(split)
     if split == "validation" and not config.validation:
         raise DataError("data.validation is 0: no training images are held out. Set it to their share, such as 0.2.")
     if split == "test" and config.test == "test":

@@ -22,6 +22,8 @@ class MultiLabelDataset:
     (n, C) says of which images nobody knows whether they show a class, where labels read False; None: all is known;
     boxes (m, 6) hold [image, class, x, y, width, height], the last four as shares of the image's width and height.
     ``notes`` says what reading left out or repaired, in words; ``source`` is the file with the labels, for messages.
+    Of data that have grown, ``parts`` are the data sets that this one is made of, in the order of its rows, and
+    arrived (n,) says with which of them an image came: 0 with the first data, k with the k-th that was added.
     """
 
     name: str
@@ -35,6 +37,8 @@ class MultiLabelDataset:
     notes: tuple[str, ...] = ()
     source: str = ""
     unknown: np.ndarray | None = None
+    parts: tuple[MultiLabelDataset, ...] = ()
+    arrived: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -75,7 +79,8 @@ class MultiLabelDataset:
         boxes = self.boxes[chosen[self.boxes[:, 0].astype(int)]].copy()
         boxes[:, 0] = (np.cumsum(chosen) - 1)[boxes[:, 0].astype(int)]
         own = {"ids": self.ids[chosen], "paths": self.paths[chosen], "boxes": boxes, **self._some(chosen)}
-        return replace(self, split=split, **own)
+        arrived = None if self.arrived is None else self.arrived[chosen]
+        return replace(self, split=split, parts=(), arrived=arrived, **own)
 
     def select_classes(self, names: tuple[str, ...]) -> MultiLabelDataset:
         """The same images with the columns of ``names`` only; images without a label stay. DataError if unknown."""

@@ -26,7 +26,7 @@ from .kept import Kept
 from .loading import Pixels
 from .overlap import image_key
 from .room import Want, check_room, said
-from .store import ImageStore
+from .store import ImageStore, Several, parted
 
 BLOCK = 128  # images that are computed at a time
 SETTLE = 1.0  # seconds after which what was computed is written down for good
@@ -94,6 +94,10 @@ class FeatureStore:
             places = np.flatnonzero(views == view)
             out[torch.from_numpy(places)] = self._tensor(self.files[view].array()[rows[places]])
         return out
+
+    def has(self, rows: np.ndarray) -> bool:
+        """Are those of all rows (m,) there, not augmented?"""
+        return self.files[0].whole() and bool(self.files[0].have(rows).all())
 
     def ensure(self, rows: np.ndarray, view: int = 0) -> None:
         """Compute those of rows (m,) that are not there yet. DataError where the disk has no room for them."""
@@ -196,10 +200,47 @@ class FeatureStore:
         return Kept(path, (len(self.dataset), *self.maker.shape), kind, content)
 
 
+class SeveralFeatures(FeatureStore):
+    """Features of several data sets under one row number, each with files of its own."""
+
+    def __init__(self, images: Several, stores: list[FeatureStore]):
+        self.images, self.stores, first = images, stores, stores[0]
+        self.maker, self.views, self.tell = first.maker, first.views, first.tell
+
+    def rows(self, rows: np.ndarray, views: np.ndarray | None = None) -> Tensor:
+        out = torch.empty((len(rows), *self.maker.shape), dtype=self.maker.dtype)
+        for store, places, own in parted(self.dataset, self.stores, rows):
+            out[torch.from_numpy(places)] = store.rows(own, None if views is None else views[places])
+        return out
+
+    def has(self, rows: np.ndarray) -> bool:
+        return all(store.has(own) for store, _, own in parted(self.dataset, self.stores, rows))
+
+    def ensure(self, rows: np.ndarray, view: int = 0) -> None:
+        for store, _, own in parted(self.dataset, self.stores, rows):
+            store.ensure(own, view)
+
+
+def feature_store(
+    images: ImageStore, maker: Maker, augmentation: str = "none", views: int = 0, tell: Teller | None = None,
+    folder: Path | None = None,
+) -> FeatureStore:  # fmt: skip
+    """`FeatureStore`, or one for each part of data that have grown."""
+    how = maker, augmentation, views, tell, folder
+    if isinstance(images, Several):
+        return SeveralFeatures(images, [FeatureStore(store, *how) for store in images.stores])
+    return FeatureStore(images, *how)
+
+
+def _each(stores: Iterable[FeatureStore]) -> list[FeatureStore]:
+    """Those that have files."""
+    return [one for store in stores for one in (store.stores if isinstance(store, SeveralFeatures) else [store])]
+
+
 def say_sizes(stores: Iterable[FeatureStore], log: Callable[[str], None]) -> None:
     """Before anything is computed: what the features take on disk and what of them is there. DataError where the disk
     has no room for the rest."""
-    stores = list({store.files[0].path: store for store in stores}.values())
+    stores = list({store.files[0].path: store for store in _each(stores)}.values())
     for store in stores:
         each, n = store.files[0].size // max(len(store.dataset), 1), len(store.dataset)
         kind = "means" if store.pooled else "maps of " + " x ".join(map(str, store.maker.shape[1:]))
@@ -216,7 +257,7 @@ def say_sizes(stores: Iterable[FeatureStore], log: Callable[[str], None]) -> Non
 
 def wanted(stores: Iterable[FeatureStore]) -> list[Want]:
     """What the disk has yet to set aside for the files of some stores, which may share some."""
-    files = {file.path: file for store in stores for file in store.files}
+    files = {file.path: file for store in _each(stores) for file in store.files}
     return [Want("the features", file.path.parent, file.missing) for file in files.values()]
 
 

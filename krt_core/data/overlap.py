@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from ..errors import DataError
 from ..machine.home import atomic_write, data_dir, file_digest
 from .dataset import MultiLabelDataset
@@ -76,12 +78,25 @@ def key_of(dataset: MultiLabelDataset, stats: Iterable[os.stat_result]) -> str:
     return digest.hexdigest()[:16]
 
 
+def present(dataset: MultiLabelDataset) -> np.ndarray:
+    """(n,) bool: which images are there."""
+    paths = [str(dataset.path(row)) for row in range(len(dataset))]
+    return np.array([found is not None for found in at_once(_stat, paths)], dtype=bool)
+
+
 def _stat(path: str) -> os.stat_result | None:
     with contextlib.suppress(OSError, ValueError):
         found = os.stat(path)
         if stat.S_ISREG(found.st_mode):
             return found
     return None
+
+
+def rows_of_both(one: MultiLabelDataset, other: MultiLabelDataset) -> list[int]:
+    """Rows of the other's images that are in the first, too: the same file, or another of the same content. DataError
+    for images that are not there."""
+    stats, others = look(one), look(other)
+    return _shared(one, other, stats, others, [key_of(one, stats), key_of(other, others)])
 
 
 def _shared(

@@ -8,9 +8,10 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -113,6 +114,49 @@ class ImageStore:
                     progress(what, int(done.sum()), len(done))
         os.replace(part, path)
         done_path.unlink()
+
+
+class Several(ImageStore):
+    """Images of several data sets under one row number, each with a cache of its own that other runs may have made."""
+
+    def __init__(self, dataset: MultiLabelDataset, stores: list[ImageStore]):
+        self.dataset, self.stores = dataset, stores
+        first = stores[0]
+        self.size, self.stored, self.workers = first.size, first.stored, first.workers
+        self.key = " ".join(store.key for store in stores)
+        self.missing = sum(store.missing for store in stores)
+
+    def rows(self, rows: np.ndarray) -> np.ndarray:
+        out = np.empty((len(rows), self.size, self.size, 3), np.uint8)
+        for store, places, own in parted(self.dataset, self.stores, rows):
+            out[places] = store.rows(own)
+        return out
+
+
+Part = TypeVar("Part")
+
+
+def parted(
+    dataset: MultiLabelDataset, of: Sequence[Part], rows: np.ndarray
+) -> Iterator[tuple[Part, np.ndarray, np.ndarray]]:
+    """For each part of a data set that has some of the rows (m,): what is ``of`` it, their places among ``rows``, and
+    their rows in the part."""
+    starts = np.cumsum([0, *(len(part) for part in dataset.parts)])
+    for one, start, stop in zip(of, starts, starts[1:], strict=False):
+        places = np.flatnonzero((start <= rows) & (rows < stop))
+        if len(places):
+            yield one, places, rows[places] - start
+
+
+def image_store(
+    dataset: MultiLabelDataset, size: int, cache: bool = True, workers: int = 0, progress: Progress | None = None,
+    cache_size: int = 0, key: str = "", build: bool = True,
+) -> ImageStore:  # fmt: skip
+    """`ImageStore`, or one for each part of data that have grown."""
+    if not dataset.parts:
+        return ImageStore(dataset, size, cache, workers, progress, cache_size, key, build)
+    how = size, cache, workers, progress, cache_size
+    return Several(dataset, [ImageStore(part, *how, build=build) for part in dataset.parts])
 
 
 def is_whole(path: Path, shape: tuple[int, ...], dtype: type) -> bool:

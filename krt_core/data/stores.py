@@ -15,7 +15,7 @@ from .features import Teller
 from .overlap import key_of, look, look_at
 from .room import Want
 from .stamp import image_stamp
-from .store import ImageStore
+from .store import ImageStore, image_store
 
 WAYS_OUT = (
     "choose another KRT_HOME, fewer pixels in the cache (data.cache_size) or fewer data.views, or keep nothing: with "
@@ -51,8 +51,8 @@ def images_of(train: MultiLabelDataset, held: np.ndarray, test: MultiLabelDatase
 def planned_stores(config: Data, halves: Halves, images: Images) -> tuple[ImageStore, ImageStore]:
     """Those of `open_stores`, before anything is decoded."""
     how = config.image_size, config.cache, config.workers, None, config.cache_size
-    train = ImageStore(halves.train, *how, images.keys[0], build=False)
-    return train, train if halves.test is None else ImageStore(halves.test, *how, images.keys[1], build=False)
+    train = image_store(halves.train, *how, images.keys[0], build=False)
+    return train, train if halves.test is None else image_store(halves.test, *how, images.keys[1], build=False)
 
 
 def decoded(stores: tuple[ImageStore, ImageStore]) -> list[Want]:
@@ -74,5 +74,5 @@ def open_stores(
         tell.log(f"data: {note}")
     how = config.image_size, config.cache, config.workers, tell.decoding, config.cache_size
     with world.main_first():
-        store = ImageStore(train, *how, images.keys[0])
-        return store, store if test is None else ImageStore(test, *how, images.keys[1])
+        store = image_store(train, *how, images.keys[0])
+        return store, store if test is None else image_store(test, *how, images.keys[1])

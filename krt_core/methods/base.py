@@ -64,7 +64,7 @@ class Context:
     def growth(self) -> float:
         """C / increment, by whose root the distillation of KRT and POD is weighed."""
         own = self.session.stop - self.session.start
-        return self.session.stop / (self.protocol.increment or own)
+        return self.session.stop / (self.protocol.increment or own or self.session.stop)
 
     def ask_old(self, images: Tensor, with_stages: bool = False) -> Output:
         """What the old model says to images (B, 3, S, S): plain numbers without gradient."""
@@ -100,6 +100,7 @@ class Method:
     replays: ClassVar[bool] = True  # are exemplars mixed into later sessions, when replay is configured?
     needs_exemplars: ClassVar[bool] = False  # is there nothing to it without them?
     asks_old_scores: bool = False  # does start_session use context.old_scores?
+    goes_on_from: ClassVar[tuple[str, ...]] = ()  # keys of `state` without which it cannot learn a further session
     needs_maps: ClassVar[bool | None] = None  # does it read the maps in an output's features, not just their mean?
     # Where it does not say so, one from outside the package is given whole maps
     knows_unknown: ClassVar[bool] = False  # can it learn where labels are unknown, -1? Each class says so for itself:
@@ -159,6 +160,10 @@ class Method:
     def remember(self, exemplars: np.ndarray) -> None:
         """Called where exemplars were chosen, after `end_session`: rows (m,) of the training set of all that are now
         stored. What is kept of them belongs into `state`."""
+
+    def renumber(self, rows: dict[int, int]) -> None:
+        """Called after `load_state` where the training set has other rows than it had: old row → new one, of all
+        exemplars."""
 
     # ---- answering ----
 

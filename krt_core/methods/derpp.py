@@ -74,6 +74,11 @@ class DERpp(Finetune):
             logits[~before] = torch.from_numpy(self.context.logits(rows[~before].numpy()))
         self.rows, self.logits = rows, logits
 
+    def renumber(self, rows: dict[int, int]) -> None:
+        moved = torch.tensor([rows[row] for row in self.rows.tolist()], dtype=torch.int64)
+        order = moved.argsort()
+        self.rows, self.logits = moved[order], self.logits[order]
+
     @staticmethod
     def _indices(chosen: np.ndarray, like: Tensor) -> Tensor:
         return move(torch.from_numpy(np.flatnonzero(chosen)), like.device)

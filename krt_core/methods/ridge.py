@@ -59,6 +59,7 @@ class Ridge(Method):
     Options: ClassVar[type] = RidgeOptions
     paper = "Zhuang et al., NeurIPS 2022; McDonnell et al., NeurIPS 2023"
     stores = "sums over all images: Σφφᵀ, Σφ, Σφyᵀ, Σy"
+    goes_on_from = ("sums",)
     knows_unknown = True
 
     def __init__(self, options: RidgeOptions | L3AOptions | CensusOptions, experiment: Experiment):
@@ -114,9 +115,10 @@ class Ridge(Method):
     def _weights(self, context: Context, labels: Tensor) -> Tensor:
         """(m,) what each image counts for: ``rare``, the more, the rarer those of the session's classes are that it
         shows."""
-        if self.options.weights == "equal":
+        own = context.session.columns
+        if self.options.weights == "equal" or own.start == own.stop:
             return labels.new_ones(len(labels))
-        return rare_weights(context, labels[:, context.session.columns])
+        return rare_weights(context, labels[:, own])
 
     def _repeated(self, context: Context, rows: np.ndarray) -> Tensor:
         """(m,) bool: which images are not to be counted again, only their labels?"""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import Experiment
-from ..data.features import FeatureStore, Teller, say_sizes, wanted
+from ..data.features import FeatureStore, Teller, feature_store, say_sizes, wanted
 from ..data.room import Want
 from ..data.store import ImageStore
 from ..machine.device import Runtime
@@ -120,7 +120,7 @@ def _stores(
 ) -> tuple[FeatureStore, FeatureStore]:  # fmt: skip
     """Of training images, in views where there are any, and of test images."""
     how = experiment.train.augment, experiment.data.views
-    return FeatureStore(train, make, *how, tell, folder), FeatureStore(test, make, tell=tell, folder=folder)
+    return feature_store(train, make, *how, tell, folder), feature_store(test, make, tell=tell, folder=folder)
 
 
 def features_of(network: Network, runtime: Runtime, what: What) -> Features:

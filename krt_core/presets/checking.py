@@ -37,6 +37,8 @@ def convert(kind: Any, value: Any, key: str, where: str) -> Any:
             raise ConfigError(f"{where}: unknown key {shown(dotted)}.{did_you_mean(shown(name), hints)}")
         if dataclasses.is_dataclass(hints[name]):
             item = convert(hints[name], item, dotted, where)
+        elif (of := typing.get_args(hints[name])) and dataclasses.is_dataclass(of[0]) and isinstance(item, list):
+            item = tuple(convert(of[0], one, f"{dotted}[{i}]", where) for i, one in enumerate(item))
         elif hints[name] is float and isinstance(item, str):
             with contextlib.suppress(ValueError):
                 item = float(item)

@@ -32,6 +32,9 @@ def check_together(experiment: Any, where: str) -> None:
         "replay.power is of replay.selection=prs and ocdm": replay.power and not online,
         "protocol takes order or order_seed, not both": e.protocol.order and e.protocol.order_seed is not None,
         "protocol takes sizes or base, not both": e.protocol.sizes and e.protocol.base,
+        "protocol.sizes must be at least 1 each": 0 in e.protocol.sizes[: len(e.protocol.sizes) - len(e.data.added)],
+        "data.added needs protocol.sizes, one for each session": e.data.added
+        and len(e.protocol.sizes) <= len(e.data.added),
         "data.views needs model.freeze or tune_from, data.features and an augmentation": e.data.views and not views,
         "model.tune_from has no say with model.freeze=all": e.model.tune_from and e.model.freeze == "all",
         "model.expand is of the linear head": e.model.expand and e.head != "linear",

@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ..config import Experiment
 from ..errors import RunError
 from ..machine.device import Runtime
 from ..memory import Memory
 from ..methods import Method
 from ..model import Network
-from ..protocol import Protocol
+from ..protocol import Protocol, Shown, seen_frequency, shown_by
 from .folder import Ahead, Run
 from .starts import about_start, check_made_with, facts, mixed_of, precision_of
 
@@ -41,6 +43,44 @@ class Continuing:
         # Numbers in `Run.starts` of those that make the session in work; alike ones go by the number of the first.
         self.starts: list[int] = []
 
+    # ---- of a run that `krt extend` has grown ----
+
+    @property
+    def grown(self) -> bool:
+        return bool(self.run.experiment.data.added)
+
+    @property
+    def exemplars(self) -> list[str]:
+        """Ids of what the sessions before the last have stored and the last is to replay."""
+        replay = self.run.experiment.replay
+        if not self.grown or not self.finished or not (replay.per_class or replay.budget):
+            return []
+        return [one for ids in self.run.session_state(self.finished - 1)["exemplar_ids"] for one in ids]
+
+    @property
+    def weights(self) -> dict[str, Any] | None:
+        """What its first weights were: they are not needed again."""
+        return self.run.session_state(0)["weights"] if self.grown else None
+
+    def shown(self, protocol: Protocol, labels: np.ndarray, index: int) -> Shown:
+        """What the sessions up to this one have shown, see `shown_by`; of a run that has grown earlier ones have said
+        so themselves: NaN where a folder of an older version does not."""
+        if not self.grown:
+            return shown_by(protocol, labels, index)
+        if index + 1 == len(protocol.sessions):
+            return shown_by(protocol, labels, index, self.shown(protocol, labels, index - 1))
+        nothing = [np.nan] * protocol.sessions[index].stop
+        said = self.run.session_state(index).get("shown") or {"counts": nothing, "images": nothing}
+        return Shown(np.array(said["counts"], float), np.array(said["images"], float))
+
+    def frequency(self, protocol: Protocol, labels: np.ndarray, index: int) -> np.ndarray:
+        """(C_old,) how often each old class was shown before a session, as a share of images."""
+        if protocol.arrival(index):
+            return self.shown(protocol, labels, index - 1).frequency
+        return seen_frequency(protocol, labels, index)
+
+    # ---- of any ----
+
     def check(self, now: dict[str, Any]) -> None:
         """RunError if what the run was begun with is not what this start has (see `made_with_of`)."""
         self.now = self.made_with = now
@@ -48,6 +88,7 @@ class Continuing:
             return
         state, newest = self.resume or self.run.session_state(self.finished - 1), self.run.starts[-1:]
         begun = state.get("made_with") or {}
+        newest = [start for start in newest if not start.get("inherited")]
         recorded = [start.get("made_with") or {} for start in newest]
         if precision := precision_of(newest):  # which folders of older versions tell, too
             recorded.append({"precision": precision})
@@ -56,15 +97,18 @@ class Continuing:
         if begun:  # sessions of a folder of an older version go on saying what its first ones did
             self.made_with = {key: value for key, value in now.items() if key in begun}
 
-    def restore(self, model: Network, method: Method, memory: Memory, protocol: Protocol, main: bool) -> Ahead | None:
+    def restore(
+        self, model: Network, method: Method, memory: Memory, protocol: Protocol, ids: np.ndarray, main: bool
+    ) -> Ahead | None:
         """Bring a model that was grown as far, method and memory to where the run was left off; returns what the model
-        had said to the images of the session to come. The main process forgets what lies after that place."""
+        had said to the images of the session to come. The main process forgets what lies after that place. ids (n,) of
+        the training images."""
         run, finished, resume = self.run, self.finished, self.resume
         ahead = None
         if finished:
             model.load_state_dict(run.model_state(finished - 1))
             method.load_state(run.method_state(finished - 1))
-            memory.load_state(run.session_state(finished - 1)["memory"])
+            self._remember(memory, method, ids)
             with contextlib.suppress(RunError):  # a damaged one is made again
                 ahead = run.ahead(finished - 1)
         learned = protocol.sessions[finished - 1].stop if finished else 0
@@ -79,6 +123,17 @@ class Continuing:
         if resume or (finished and finished < len(protocol.sessions)):
             self.log(f"continuing at session {finished + 1}, epoch {epoch + 1}")
         return ahead
+
+    def _remember(self, memory: Memory, method: Method, ids: np.ndarray) -> None:
+        state = self.run.session_state(self.finished - 1)
+        if not self.grown:
+            memory.load_state(state["memory"])
+        elif self.exemplars:
+            row_of = {one: row for row, one in enumerate(ids.tolist())}  # rows count other images than they did
+            memory.load_state(state["memory"])
+            were = memory.images.tolist()
+            memory.renumber([[row_of[one] for one in stored] for stored in state["exemplar_ids"]])
+            method.renumber(dict(zip(were, memory.images.tolist(), strict=True)))
 
     def record(self, experiment: Experiment, runtime: Runtime, weights: dict[str, Any]) -> None:
         """Write down this start and what it asks for, and say in what it differs from the one before."""

@@ -141,7 +141,7 @@ class Run(Reader):
         }
         atomic_write(folder / "model.safetensors", save(_plain(tensors), header))
         scores.write(folder / "scores.npz")
-        ap = ap_of_session(self._protocol(state["classes"]), session, scores.scores, scores.labels)
+        ap = ap_of_session(self._protocol(state["classes"]), session, scores.scores, scores.labels, scores.ids)
         write_ap(folder / "ap.npz", ap)
         if ahead is not None:
             ahead.write(folder / "ahead.npz")

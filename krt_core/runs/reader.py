@@ -169,7 +169,7 @@ class Reader:
         return self._protocol(self.session_state(0)["classes"])
 
     def _protocol(self, classes: list[str]) -> Protocol:
-        made = protocol_of(self.experiment.protocol, tuple(sorted(classes)))
+        made = protocol_of(self.experiment.protocol, tuple(sorted(classes)), len(self.experiment.data.added))
         if list(made.classes) != classes:
             raise RunError(f"{self.folder}: the stored class order does not follow from its protocol.")
         return made
@@ -223,7 +223,7 @@ class Reader:
             if all(ap.shape == (self.protocol.sessions[session].stop,) for ap in found.values()):
                 return found
         scores = self.scores(session)
-        return ap_of_session(self.protocol, session, scores.scores, scores.labels)
+        return ap_of_session(self.protocol, session, scores.scores, scores.labels, scores.ids)
 
     @cached_property
     def ap_tables(self) -> dict[str, np.ndarray]:

@@ -23,7 +23,7 @@ STATE = {
     "peak_memory_mb": NUMBER, "metrics": {str: NUMBER, "AP_seen": {str: NUMBER}}, "method": dict, "memory": dict,
     "exemplar_ids": [[str]], "weights": WEIGHTS, "made_with": (MADE_WITH, None), "starts": [int],
     "replayed_images": int, "reported_epoch": int, "epoch_chosen_on": str, "oracle": bool,
-    "exemplar_bytes": NUMBER, "method_bytes": NUMBER,
+    "exemplar_bytes": NUMBER, "method_bytes": NUMBER, "shown": {str: [NUMBER]}, "inherited": str,
 }  # fmt: skip
 SUMMARY = {
     "method": str, "dataset": str, "protocol": str, "seed": int, "average_mAP": NUMBER, "last_mAP": NUMBER,
@@ -36,7 +36,7 @@ SUMMARY = {
 START = {
     "python": str, "versions": {str: str}, "hardware": {str: (str, int, float, type(None))}, "host": str,
     "commit": TEXT, "reasons": {str: str}, "weights": (WEIGHTS, None), "at": str, "augmentation": TEXT, "code": OBJECT,
-    "made_with": (MADE_WITH, None), "oracle": bool,
+    "made_with": (MADE_WITH, None), "oracle": bool, "inherited": bool,
 }  # fmt: skip
 ENVIRONMENT = {**START, "starts": [START]}
 EPOCH = {"session": int, "epoch": int, str: (int, float, str, bool, type(None), list, dict), "loss": NUMBER,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.grown import arrived_of
 from ..machine.cpu import falling_order
 from ..metrics import precision_in_order
 from ..protocol import Protocol
@@ -38,14 +39,18 @@ def summary_of(states: list[dict[str, Any]], lost: dict[str, float]) -> dict[str
     }
 
 
-def ap_of_session(protocol: Protocol, session: int, scores: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """AP (C seen,) after a session by pool of test images; scores (n, ≥ C seen), labels (n, C).
+def ap_of_session(
+    protocol: Protocol, session: int, scores: np.ndarray, labels: np.ndarray, ids: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """AP (C seen,) after a session by pool of test images; scores (n, ≥ C seen), labels (n, C), ids (n,).
 
     ``fixed``: the whole test set after every session; ``seen``: images with a class seen so far; ``own``: images with a
-    class of the scored class's own session.
+    class of the scored class's own session. Of a run that has grown (then ids are needed), ``fixed`` is the test images
+    that were there when a class was learned, and the AP of a class that none of them shows is NaN.
     """
     stop = protocol.sessions[session].stop
     found = {pool: np.zeros(stop) for pool in POOLS}
+    arrived = arrived_of(ids) if protocol.added and ids is not None else None
     present = np.ascontiguousarray(labels.T)
     seen = np.asarray((present[:stop] > 0).any(axis=0))
     for earlier in protocol.sessions[: session + 1]:
@@ -53,8 +58,10 @@ def ap_of_session(protocol: Protocol, session: int, scores: np.ndarray, labels: 
         for c in range(earlier.start, earlier.stop):
             order = falling_order(np.ascontiguousarray(scores[:, c]))  # sorted once for all pools
             ranked = present[c][order]
-            for pool, chosen in (("fixed", slice(None)), ("seen", seen[order]), ("own", own[order])):
-                found[pool][c] = precision_in_order(ranked[chosen])
+            fixed = slice(None) if arrived is None else (arrived <= protocol.arrival(earlier.index))[order]
+            for pool, chosen in (("fixed", fixed), ("seen", seen[order]), ("own", own[order])):
+                of = ranked[chosen]
+                found[pool][c] = np.nan if arrived is not None and not (of > 0).any() else precision_in_order(of)
     return found
 
 

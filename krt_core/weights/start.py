@@ -17,15 +17,19 @@ from .fit import load_backbone
 
 
 def first_network(
-    experiment: Experiment, runtime: Runtime, allow_leak: bool, log: Callable[[str], None]
+    experiment: Experiment,
+    runtime: Runtime,
+    allow_leak: bool,
+    log: Callable[[str], None],
+    known: dict[str, Any] | None = None,
 ) -> tuple[Network, dict[str, Any]]:
     """The network before its first session, and what its first weights are (see `load_backbone`).
 
     What speaks against them is logged. Raises CheckpointError where they are not to be had, or have seen the labels to
-    be learned and ``allow_leak`` is not said.
+    be learned and ``allow_leak`` is not said. known: what they are, of a run whose weights replace them anyway.
     """
     network = network_of(experiment)
-    about = load_backbone(network.backbone, experiment.model, allow_leak)
+    about = load_backbone(network.backbone, experiment.model, allow_leak) if known is None else known
     if about.get("trained_on", "").startswith("unknown"):
         log(f"{about['file']}: what it was trained on is unknown, so it may know labels to be learned")
     for note in about.get("notes", ()):

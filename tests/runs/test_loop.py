@@ -234,7 +234,7 @@ def test_disjoint_images_must_leave_every_class_one_in_training_alone(tiny, coco
 def test_the_log_begins_with_what_there_is(tiny, tmp_path, monkeypatch):
     original = session_module.open_halves
 
-    def noted(section):
+    def noted(section, exemplars):
         train, held, test = original(section)
         halves = [dataclasses.replace(half, notes=(f"a note on {half.split}",)) for half in (train, test)]
         return Halves(halves[0], held, halves[1])
