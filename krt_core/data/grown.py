@@ -59,7 +59,7 @@ class Grown:
                 f"{self.config.added[-1].root}: nothing is there to test on, neither images of these data nor of those "
                 "before. Hold some of them out, such as test=0.2."
             )
-        arrived = np.where(out, -1, learned.arrived)  # what is held out comes with no session
+        arrived = np.where(out, -1, np.asarray(learned.arrived))  # what is held out comes with no session
         return replace(learned, notes=tuple(self.notes), arrived=arrived), out, self.joined(tests, "test")
 
     def whole(self, split: Split) -> MultiLabelDataset:
@@ -161,7 +161,10 @@ class Grown:
         """Data sets one below the other, with the columns of all classes; what they are not annotated with is unknown,
         unless they are said to be complete: then of the classes known by then it is absent."""
         classes = self.classes()
-        labels, unknown, boxes, start = [], [], [], 0
+        labels: list[np.ndarray] = []
+        unknown: list[np.ndarray] = []
+        boxes: list[np.ndarray] = []
+        start = 0
         for part in parts:
             columns = np.array([classes.index(name) for name in part.classes], dtype=np.int64)
             own, not_known = np.zeros((len(part), len(classes)), bool), np.ones((len(part), len(classes)), bool)
@@ -175,7 +178,8 @@ class Grown:
             moved = part.boxes.copy()
             moved[:, 0] += start
             moved[:, 1] = columns[moved[:, 1].astype(int)] if len(moved) else moved[:, 1]
-            labels.append(own), unknown.append(not_known), boxes.append(moved)
+            for kind, found in ((labels, own), (unknown, not_known), (boxes, moved)):
+                kind.append(found)
             start += len(part)
         last, every = parts[-1], np.concatenate(unknown)
         arrived = [np.zeros(len(part), np.int64) if part.arrived is None else part.arrived for part in parts]
