@@ -177,8 +177,8 @@ class Method:
         """Take back what `state` gave, or the main process's: before start_session when resumed, and again after it."""
 
     def reopen(self, model: Network, state: dict[str, Any]) -> None:
-        """Be as it was after a session, to answer outside of a training: by `scores` alone, for ``model`` as it was then.
-        ``state`` is what `state` gave. One whose modules grow in `start_session` lets them grow here, too."""
+        """Be as it was after a session, to answer outside of a training: by `scores` alone, for ``model`` as it was
+        then. ``state`` is what `state` gave. One whose modules grow in `start_session` lets them grow here, too."""
         if state:
             self.load_state(state)
 

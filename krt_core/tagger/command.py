@@ -24,11 +24,12 @@ PREDICT = (
     arg("--csv", metavar="FILE", help="a row a photo: path, tags, and the probability of each class"),
     arg("--json", metavar="FILE", help="a list with an object a photo"),
     arg("--top", type=number(1), metavar="N", help="the N most probable classes, named or not"),
-    arg("--threshold", default="calibrated", help="calibrated (each class has its own), or a number for all; default: calibrated"),
+    arg("--threshold", default="calibrated", help="a number for all classes; default: each class's own, as calibrated"),
     arg("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one"),
 )  # fmt: skip
 EXPORT = (
-    arg("run", help="run folder"), arg("file", help="the file to write; its ending says what: .onnx, .pt2 or .pth"), SESSION,
+    arg("run", help="run folder"), SESSION,
+    arg("file", help="the file to write; its ending says what: .onnx, .pt2 or .pth"),
 )  # fmt: skip
 
 

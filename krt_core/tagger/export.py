@@ -32,6 +32,7 @@ from ..runs.folder import Run
 from ..runs.starts import precision_of
 from .program import Program
 from .scorer import Scorer, reopened
+from .tagger import reported_before
 
 IMAGES, TOLERANCE = 64, 1e-4  # test images to compare on, and the largest difference that is let pass
 RESIZE = (
@@ -71,10 +72,12 @@ def export(run: Run, session: int, path: str | Path) -> Exported:
     except KRTError:
         raise
     except Exception as error:  # whatever exporters raise
+        while error.__cause__ is not None:  # the first of them says what it is
+            error = error.__cause__
         reason = next(iter(str(error).strip().splitlines()), "")
         raise RunError(
-            f"The model of {run.folder.name} (method {run.experiment.method}, {run.experiment.model.backbone}) cannot be "
-            f"written as {path.suffix} ({type(error).__name__}: {reason}). Its tags are to be had by krt predict."
+            f"The model of {run.folder.name} (method {run.experiment.method}, {run.experiment.model.backbone}) cannot "
+            f"be written as {path.suffix} ({type(error).__name__}: {reason}). Its tags are to be had by krt predict."
         ) from None
     scorer = Scorer(run, session, runtime)
     images, rows, what = images_to_compare(run, session)
@@ -138,13 +141,14 @@ def images_to_compare(run: Run, session: int) -> tuple[Tensor, np.ndarray | None
 def _beside_stored(run: Run, session: int, scores: np.ndarray, rows: np.ndarray) -> str:
     """How far the scores are from those that the run wrote down, and what that is owed to."""
     apart = float(np.abs(scores - run.scores(session).scores[rows]).max())
-    state, precision = run.session_state(session), precision_of(run.starts)
+    precision = precision_of(run.starts)
     reasons = [f"made in {precision}"] if precision not in (None, "float32") else []
-    if state.get("reported_epoch", run.experiment.train.epochs - 1) != run.experiment.train.epochs - 1:
-        reasons.append("made by another epoch than the last, whose weights the run keeps (train.report=best)")
+    if epoch := reported_before(run, session):
+        reasons.append(f"of epoch {epoch}, while the weights are of the last one: train.report=best")
     if not reasons and apart > TOLERANCE:
         reasons = ["made with other versions, images or weights than those that are here now"]
-    return f"from the scores in {run.folder.name}: {apart:.2g}{f' ({chr(44).join(reasons)})' if reasons else ''}"
+    why = f" ({'; '.join(reasons)})" if reasons else ""
+    return f"from the scores in {run.folder.name}: {apart:.2g}{why}"
 
 
 def _in_parts(answer: Answer, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

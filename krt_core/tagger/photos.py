@@ -1,4 +1,4 @@
-"""Photos that no data set names: found by file, folder or pattern, and brought to pixels as those of a training were."""
+"""Photos that no data set names: found by file, folder or pattern, and decoded as those of a training were."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Scorer:
         given = images
         if self.features is not None:
             given = self.features.of(images)
-            given = full_precision(given) if given.shape[-1] == 1 else given
+            given = full_precision(given) if given.shape[-1] == 1 else given.contiguous()  # as they come from disk
         with self.runtime.autocast():
             said = self.method.scores(self.network, given)
         found = said[:, : self.classes].float().cpu().numpy()
@@ -60,8 +60,8 @@ def reopened(run: Run, session: int, runtime: Runtime) -> tuple[Network, Method]
     model = run.session_folder(session) / "model.safetensors"
     if not model.is_file():
         raise RunError(
-            f"{model} is missing, and without its weights a model names nothing. Copy it from where the run was made, or "
-            f"{run.way_out(session)}"
+            f"{model} is missing, and without its weights a model names nothing. Copy it from where the run was made, "
+            f"or {run.way_out(session)}"
         )
     network = load_model(run, session)
     network.backbone.compiled = False  # a few photos are done before a compiler is
@@ -87,6 +87,6 @@ def _try(method: Method, network: Network, runtime: Runtime) -> None:
     except Exception as error:
         kind = type(method).__name__
         raise RunError(
-            f"method {kind} cannot answer outside of a training ({type(error).__name__}: {error}): what its scores need "
-            f"must be there after load_state, or be made by a {kind}.reopen (docs/your_method.md)."
+            f"method {kind} cannot answer outside of a training ({type(error).__name__}: {error}): what its scores "
+            f"need must be there after load_state, or be made by a {kind}.reopen (docs/your_method.md)."
         ) from None

@@ -120,10 +120,12 @@ class Tagger:
     def notes(self) -> tuple[str, ...]:
         """What is to be said before any of its tags."""
         made, planned = self.run.finished_sessions, len(self.run.protocol.sessions)
+        epoch = reported_before(self.run, self.session)
         return (
             *([f"LEAK: {self.leak}"] if self.leak else []),
             *(["ORACLE: the method was shown true labels of old classes"] if self.run.oracle else []),
             *([f"the run is not finished: it has {made} of {planned} sessions"] if made < planned else []),
+            *([f"its numbers are of epoch {epoch}, its weights of the last one (train.report=best)"] if epoch else []),
         )
 
     def __repr__(self) -> str:
@@ -146,6 +148,13 @@ def which_session(run: Run, session: int | None) -> int:
             f"{'' if run.done else f' of {len(run.protocol.sessions)}'}."
         )
     return session
+
+
+def reported_before(run: Run, session: int) -> int | None:
+    """The epoch, 1 is the first, whose scores the run wrote down, where that is not the last, whose weights it has."""
+    last = run.experiment.train.epochs - 1
+    epoch = run.session_state(session).get("reported_epoch", last)
+    return None if epoch == last else epoch + 1
 
 
 def thresholds_of(threshold: str | float, calibrated: np.ndarray) -> np.ndarray:
