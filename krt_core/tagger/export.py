@@ -8,7 +8,7 @@ unless the file, read again, says what the run's own model says.
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import json
 import logging
