@@ -54,6 +54,7 @@ if TYPE_CHECKING:  # what `_PLACES` says, for editors and type checkers
     from .protocol import Protocol
     from .runs.folder import Run as Run
     from .runs.folder import find_runs as find_runs
+    from .tagger.tagger import Tagger as Tagger
     from .weights.convert import load_model as load_model
 
 __version__ = "0.2.0"
@@ -68,6 +69,7 @@ _PLACES = {  # name → module, or module:attribute
     "Run": "runs.folder:Run",
     "find_runs": "runs.folder:find_runs",
     "load_model": "weights.convert:load_model",
+    "Tagger": "tagger.tagger:Tagger",
     "analysis": "lab.analysis",
     "figures": "lab.figures",
     "report": "lab.report",

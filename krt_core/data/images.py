@@ -22,37 +22,41 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits of a grey value
 OVER = {"P": "RGBA", "PA": "RGBA", "RGBa": "RGBA", "La": "LA"}  # modes that reach RGB in two steps
 
 
-def load_image(path: Path, size: int) -> np.ndarray:
-    """Decode and resize (bilinear) to (size, size, 3) uint8; raises DataError naming a missing or broken file.
+def load_image(path: Path, size: int, listed: bool = True) -> np.ndarray:
+    """Decode and resize (bilinear) to (size, size, 3) uint8, as `pixels`; raises DataError naming a missing or broken
+    file. listed: do annotations name it, which the error then says?"""
+    check_file(path, listed)
+    try:
+        with Image.open(path) as image:
+            return pixels(image, size)
+    except Exception as error:  # each format's reader has errors of its own for broken files
+        way_out = " Replace it or remove it from the annotations." if listed else ""
+        raise DataError(f"Image {path} cannot be read ({_reason(path, error)}).{way_out}") from None
+
+
+def pixels(image: Image.Image, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 of an image of any mode; what its reader raises where it is broken.
 
     The image is turned as its EXIF orientation says, which is how cameras mean it and labelling tools show it. Of
     several frames it is the first; transparency is left out. Grey values of more than 8 bits are scaled, as `_shallow`.
     """
-    check_file(path)
-    try:
-        with Image.open(path) as image:
-            if image.format == "EPS":  # Pillow would have another program run what the file says
-                raise ValueError("EPS is a program, not an image")
-            deep = ";16" in str([tile[3] for tile in image.tile])  # taken out by loading
-            image.load()
-            if deep and image.mode in ("RGB", "RGBA", "LA"):
-                _check_depth(image)
-            return resize(_upright(_rgb(image), image), size)
-    except Exception as error:  # each format's reader has errors of its own for broken files
-        reason = _reason(path, error)
-        raise DataError(
-            f"Image {path} cannot be read ({reason}). Replace it or remove it from the annotations."
-        ) from None
+    if image.format == "EPS":  # Pillow would have another program run what the file says
+        raise ValueError("EPS is a program, not an image")
+    deep = ";16" in str([tile[3] for tile in getattr(image, "tile", ())])  # taken out by loading
+    image.load()
+    if deep and image.mode in ("RGB", "RGBA", "LA"):
+        _check_depth(image)
+    return resize(_upright(_rgb(image), image), size)
 
 
-def check_file(path: Path) -> None:
-    """DataError unless an image is there: a file, not a folder or pipe."""
+def check_file(path: Path, listed: bool = True) -> None:
+    """DataError unless an image is there: a file, not a folder or pipe. listed: see `load_image`."""
     try:
         mode = path.stat().st_mode
     except PermissionError as error:
         raise DataError(f"Image {path} cannot be read ({error.strerror}). Change its permissions.") from None
     except (OSError, ValueError):
-        raise DataError(f"Image {path} is missing, though the annotations list it.") from None
+        raise DataError(f"Image {path} is missing{', though the annotations list it' if listed else ''}.") from None
     if not stat.S_ISREG(mode):
         raise DataError(f"Image {path} is {'a folder' if stat.S_ISDIR(mode) else 'a device'}, not a file.")
 

@@ -181,6 +181,12 @@ class Method:
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave, or the main process's: before start_session when resumed, and again after it."""
 
+    def reopen(self, model: Network, state: dict[str, Any]) -> None:
+        """Be as it was after a session, to answer outside of a training: by `scores` alone, for ``model`` as it was
+        then. ``state`` is what `state` gave. One whose modules grow in `start_session` lets them grow here, too."""
+        if state:
+            self.load_state(state)
+
     @classmethod
     def has_own(cls, name: str) -> bool:
         """Does the method define ``fit`` or ``scores`` itself?"""

@@ -7,6 +7,7 @@ that resume, several processes, tests and the best epoch take it along.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Experiment
-from ..errors import ConfigError
+from ..errors import ConfigError, RunError
 from ..machine.precision import full_precision
 from ..model import Network
 from ..model.ica import TokenMLP
@@ -70,7 +71,7 @@ class OwnHead(Method):
         if not hasattr(self, "head"):
             # Drawn anew in a resumed run, and replaced: the session's own classes must draw what they would have drawn.
             with torch.random.fork_rng(devices=(), enabled=index > 0):
-                self._make(context)
+                self._make(model, [s.stop - s.start for s in context.protocol.sessions[:index]])
         self.head.to(like)
         self._take_stored()
         self.old_head = copy.deepcopy(self.head).eval().requires_grad_(False) if index else None
@@ -78,12 +79,12 @@ class OwnHead(Method):
         self.head.to(like)
         self._take_stored()
 
-    def _make(self, context: Context) -> None:
-        """The head as it was before this session, with other numbers."""
-        height, width = context.model.backbone.grid
-        self.head = self.make_head(context.model.backbone.channels, height * width)
-        for session in context.protocol.sessions[: context.session.index]:
-            self.head.grow(session.stop - session.start)
+    def _make(self, model: Network, sizes: Sequence[int]) -> None:
+        """The head as it was after sessions of so many classes, with other numbers."""
+        height, width = model.backbone.grid
+        self.head = self.make_head(model.backbone.channels, height * width)
+        for classes in sizes:
+            self.head.grow(classes)
 
     def _take_stored(self) -> None:
         if stored := self._stored.pop(len(self.head.sizes), None):
@@ -112,6 +113,14 @@ class OwnHead(Method):
             self._stored[state["sessions"]] = state["head"]
         if hasattr(self, "head"):
             self._take_stored()
+
+    def reopen(self, model: Network, state: dict[str, Any]) -> None:
+        with torch.random.fork_rng(devices=()):  # what is drawn is replaced
+            self._make(model, model.session_sizes)
+        self.head.to(next(model.backbone.parameters())).eval().requires_grad_(False)
+        super().reopen(model, state)
+        if self._stored or not state:
+            raise RunError("The method's state holds no head of the model's classes.")
 
 
 def soft_distillation(logits: Tensor, old_logits: Tensor, labels: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class ClassQueries(GrowingHead):
     def embed(self, features: Tensor) -> Tensor:
         """Class embeddings (B, C, D) of maps (B, channels, h, w)."""
         tokens = self.projection(self.patches(features)) + self.position  # (B, N, D)
-        queries = torch.cat(list(self.queries)).expand(len(tokens), -1, -1)  # (B, C, D)
+        queries = torch.cat(list(self.queries)).expand(tokens.shape[0], -1, -1)  # (B, C, D)
         every = self.blocks(torch.cat([tokens, queries.to(tokens.dtype)], dim=1))
         return full_precision(self.norm(every[:, tokens.shape[1] :]))
 

@@ -56,7 +56,7 @@ class Lane(nn.Module):
         scores = full_precision(torch.einsum("bnc,sc->bsn", patches, self.selectors)) * patches.shape[-1] ** -0.5
         summaries = torch.einsum("bsn,bnc->bsc", scores.softmax(dim=-1).to(patches.dtype), patches)
         summed = self.projection(summaries)  # (B, S, D)
-        token = self.token.to(summed.dtype).expand(len(summed), -1, -1)
+        token = self.token.to(summed.dtype).expand(summed.shape[0], -1, -1)
         read = self.norm(self.block(torch.cat([token, summed], dim=1))[:, 0])  # (B, D)
         with torch.autocast(read.device.type, enabled=False):  # rounded to bfloat16, scores would tie
             return self.head(F.normalize(full_precision(read), dim=-1))

@@ -47,14 +47,18 @@ class Features:
         half = self.runtime.dtype in (torch.bfloat16, torch.float16)
         return torch.float16 if half and self.what == "means" else self.runtime.dtype
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         """Of images (B, 3, S, S) on the device, on the CPU."""
+        return self.of(images).cpu()
+
+    @torch.inference_mode()
+    def of(self, images: Tensor) -> Tensor:
+        """Of images (B, 3, S, S) on the device, there."""
         with self.runtime.autocast():
             features = self.network.backbone.below(images) if self.what == "cut" else self.network.backbone(images)
         if self.what == "means":
             features = full_precision(features).mean(dim=(2, 3), keepdim=True)
-        return features.to("cpu", self.dtype)
+        return features.to(self.dtype)
 
 
 def kept_features(
@@ -80,6 +84,20 @@ def kept_features(
             "pass the backbone in each epoch; with data.views=N, or augment=none, they do so once"
         )
     return stores
+
+
+def seen_in_tests(
+    network: Network, runtime: Runtime, method: Any, experiment: Experiment, session: int
+) -> Features | None:  # fmt: skip
+    """Makes what a run's heads were given of images in its tests after a session (0 is the first): the features that
+    `kept_features` keeps; None: the images themselves. The network is made to stand still where it did then."""
+    freeze = experiment.model.freeze
+    if freeze == "all" or method.has_own("fit") or (freeze == "first" and session):
+        network.freeze_backbone()
+    if not experiment.data.features or not (network.still or experiment.model.tune_from):
+        return None
+    what = _what(network, method, experiment) if network.still else "cut"
+    return Features(for_inference(network, runtime.dtype), runtime, what, "not kept")
 
 
 def room_wanted(

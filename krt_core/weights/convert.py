@@ -11,8 +11,10 @@ from pathlib import Path
 from ..config import Experiment
 from ..errors import RunError
 from ..machine.home import resolve
+from ..methods import Method, method_class
 from ..model import Network
 from ..model.network import build_network
+from ..runs.files import damaged
 from ..runs.folder import Run
 from .published import save_published
 
@@ -41,6 +43,19 @@ def load_model(run: Run, session: int) -> Network:
         raise RunError(f"{run.folder}: classes of session {session + 1} do not follow from the protocol.")
     model.leak = run.leak
     return model.eval()
+
+
+def load_method(run: Run, session: int, model: Network) -> Method:
+    """The method as it was after a session, to answer for that session's model (`load_model`); ConfigError where a
+    method outside the package is gone, RunError where its state does not fit."""
+    e, state = run.experiment, run.method_state(session)
+    method = method_class(e.method)(e.options, e)
+    try:
+        method.reopen(model, state)
+    except (KeyError, RuntimeError, RunError, ValueError) as error:
+        path = run.session_folder(session) / "state.json"
+        raise damaged(path, f"of another {e.method}: {error}", run.way_out(session)) from None
+    return method
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,37 @@
+"""The model of a run as one program: normalisation, network, the method's answer and calibration."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..methods import Method
+from ..model import Network
+from ..runs.calibration import EPS, Calibration
+
+LIMIT = math.log(1 - EPS) - math.log(EPS)  # of a logit: scores are kept so far from 0 and 1
+
+
+class Program(nn.Module):
+    """Images (B, 3, S, S) float32 in [0, 1] → probabilities and scores (B, C) float32, columns in learning order."""
+
+    def __init__(self, network: Network, method: Method, calibration: Calibration):
+        super().__init__()
+        self.network, self.method, self.classes = network, method, len(calibration.a)
+        own = {name: value for name, value in vars(method).items() if isinstance(value, nn.Module)}
+        self.own = nn.ModuleDict(own)  # what of the method is part of the program
+        self.calibrated = bool(calibration.fitted.any())
+        for name in ("a", "b"):
+            self.register_buffer(name, torch.tensor(getattr(calibration, name), dtype=torch.float32))
+        self.register_buffer("fitted", torch.tensor(calibration.fitted))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.method.scores(self.network, images)[:, : self.classes].float()
+        if not self.calibrated:
+            return scores.clone(), scores
+        # As `Calibration.probabilities`, which has float64: here the logit is cut, not the score, whose distance from 1
+        # float32 rounds by 3 %.
+        logit = (scores.log() - torch.log1p(-scores)).clamp(-LIMIT, LIMIT)
+        return torch.where(self.fitted, torch.sigmoid(self.a * logit + self.b), scores), scores
