@@ -78,7 +78,7 @@ def fingerprint(files: Iterable[Path], options: str = "") -> str:
         digest.update(
             f"{file} {at.st_size} {at.st_mtime_ns} {at.st_ctime_ns} {at.st_ino}\n".encode("utf-8", "surrogatepass")
         )
-        if not file.name.lower().endswith(MANY):
+        if not str(file).lower().endswith(MANY):
             with file.open("rb") as stream:
                 digest.update(stream.read(1 << 20))
                 stream.seek(max(0, at.st_size - (1 << 20)))

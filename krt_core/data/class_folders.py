@@ -123,8 +123,9 @@ def _below(folder: Path, root: Path, listed: dict[str, int], others: list[str]) 
     for top, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not _hidden(name))
         listed[top] = folder_time(top)
+        inner = Path(top).relative_to(root).as_posix()
         for name in sorted(names):
-            path = os.path.relpath(os.path.join(top, name), root).replace(os.sep, "/")
+            path = f"{inner}/{name}"
             if "." in name and name.rpartition(".")[2].lower() in EXTENSIONS and not _hidden(name):
                 yield path
             elif not _hidden(name):

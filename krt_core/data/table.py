@@ -135,8 +135,8 @@ def _parts(source: Source) -> tuple[list[Part], list[str]]:
 
 def _one_of(source: Source) -> str:
     """The way out where one of several tables is none of images with labels, as the test half of a contest."""
-    first = next(iter(source.tables))
-    return f" Or set data.root to {first}, and a share of it is for tests." if len(source.tables) > 1 else ""
+    train = next((path for path, half in source.tables.items() if half == "train"), None)
+    return f" Or set data.root to {train}, and a share of it is for tests." if train else ""
 
 
 def _halves(table: Table, column: int | None, half: str) -> list[str]:

@@ -253,6 +253,8 @@ def _split(table: Table, said: Said) -> int | None:
 
 def _tells(table: Table, column: int) -> bool:
     """Does a column say train and test, and nothing else?"""
+    if len(set(table.cells[column])) > len(HALVES):
+        return False
     told = set(_half_codes(table, column).values())
     return None not in told and len(told) > 1
 
