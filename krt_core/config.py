@@ -53,23 +53,28 @@ __all__ = [
 ]
 # fmt: on
 
-DATASETS = ("digits", "coco2014", "voc2007", "coco", "voc")  # coco and voc: any folder of that layout
+DATASETS = ("digits", "coco2014", "voc2007", "coco", "voc", "table")  # the last three: data of your own
 
 
 @dataclass(frozen=True, config=STRICT)
 class Data:
     dataset: Annotated[str, one_of(*DATASETS)] = "digits"  # or mylab.tags:read, a reader of your own
-    root: str = ""  # folder of the data set; empty: data/<dataset>
+    root: str = ""  # folder of the data set, or a table; empty: data/<dataset>
     classes: Names = ()  # learn only these classes; empty: all the data set has
     labels_per_image: Numbers = ()  # [least, most]: of the training images only those with so many labels; empty: all
+    paths: str = ""  # table: its column of image paths; empty: found by its name, else by what it holds
+    tags: str = ""  # table: its column of tags; none: one column a class; empty: found
+    separator: str = ""  # table: what stands between tags, or space, or none; empty: found among | ; , and space
+    split: str = ""  # table: its column of train, val and test; none: not looked for; empty: found
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # table: share to test on where nothing says which
+    split_seed: Seed = 0  # table: chooses which these are
     cardinality: Annotated[float, Field(ge=0, le=4)] = 0.0  # of digits that are made: mean number of labels per image,
     # 1 to 4; 0: the embedded scenes, 2.5
     co_occurrence: Annotated[float, Field(ge=0, le=1)] = 0.0  # of digits that are made: share of the images whose
     # classes are all of one of two fixed groups; 0: independent of one another, given their number
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0  # share of training images held out, of each class alike, to
     # validate on instead of learning from them
-    test: Literal["test", "validation"] = "test"  # validation: tested on the images held out, while nothing of the test
-    # half is opened
+    test: Literal["test", "validation"] = "test"  # validation: on those held out; the test half is not opened
     image_size: Annotated[int, Field(ge=16, le=8192)] = 224  # side of the square network input, pixels
     cache_size: Annotated[int, Field(ge=0, le=8192)] = 0  # pixels of a side in the cache; 0: image_size
     cache: bool = True  # decode each image once into a uint8 array on disk; false: decode at every use

@@ -109,7 +109,7 @@ def _check_weights(experiment: Experiment, path: Path) -> None:
         return
     data = experiment.data
     named = data.root or (f"data/{data.dataset}" if data.dataset in DEFAULT_ROOTS else "")
-    if data.dataset == "digits" or not named or resolve(named).is_dir():  # else data are told first
+    if data.dataset == "digits" or not named or resolve(named).exists():  # else data are told first
         raise ConfigError(f"model.weights={weights}: there is no file {resolve(weights)}.")
 
 

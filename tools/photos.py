@@ -16,13 +16,14 @@ import yaml
 
 from krt_core.config import Data, load_experiment
 from krt_core.data import open_both
+from krt_core.data.layouts import layout_of
 from krt_core.errors import DataError, KRTError
 from krt_core.machine.home import atomic_write, resolve
 
-PRESETS = {"voc": "voc_sub", "coco": "coco_sub"}  # layout → whose backbone and settings are taken
+PRESETS = {"voc": "voc_sub", "coco": "coco_sub", "table": "coco_sub"}  # layout → whose backbone and settings are taken
 SESSIONS, FEWEST = 8, 5  # at most so many sessions; of classes with so many training and so many test images
 SECONDS = 0.07  # an image takes on two cores, all in all
-ASKED = """krt: which photos? Name a folder in VOC or COCO layout (docs/your_data.md says what that is):
+ASKED = """krt: which photos? Name a folder in VOC or COCO layout, a table, or a folder of folders (docs/your_data.md):
 
     make photos PHOTOS=folder
 
@@ -48,7 +49,7 @@ def _prepare(folder: Path, target: Path) -> str:
     if before != str(folder):
         raise DataError(f"{target.parent} has the results of {before}: delete it, or set RESULTS to another folder.")
     preset = PRESETS[layout]
-    content = {"extends": f"{preset}_frozen", "name": "photos", "data": {"root": str(folder)}}
+    content = {"extends": f"{preset}_frozen", "name": "photos", "data": {"dataset": layout, "root": str(folder)}}
     shipped = load_experiment(preset)
     own = folder.name == preset or folder == resolve(os.environ.get(f"KRT_{preset.upper()}") or "nowhere")
     if own and set(shipped.data.classes) <= set(classes):
@@ -73,18 +74,10 @@ def _prepare(folder: Path, target: Path) -> str:
 
 def _opened(folder: Path) -> tuple[str, tuple[str, ...], np.ndarray, tuple[int, int]]:
     """Layout, classes, images of each class in the training and the test half (2, C), and images of each half."""
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}: make photos PHOTOS=folder")
-    reasons = []
-    for layout in PRESETS:
-        try:
-            train, test = open_both(Data(dataset=layout, root=str(folder)))
-        except DataError as error:
-            reasons.append(str(error))
-            continue
-        counts = np.stack([half.labels.sum(axis=0) for half in (train, test)])
-        return layout, train.classes, counts, (len(train), len(test))
-    raise DataError(f"{folder} has neither layout (docs/your_data.md says what they are). {' '.join(reasons)}")
+    layout = layout_of(folder)
+    train, test = open_both(Data(dataset=layout, root=str(folder)))
+    counts = np.stack([half.labels.sum(axis=0) for half in (train, test)])
+    return layout, train.classes, counts, (len(train), len(test))
 
 
 if __name__ == "__main__":

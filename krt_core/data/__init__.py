@@ -42,7 +42,7 @@ class Halves(NamedTuple):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        return self.train.notes + (self.test.notes if self.test is not None else ())
+        return tuple(dict.fromkeys(self.train.notes + (self.test.notes if self.test is not None else ())))
 
     def inputs(self) -> dict[str, str]:
         """Hashes of what a run must go on with: ids, class names and labels of all images and, where some are held out,
@@ -170,16 +170,19 @@ def _whole(config: Data, split: Split) -> MultiLabelDataset:
     """With all the classes it has."""
     if is_dotted(config.dataset):
         return read_by(config.dataset, resolve(config.root) if config.root else data_dir(), split)
-    from . import coco, digits, voc
+    from . import coco, digits, table, voc
 
     root = dataset_root(config)
     try:
         if config.dataset == "digits":
             digits.make(root, config.cardinality, config.co_occurrence)  # returns at once if it is there
-        if root.is_file():
+        if root.is_file() and config.dataset != "table":
             raise DataError(f"data.root={root} is a file: name the folder that holds the annotations and the images.")
-        if not root.is_dir():
+        if not root.exists():
             raise DataError(f"There is no data folder {root}. {_how_to_get(config)}")
+        if config.dataset == "table":
+            found = table.locate(root, split, config)
+            return cached("table", split, found, lambda: table.read(found, "table", split), found.options)
         reader = voc if config.dataset.startswith("voc") else coco
         source = reader.locate(root, split, config.dataset)
         return cached(config.dataset, split, source, lambda: reader.read(source, config.dataset, split))

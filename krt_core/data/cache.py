@@ -15,13 +15,16 @@ import numpy as np
 
 from ..machine.home import atomic_write, data_dir
 from .dataset import MultiLabelDataset, Split
-from .finder import folder_time
+from .finder import EXTENSIONS, folder_time
+
+MANY = (".xml", *(f".{extension}" for extension in EXTENSIONS))
 
 
 class Source(Protocol):
     """Where a half of a data set comes from."""
 
-    root: Path
+    @property
+    def root(self) -> Path: ...
 
     @property
     def files(self) -> Iterable[Path]:
@@ -32,9 +35,11 @@ class Source(Protocol):
         """After reading: the folders in which images were looked for, and when they last changed."""
 
 
-def cached(name: str, split: Split, source: Source, read: Callable[[], MultiLabelDataset]) -> MultiLabelDataset:
-    """What ``read`` gives, from the cache if it is there and whole."""
-    path = data_dir() / "cache" / f"labels-{name}-{split}-{fingerprint(source.files)}.npz"
+def cached(
+    name: str, split: Split, source: Source, read: Callable[[], MultiLabelDataset], options: str = ""
+) -> MultiLabelDataset:
+    """What ``read`` gives, from the cache if it is there and whole. options: what else decides it, beside the files."""
+    path = data_dir() / "cache" / f"labels-{name}-{split}-{fingerprint(source.files, options)}.npz"
     with contextlib.suppress(Exception):  # whatever is wrong with a cache, it is made again
         return _stored(path, name, split, source.root)
     d = read()
@@ -60,10 +65,10 @@ def _stored(path: Path, name: str, split: str, root: Path) -> MultiLabelDataset:
         )  # fmt: skip
 
 
-def fingerprint(files: Iterable[Path]) -> str:
+def fingerprint(files: Iterable[Path], options: str = "") -> str:
     """Hash of the readers' code and of names, sizes and times of files, which one that is written in place changes too;
-    of those that are not one of thousands (an XML) also of the first and last megabyte."""
-    digest = hashlib.sha256(_readers())
+    of those that are not one of thousands (an XML, an image) also of the first and last megabyte."""
+    digest = hashlib.sha256(_readers() + options.encode("utf-8", "surrogatepass"))
     for file in files:
         try:
             at = os.stat(file)
@@ -73,7 +78,7 @@ def fingerprint(files: Iterable[Path]) -> str:
         digest.update(
             f"{file} {at.st_size} {at.st_mtime_ns} {at.st_ctime_ns} {at.st_ino}\n".encode("utf-8", "surrogatepass")
         )
-        if file.suffix.lower() != ".xml":
+        if not str(file).lower().endswith(MANY):
             with file.open("rb") as stream:
                 digest.update(stream.read(1 << 20))
                 stream.seek(max(0, at.st_size - (1 << 20)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -12,17 +13,20 @@ EXTENSIONS = (
     "jpg", "jpeg", "jpe", "jfif", "png", "bmp", "tif", "tiff", "webp", "gif", "avif", "jp2", "ppm", "pgm",
 )  # fmt: skip
 Parts = tuple[str, ...]
+MOST = 10_000  # folders that are looked into where a name says too little: a root may be a whole disk
 
 
 class Finder:
     """Looks images up below ``root``, each folder listed once.
 
     bases: folders in which names are meant, the likeliest first. listed: takes the time of each folder looked into (-1:
-    not there); while they are unchanged, so is what was found.
+    not there); while they are unchanged, so is what was found. everywhere: where a name says too little, below the
+    whole root.
     """
 
-    def __init__(self, root: Path, bases: list[Path], listed: dict[str, int]):
+    def __init__(self, root: Path, bases: list[Path], listed: dict[str, int], everywhere: bool = False):
         self.root, self.bases, self.listed = str(root), [str(base) for base in bases], listed
+        self.everywhere = everywhere
         self.lost: list[str] = []  # images that are not there
         self.guessed: list[str] = []  # found in another spelling (case, Unicode form, extension) or a folder below
         self.outside: list[str] = []  # found outside of the root
@@ -103,10 +107,11 @@ class Finder:
         return same[0] if len(same) == 1 else names[0] if len(names) == 1 else None
 
     def _deeper(self, readings: list[Parts]) -> str | None:
-        """The one file of this name in folders below the first base."""
+        """The one file of this name in folders below the first base, or below the root."""
         if self._deep is None:
             self._deep = {}
-            for folder, _, _ in os.walk(self.bases[0]) if self.bases[0] != self.root else ():
+            top = self.root if self.everywhere else self.bases[0] if self.bases[0] != self.root else ""
+            for folder, _, _ in itertools.islice(os.walk(top), MOST) if top else ():
                 for name in self._names(folder):
                     self._deep.setdefault(name, []).append(f"{folder}/{name}")
         found = {path for parts in readings for path in self._deep.get(parts[-1], [])}

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import stat
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -135,6 +135,30 @@ def _same_content(
     for row, key in zip(rows, keys, strict=True):
         if key in alike and file_digest(test.path(row)) in whole(key):
             yield row
+
+
+def first_alike(paths: list[Path]) -> list[int]:
+    """Of each file the place of the first one with the same content, which may be its own. Told as above."""
+    sizes = [-1 if at is None else at.st_size for at in at_once(_stat, [str(path) for path in paths])]
+    several = {size for size, count in Counter(sizes).items() if count > 1}
+    rows = [row for row, size in enumerate(sizes) if size in several]
+    alike: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+    for row, end in zip(rows, at_once(_end, [paths[row] for row in rows]), strict=True):
+        alike[sizes[row], end].append(row)
+    first = list(range(len(paths)))
+    for group in alike.values():
+        contents: dict[str, int] = {}
+        for row in group if len(group) > 1 else ():
+            first[row] = contents.setdefault(_content(paths[row]), row)
+    return first
+
+
+def _content(path: Path) -> str:
+    """Hash of a file; of one that cannot be read, which is said when it is decoded, its name."""
+    try:
+        return file_digest(path)
+    except OSError:
+        return str(path)
 
 
 def _end(path: Path) -> bytes:

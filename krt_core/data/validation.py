@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def held_out(ids: Sequence[str] | np.ndarray, labels: np.ndarray, share: float) -> np.ndarray:
+def held_out(
+    ids: Sequence[str] | np.ndarray, labels: np.ndarray, share: float, salt: str = "", steady: bool = False
+) -> np.ndarray:
     """(n,) bool: a share of the images in which each class has its share too, as nearly as whole images allow.
 
     ids (n,) of the images, labels (n, C) bool. Iterative stratification (Sechidis et al., ECML PKDD 2011) with two
@@ -16,8 +18,12 @@ def held_out(ids: Sequence[str] | np.ndarray, labels: np.ndarray, share: float) 
     of that class. A hash of the id stands in for chance, so the order of the rows does not matter, and labels are
     looked at as a whole, so an image that comes back in several sessions is held out in all of them or in none. Every
     class keeps an image to learn from.
+
+    salt goes into the hash, so that each chooses others. steady: of the images of a class those with the least hashes
+    are held out, in place of every so many. The shares are the same; but where images come to those that were there,
+    few of these change sides (that none does, and every class has its share, cannot be had together).
     """
-    digests = [hashlib.sha256(str(one).encode("utf-8", "surrogatepass")).digest()[:8] for one in ids]
+    digests = [hashlib.sha256(f"{salt}{one}".encode("utf-8", "surrogatepass")).digest()[:8] for one in ids]
     order = np.argsort(np.array([int.from_bytes(one, "big") for one in digests], np.uint64), kind="stable")
     shown = np.ascontiguousarray(labels[order])  # from here on in the order of the hashes
     counts, size = shown.sum(axis=0), len(shown)
@@ -29,6 +35,7 @@ def held_out(ids: Sequence[str] | np.ndarray, labels: np.ndarray, share: float) 
         rows = np.flatnonzero(undecided & shown[:, rarest])
         lacks = share * size - held.sum(), (1 - share) * size - (~undecided & ~held).sum()
         mine = _given_out(len(rows), (lacks_held[rarest], lacks_kept[rarest]), lacks)
+        mine = np.arange(len(rows)) < mine.sum() if steady else mine
         held[rows[mine]], undecided[rows] = True, False
         taken = shown[rows[mine]].sum(axis=0)
         given = shown[rows].sum(axis=0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from ..errors import ConfigError
+
+OF_TABLES = ("paths", "tags", "separator", "split", "test_share", "split_seed")  # keys of data
 
 
 def check_together(experiment: Any, where: str) -> None:
@@ -13,6 +16,7 @@ def check_together(experiment: Any, where: str) -> None:
     online = replay.selection if replay.selection in ("prs", "ocdm") else ""
     std = e.model.std if isinstance(e.model.std, tuple) else (e.model.std,)
     made, least_most = e.data.cardinality or e.data.co_occurrence, e.data.labels_per_image
+    of_tables = [f"data.{key}" for key in OF_TABLES if getattr(e.data, key) != _default(e.data, key)]
     views = e.data.features and e.train.augment != "none" and (e.model.freeze != "none" or e.model.tune_from)
     faults = {
         f"model.embed_dim must be a multiple of model.heads ({e.model.heads})": e.model.embed_dim % e.model.heads,
@@ -24,6 +28,8 @@ def check_together(experiment: Any, where: str) -> None:
         "data.cardinality must be 0, for the embedded scenes, or from 1 to 4": 0 < e.data.cardinality < 1,
         "data.cardinality and data.co_occurrence are of scenes that are made (data.dataset=digits); of other images "
         "data.labels_per_image takes those with so many labels": made and e.data.dataset != "digits",
+        f"{' and '.join(of_tables)} say how to read a table: set data.dataset=table, or leave them out": of_tables
+        and e.data.dataset != "table",
         "data.labels_per_image must be the least and the most labels, such as [1, 2]": least_most
         and (len(least_most) != 2 or least_most[0] > least_most[1]),
         "data.cache_size must be 0 or at least 16 pixels": 0 < e.data.cache_size < 16,
@@ -42,3 +48,7 @@ def check_together(experiment: Any, where: str) -> None:
     for text, is_so in faults.items():
         if is_so:
             raise ConfigError(f"{where}: {text}.")
+
+
+def _default(section: Any, key: str) -> Any:
+    return next(field.default for field in dataclasses.fields(section) if field.name == key)

@@ -315,7 +315,7 @@ def _combinations(matrix: Matrix) -> Iterator[tuple]:
 
 def _group(experiment: Experiment) -> str:
     data, protocol = experiment.data, experiment.protocol
-    name = data.dataset if data.dataset not in ("coco", "voc") else Path(data.root).name or data.dataset
+    name = data.dataset if data.dataset not in ("coco", "voc", "table") else Path(data.root).name or data.dataset
     if is_dotted(name):
         name = Path(data.root).name or short_name(name)
     order = "" if protocol.order_name == "alphabetical" else f"-order{protocol.order_name.split()[-1]}"

@@ -113,6 +113,8 @@ def setting_of(run: Run) -> tuple[str, str]:
     data, name = run.experiment.data, run.experiment.data.dataset
     if name in ("coco", "voc"):
         name = f"{Path(data.root or name).name} ({name} layout)"
+    elif name == "table":
+        name = f"{Path(data.root or name).name} (table)"
     elif is_dotted(name):
         name = f"{Path(data.root or 'data').name} (read by {name})"
     name += f", {data.cardinality:g} labels an image" if data.cardinality else ""
