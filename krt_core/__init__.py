@@ -69,6 +69,7 @@ _PLACES = {  # name → module, or module:attribute
     "Run": "runs.folder:Run",
     "find_runs": "runs.folder:find_runs",
     "load_model": "weights.convert:load_model",
+    "extend": "tagger.extend:extend",
     "Tagger": "tagger.tagger:Tagger",
     "analysis": "lab.analysis",
     "figures": "lab.figures",

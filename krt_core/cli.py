@@ -16,6 +16,7 @@ from .machine.cluster import SHARED, number_in, one_of_several
 from .machine.command import COMMANDS, arg, command, number
 from .machine.loading import leave, loading
 from .tagger.command import EXPORT, PREDICT, export, predict
+from .tagger.extend_command import EXTEND, extend
 
 NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
 ELSEWHERE = "Results go elsewhere with --folder, everything with KRT_HOME."
@@ -223,6 +224,7 @@ def _import(options: argparse.Namespace) -> None:
 command("export", "write a session's model: .onnx, .pt2 (torch.export), or .pth for the published code", *EXPORT)(
     export
 )
+command("extend", "grow a run by new classes, or more images, from data of their own", *EXTEND)(extend)
 command("predict", "tag photos by the model of a run", *PREDICT)(predict)
 
 

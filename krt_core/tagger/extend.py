@@ -16,8 +16,9 @@ from typing import Any
 from ..added import Added
 from ..config import Data, Experiment, experiment_from
 from ..data import MultiLabelDataset, open_dataset
+from ..data.layouts import layout_of
 from ..data.overlap import present, rows_of_both
-from ..errors import ConfigError, DataError, RunError
+from ..errors import ConfigError, DataError, RunError, did_you_mean
 from ..launch import launch
 from ..machine.home import outputs_dir, resolve
 from ..methods import method_class
@@ -100,6 +101,10 @@ def _sessions(run: Run, session: int | None) -> int:
 
 def _apart(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is said of the data, and of the experiment."""
+    known = {*OWN, "method", "seed", "name"}
+    for key, value in overrides.items():
+        if key not in known and not isinstance(value, Mapping):
+            raise ConfigError(f"krt extend: unknown key {key!r}.{did_you_mean(key, known)}")
     return {k: v for k, v in overrides.items() if k in OWN}, {k: v for k, v in overrides.items() if k not in OWN}
 
 
@@ -111,8 +116,6 @@ def look_at_new(
     known: str, ask: Ask | None,
 ) -> New:  # fmt: skip
     """Open the new data, tell which of their classes are new, and choose what is tested on."""
-    from ..data.layouts import layout_of
-
     names = run.protocol.classes[: run.protocol.sessions[sessions - 1].stop]
     section = run.experiment.data
     whole = {"dataset": said.get("dataset") or layout_of(data), **said, "root": str(resolve(data))}

@@ -158,7 +158,8 @@ def test_sessions_add_up_to_one_history(own, march, tmp_path):
     assert first_images.tolist() == first.scores(0).ids.tolist()
     assert set(second.summary["forgetting_definitions"]) >= {"max_class_fixed", "first_task_own"}
 
-    assert krt.report.runs_table([second])["average_mAP"].notna().all()
+    table = krt.report.runs_table([second])
+    assert table["average_mAP"].notna().all() and table["dataset"].item().endswith(", 3 classes + march + april")
 
 
 def test_a_run_grows_as_it_was_after_an_earlier_session(own, march):
@@ -271,6 +272,7 @@ def test_images_that_the_run_has_learned_from_are_named(own, march):
     ("ridge", {}, {"data.image_size": 64}, "data.image_size is the run's own"),
     ("ridge", {}, {"protocol.increment": 2}, "protocol.increment is the run's own"),
     ("ridge", {}, {"ridge.penlty": 2}, "unknown key"),
+    ("ridge", {}, {"complet": True}, "unknown key 'complet'. Did you mean 'complete'"),
     ("ridge", {}, {"classes": ["cat", "eel"]}, "there is no class 'eel'"),
     ("krt", {"krt__oracle": True}, {}, "which nobody has here: krt.oracle=false"),
 ])  # fmt: skip

@@ -13,7 +13,8 @@ from ...options import is_dotted, short_name
 from ...runs.folder import Run
 from .published import held_out
 
-NOT_OF_THE_METHOD = {"protocol.order_seed", "protocol.order"}  # runs that differ in the class order are replicates
+NOT_OF_THE_METHOD = {"protocol.order_seed", "protocol.order", "data.added"}  # runs that differ in the class order are
+# replicates, and data that were added are told by the setting
 LEAK, ORACLE, MIXED, RECORDED = " (LEAK)", " (ORACLE)", " (mixed)", " (recorded)"  # marks in labels
 FROZEN = {"all": ", frozen", "first": ", frozen after session 1"}  # what a label says of `model.freeze`
 _DEFAULT = object()  # stands for a key that is not changed
@@ -121,6 +122,7 @@ def setting_of(run: Run) -> tuple[str, str]:
     name += f", co-occurrence {data.co_occurrence:g}" if data.co_occurrence else ""
     if data.classes:
         name += f", {len(data.classes)} classes"
+    name += "".join(f" + {Path(one.root).name}" for one in data.added)
     if share := held_out(run.experiment):
         name += f", tested on {100 * share:g} % of the training images"
     return name, run.experiment.protocol.name
