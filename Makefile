@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := outputs/demo
+GROW   := outputs/grow
 # A share of the tests on each core, and at the end what another core has left; each test computes on one.
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 PHOTOS  ?= $(or $(KRT_VOC_SUB),$(KRT_COCO_SUB))
@@ -15,7 +16,7 @@ NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attentio
 export KRT_HOME := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo photos test test-all test-browser fuzz lint audit bench speed gpu notebooks lab clean
+.PHONY: help setup demo photos grow test test-all test-browser fuzz lint audit bench speed gpu notebooks lab clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +49,14 @@ demo: setup  ## train and analyse on the embedded digits; results in outputs/dem
 photos: setup  ## the same on real photos, PHOTOS=folder (VOC or COCO layout); results in outputs/photos
 	@$(BIN)/python tools/photos.py '$(PHOTOS)' '$(RESULTS)'
 	$(call notebooks,$(RESULTS),-p preset $(abspath $(RESULTS))/photos.yaml,-p methods $(PHOTO_METHODS))
+
+grow: setup  ## learn eight digits, add two tags from a table of new photos, tag with them; results in outputs/grow
+	$(BIN)/krt train digits_demo method=census model.freeze=first protocol.sizes='[8]' \
+	  data.classes='[eight, five, four, one, seven, six, three, two]' --folder $(GROW)/first
+	@$(BIN)/python tools/new_digits.py data/new_digits
+	$(BIN)/krt extend $(GROW)/first data/new_digits --folder $(GROW)/more
+	$(BIN)/krt predict $(GROW)/more 'data/new_digits/test_*.png' --csv $(GROW)/tags.csv
+	$(BIN)/krt export $(GROW)/more $(GROW)/model.onnx
 
 test: setup  ## run the tests (minutes)
 	$(PYTEST)
