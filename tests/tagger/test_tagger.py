@@ -230,6 +230,15 @@ def test_a_head_that_does_not_fit_is_named(mine):
         Tagger(run)
 
 
+def test_a_method_that_answers_in_a_training_alone_is_named(trained, monkeypatch):
+    monkeypatch.setattr(sys, "path", [OTHERS, *sys.path])
+    run = trained("mylab:Scaled")
+    kind = type(Tagger(run).scorer.method)
+    monkeypatch.setattr(kind, "scores", lambda self, model, images: self.context.session)
+    with pytest.raises(RunError, match=r"method Scaled cannot answer outside of a training.*a Scaled\.reopen"):
+        Tagger(run)
+
+
 def test_of_a_run_that_reports_its_best_epoch_it_is_said(mine):
     run = mine("masked", train__epochs=2)
     assert "epoch" not in repr(Tagger(run))
