@@ -77,7 +77,8 @@ def columns_of(table: Table, said: Said, find: Find) -> Columns:
             f"{table.path}: beside {table.names[paths]!r} it has no column of tags, and none for each class."
         )
     named = {i for i in others if _plain(table.names[i]) in TAGS}  # of which 0 and 1 may be some tags
-    fitting = [i for i in others if table.names[i] and _share(table, i) >= (1 if i in named else FEWEST)]
+    able = [i for i in others if table.names[i] and _plain(table.names[i]) not in FLAGS]
+    fitting = [i for i in able if _share(table, i) >= (1 if i in named else FEWEST)]
     tags = _tags(table, said, others, fitting)
     classes = tuple(i for i in fitting if _is_class(table, i, said)) if tags is None else ()
     if tags is None and not classes:
