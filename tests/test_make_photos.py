@@ -89,7 +89,7 @@ def test_what_cannot_be_used_is_named(tool, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     rare = write_voc(tmp_path / "rare", 4, 4)
     for folder, words in (
-        ("nowhere", "There is no folder or table"), ("empty", "has no annotations. Looked for"), (str(rare), "under two have 5 images"),
+        ("nowhere", "There is no folder"), ("empty", "has no annotations"), (str(rare), "under two have 5 images"),
     ):  # fmt: skip
         assert tool(folder, "outputs/x") == 2
         assert words in capsys.readouterr().err

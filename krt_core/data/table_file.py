@@ -57,7 +57,7 @@ class Table:
 
 def is_image(cell: Cell) -> bool:
     """Is it called as images are?"""
-    return isinstance(cell, str) and cell.rpartition(".")[2].lower() in EXTENSIONS and cell[-1:] != "." and "." in cell
+    return isinstance(cell, str) and "." in cell and cell.rpartition(".")[2].lower() in EXTENSIONS
 
 
 def read_table(path: Path) -> Table:
