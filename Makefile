@@ -46,7 +46,7 @@ endef
 demo: setup  ## train and analyse on the embedded digits; results in outputs/demo
 	$(call notebooks,$(DEMO))
 
-photos: setup  ## the same on real photos, PHOTOS=folder (VOC or COCO layout); results in outputs/photos
+photos: setup  ## the same on real photos, PHOTOS=folder (VOC, COCO, table, folders); results in outputs/photos
 	@$(BIN)/python tools/photos.py '$(PHOTOS)' '$(RESULTS)'
 	$(call notebooks,$(RESULTS),-p preset $(abspath $(RESULTS))/photos.yaml,-p methods $(PHOTO_METHODS))
 

@@ -30,7 +30,7 @@ from krt_core.weights.checkpoint import inspect
 
 BY_NAME = {
     ".json": mutate.json_of, "DONE": mutate.json_of, ".jsonl": mutate.json_lines_of, ".yaml": mutate.yaml_of,
-    ".xml": mutate.xml_of, ".txt": mutate.lines_of,
+    ".xml": mutate.xml_of, ".txt": mutate.lines_of, ".csv": mutate.table_of,
 }  # fmt: skip
 
 
@@ -155,6 +155,23 @@ def _voc(folder: Path) -> None:
     write_voc(folder, train=3, test=2)
 
 
+def _table(folder: Path) -> None:
+    """A table of each form, with its images."""
+    for form, content in {
+        "tags": "path,tags,split\n{0}.png,cat|dog,train\n{1}.png,dog,test\n{2}.png,cat,val\n",
+        "columns": "id,path,cat,dog\n7,{0}.png,1,0\n8,{1}.png,0,1\n9,{2}.png,1,-1\n10,{3}.png,1,1\n",
+        "rows": "path,tag\n{0}.png,cat\n{0}.png,dog\n{1}.png,dog\n{2}.png,cat\n{3}.png,cat\n",
+    }.items():
+        (folder / form).mkdir()
+        (folder / form / "table.csv").write_text(content.format(*range(4)), encoding="utf-8")
+        for number in range(4):
+            Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(folder / form / f"{number}.png")
+
+
+def _read_table(folder: Path, rng: Random) -> None:
+    each(*(lambda form=form: _read_data(folder / form, "table", rng) for form in ("tags", "columns", "rows")))
+
+
 def _read_cached(folder: Path, rng: Random) -> None:
     """A cache of labels that has been cut short, or was written by something else, is made again or named."""
     root = folder / "coco"
@@ -267,6 +284,7 @@ KINDS = {
     "matrix": World(_matrix, _read_matrix, 0.5),
     "coco": World(_coco, _read_coco, 3),
     "voc": World(_voc, _read_voc, 3),
+    "table": World(_table, _read_table, 3),
     "cache": World(lambda folder: _coco(folder / "coco"), _read_cached, 0.5),
     "image": World(_image, _read_images, 1.5),
     "weights": World(_weights, _read_weights, 1.5),

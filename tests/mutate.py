@@ -125,6 +125,25 @@ def lines_of(rng: Random, content: bytes, others: list[bytes]) -> bytes:
     return rng.choice(("\n", "\r\n", "\r")).join(lines).encode("utf-8", "surrogatepass")
 
 
+def table_of(rng: Random, content: bytes, others: list[bytes]) -> bytes:
+    """A cell changed or left out, a row or a column twice, another mark between cells or tags."""
+    rows = [line.split(",") for line in content.decode("utf-8", "replace").splitlines()] or [[""]]
+    row, kind = rng.choice(rows), rng.randrange(7)
+    at = rng.randrange(len(row))
+    if kind < 3:
+        row[at] = rng.choice(
+            (*TEXTS, "0", "-1", "2", "train", '"', "cat;dog", "https://a/b.jpg", rng.choice(rng.choice(rows)))
+        )
+    elif kind == 3:
+        del row[at]
+    elif kind == 4:
+        rows.insert(rng.randrange(len(rows) + 1), list(rng.choice(rows)))
+    elif kind == 5:
+        rows = [cells + cells[at : at + 1] for cells in rows]
+    text = rng.choice(("\n", "\n", "\r\n", "\r")).join((";" if kind == 6 else ",").join(cells) for cells in rows)
+    return (text.replace("|", rng.choice(" ;,")) if rng.random() < 0.2 else text).encode("utf-8", "surrogatepass")
+
+
 def _changed(rng: Random, tree):
     """One place of a tree changed."""
     if not isinstance(tree, (dict, list)) or not tree or rng.random() < 0.1:

@@ -60,6 +60,22 @@ def test_a_folder_is_told_by_its_contents(tool, tmp_path, capsys):
     assert masked.train.base_lr != a.train.base_lr  # what a search chose for each
 
 
+def test_a_table_and_a_folder_of_folders_will_do(tool, tmp_path, capsys):
+    coco, table, folders = write_coco(tmp_path / "photos", 90, 3), tmp_path / "photos/mine.csv", tmp_path / "folders"
+    names, rows = ("ant", "bee", "cat"), ["path,tag"]
+    for place, image in enumerate(sorted((coco / "train2014").iterdir())):
+        name = names[place % 3]
+        (folders / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, folders / name)
+        rows.append(f"{image.name},{name}")
+    table.write_text("\n".join(rows))
+    for place, results in ((table, "a"), (folders, "b")):
+        assert tool(str(place), f"outputs/{results}") == 0
+        assert "table layout, 72 training and 18 test images, 3 classes in 3 sessions" in capsys.readouterr().out
+        made = load_experiment(tmp_path / "outputs" / results / "photos.yaml").data
+        assert made.dataset == "table" and made.root == str(place) and made.classes == names
+
+
 def test_many_classes_come_in_at_most_eight_sessions(tool, tmp_path):
     names = [f"class{i:02d}" for i in range(19)]
     voc = write_voc(tmp_path / "many", 19 * 6, 19 * 6, names)
@@ -73,7 +89,7 @@ def test_what_cannot_be_used_is_named(tool, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     rare = write_voc(tmp_path / "rare", 4, 4)
     for folder, words in (
-        ("nowhere", "There is no folder"), ("empty", "has neither layout"), (str(rare), "under two have 5 images"),
+        ("nowhere", "There is no folder"), ("empty", "has no annotations"), (str(rare), "under two have 5 images"),
     ):  # fmt: skip
         assert tool(folder, "outputs/x") == 2
         assert words in capsys.readouterr().err

@@ -13,20 +13,20 @@ EXTENSIONS = (
     "jpg", "jpeg", "jpe", "jfif", "png", "bmp", "tif", "tiff", "webp", "gif", "avif", "jp2", "ppm", "pgm",
 )  # fmt: skip
 Parts = tuple[str, ...]
-MOST = 10_000  # folders that are looked into where a name says too little: a root may be a whole disk
+MOST = 10_000  # folders of ``far`` that are looked into: it may be a whole disk
 
 
 class Finder:
     """Looks images up below ``root``, each folder listed once.
 
     bases: folders in which names are meant, the likeliest first. listed: takes the time of each folder looked into (-1:
-    not there); while they are unchanged, so is what was found. everywhere: where a name says too little, below the
-    whole root.
+    not there); while they are unchanged, so is what was found. far: the folder of which all is looked through where a
+    name says too little; empty: none, None: the first base, unless it is the root.
     """
 
-    def __init__(self, root: Path, bases: list[Path], listed: dict[str, int], everywhere: bool = False):
+    def __init__(self, root: Path, bases: list[Path], listed: dict[str, int], far: str | None = None):
         self.root, self.bases, self.listed = str(root), [str(base) for base in bases], listed
-        self.everywhere = everywhere
+        self.far = far
         self.lost: list[str] = []  # images that are not there
         self.guessed: list[str] = []  # found in another spelling (case, Unicode form, extension) or a folder below
         self.outside: list[str] = []  # found outside of the root
@@ -107,11 +107,12 @@ class Finder:
         return same[0] if len(same) == 1 else names[0] if len(names) == 1 else None
 
     def _deeper(self, readings: list[Parts]) -> str | None:
-        """The one file of this name in folders below the first base, or below the root."""
+        """The one file of this name in folders far below."""
         if self._deep is None:
             self._deep = {}
-            top = self.root if self.everywhere else self.bases[0] if self.bases[0] != self.root else ""
-            for folder, _, _ in itertools.islice(os.walk(top), MOST) if top else ():
+            first = self.bases[0] if self.bases[0] != self.root else ""
+            top, most = (first, None) if self.far is None else (self.far, MOST)
+            for folder, _, _ in itertools.islice(os.walk(top), most):
                 for name in self._names(folder):
                     self._deep.setdefault(name, []).append(f"{folder}/{name}")
         found = {path for parts in readings for path in self._deep.get(parts[-1], [])}

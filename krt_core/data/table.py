@@ -98,7 +98,7 @@ def read(source: Source | ClassFolders, name: str, split: Split) -> MultiLabelDa
     parts, about = _parts(source)
     mine = [part for part in parts if not part.whole or split in part.halves]
     images = _images(mine, source, split)
-    found = by_columns(mine, images) if parts[0].columns.tags is None else by_tags(parts, mine, images, source.said)
+    found = by_columns(mine, images) if parts[0].columns.tags < 0 else by_tags(parts, mine, images, source.said)
     where = " and ".join(str(part.table.path) for part in mine)
     if not found.labels.any():
         raise DataError(
@@ -123,7 +123,7 @@ def _parts(source: Source) -> tuple[list[Part], list[str]]:
         except DataError as error:
             raise DataError(f"{error}{_one_of(source)}") from None
         parts.append(Part(table, columns, _halves(table, columns.split, half), bool(half)))
-    if len({part.columns.tags is None for part in parts}) > 1:
+    if len({part.columns.tags < 0 for part in parts}) > 1:
         raise DataError(
             f"{source.root}: one table has a column of tags, another one a column a class. Write both alike."
         )
@@ -214,10 +214,10 @@ def _finder(source: Source, names: list[str], half: str) -> Finder:
             f"{root}: the images are in {best[0].name}/ as well as in {best[1].name}/, by their names ({sample[0]}). "
             "Write the folder into the column of paths."
         )
-    return Finder(root, [*dict.fromkeys([*of_half[:1], best[0], root])], source.folders, everywhere=True)
+    return Finder(root, [*dict.fromkeys([*of_half[:1], best[0], root])], source.folders, far=str(root))
 
 
 def _hits(source: Source, folder: Path, names: list[str]) -> int:
     """How many of these images a folder has."""
-    finder = Finder(source.root, [folder], source.folders)
+    finder = Finder(source.root, [folder], source.folders, far="")
     return sum(finder.find(name) is not None for name in names)

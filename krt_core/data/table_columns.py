@@ -41,10 +41,10 @@ Find = Callable[[Sequence[str]], list[str | None]]  # where each of these images
 
 
 class Columns(NamedTuple):
-    """Places of columns. tags None: one a class, classes. split None: none says it. left: what is none of all that."""
+    """Places of columns. tags -1: one a class, classes. split None: none says it. left: what is none of all that."""
 
     paths: int
-    tags: int | None
+    tags: int
     classes: tuple[int, ...]
     split: int | None
     left: tuple[int, ...]
@@ -77,10 +77,11 @@ def columns_of(table: Table, said: Said, find: Find) -> Columns:
             f"{table.path}: beside {table.names[paths]!r} it has no column of tags, and none for each class."
         )
     named = {i for i in others if _plain(table.names[i]) in TAGS}  # of which 0 and 1 may be some tags
-    fitting = [i for i in others if table.names[i] and _share(table, i) >= (1 if i in named else FEWEST)]
+    able = [i for i in others if table.names[i] and _plain(table.names[i]) not in FLAGS]
+    fitting = [i for i in able if _share(table, i) >= (1 if i in named else FEWEST)]
     tags = _tags(table, said, others, fitting)
-    classes = tuple(i for i in fitting if _is_class(table, i, said)) if tags is None else ()
-    if tags is None and not classes:
+    classes = tuple(i for i in fitting if _is_class(table, i, said)) if tags < 0 else ()
+    if tags < 0 and not classes:
         raise DataError(f"{table.path}: no column has 1, 0, -1 or blank alone, as that of a class ({table.has}).")
     return Columns(paths, tags, classes, split, tuple(i for i in others if i != tags and i not in classes))
 
@@ -196,20 +197,20 @@ def _is_class(table: Table, column: int, said: Said) -> bool:
     )
 
 
-def _tags(table: Table, said: Said, others: list[int], fitting: list[int]) -> int | None:
-    """The column of tags; None where each class has a column."""
+def _tags(table: Table, said: Said, others: list[int], fitting: list[int]) -> int:
+    """The column of tags; -1 where each class has a column."""
     if said.tags and not (said.tags == "none" and "none" not in table.names):
         column = table.column(said.tags, f"data.tags={said.tags}")
         if column not in others:
             raise DataError(f"{table.path}: {said.tags!r} holds paths, or train and test: it cannot be data.tags.")
         return column
     if said.tags:
-        return None
+        return -1
     named = [i for i in others if i not in fitting and _plain(table.names[i]) in TAGS]
     if len(named) == 1 and not fitting:
         return named[0]
     if not named and fitting and not (len(fitting) == 1 and _plain(table.names[fitting[0]]) in TAGS):
-        return None
+        return -1
     texts = named or [i for i in others if i not in fitting and table.names[i] and _are_texts(table, i)]
     if len(texts) == 1 and not fitting:
         return texts[0]

@@ -57,7 +57,7 @@ class Table:
 
 def is_image(cell: Cell) -> bool:
     """Is it called as images are?"""
-    return isinstance(cell, str) and cell.rpartition(".")[2].lower() in EXTENSIONS and cell[-1:] != "." and "." in cell
+    return isinstance(cell, str) and "." in cell and cell.rpartition(".")[2].lower() in EXTENSIONS
 
 
 def read_table(path: Path) -> Table:
@@ -168,15 +168,14 @@ def _parquet(path: Path) -> tuple[tuple[str, ...], list[list[Cell]], Sequence[in
 
     try:
         frame = pd.read_parquet(path, engine="pyarrow")
+        frame = frame.reset_index() if any(name is not None for name in frame.index.names) else frame
+        columns = [frame.iloc[:, place].tolist() for place in range(frame.shape[1])]
     except PermissionError:
         raise
     except Exception as error:  # pyarrow has errors of its own for each kind of damage
         raise DataError(f"{path} cannot be read as Parquet ({type(error).__name__}: {str(error)[:200]}).") from None
-    if any(name is not None for name in frame.index.names):
-        frame = frame.reset_index()
     names = tuple(str(name).strip() for name in frame.columns)
-    cells = [_cells(frame.iloc[:, place].tolist(), path) for place in range(len(names))]
-    return names, cells, range(2, len(frame) + 2)
+    return names, [_cells(column, path) for column in columns], range(2, len(frame) + 2)
 
 
 def _cells(values: list[Any], path: Path) -> list[Cell]:

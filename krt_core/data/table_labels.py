@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,8 +110,8 @@ def by_columns(parts: list[Part], images: Images) -> Labels:
 def by_tags(parts: list[Part], mine: list[Part], images: Images, said: Said) -> Labels:
     """A column of tags: several in a cell, or a row for each. parts: all tables, as train and test name the same
     classes. What is not there is absent."""
-    cells = [part.table.cells[int(part.columns.tags or 0)] for part in parts]
-    places = [f"{part.table.path}, column {part.table.names[int(part.columns.tags or 0)]!r}" for part in parts]
+    cells = [part.table.cells[part.columns.tags] for part in parts]
+    places = [f"{part.table.path}, column {part.table.names[part.columns.tags]!r}" for part in parts]
     separator = separator_of((cell for column in cells for cell in column), said.separator, places[0])
     known = {cell: separator.tags(cell) for column in cells for cell in set(column)}
     classes = tuple(sorted({class_name(tag, places[0]) for tags in known.values() for tag in tags}))
@@ -119,7 +120,7 @@ def by_tags(parts: list[Part], mine: list[Part], images: Images, said: Said) -> 
             f"{places[0]} has {len(classes)} tags, too many for {len(images.paths)} images: is it that of tags?"
         )
     column_of = {name: place for place, name in enumerate(classes)}
-    tags = [known[part.table.cells[int(part.columns.tags or 0)][row]] for part, row in images.at]
+    tags = [known[part.table.cells[part.columns.tags][row]] for part, row in images.at]
     one_a_row, several = max(map(len, tags), default=0) <= 1, 0
     for row, first in images.again():
         if not one_a_row and set(tags[row]) != set(tags[first]):
@@ -131,15 +132,13 @@ def by_tags(parts: list[Part], mine: list[Part], images: Images, said: Said) -> 
     labels = np.zeros((len(images.paths), len(classes)), bool)
     rows = np.repeat(images.of_row, [len(found) for found in tags])
     labels[rows, [column_of[tag] for found in tags for tag in found]] = True
-    if len(classes) > PLAUSIBLE and labels.sum(axis=0).max() <= 1:
+    often = Counter(tag for column in cells for cell in column for tag in known[cell])
+    if len(classes) > PLAUSIBLE and max(often.values()) == 1:
         raise DataError(
             f"{places[0]}: none of its {len(classes)} tags is in two images (the first is {shown(classes[0])}): is it "
             "the column of tags, and what stands between them? Say data.tags=NAME and data.separator."
         )
-    notes = [
-        _columns_read(part, f"tags in {part.table.names[int(part.columns.tags or 0)]!r}, {separator.said}")
-        for part in mine
-    ]
+    notes = [_columns_read(part, f"tags in {part.table.names[part.columns.tags]!r}, {separator.said}") for part in mine]
     if several:
         what = "the tags of one image are put together" if one_a_row else "they say what an earlier one says"
         notes.append(f"{several} rows are about an image of an earlier one: {what}")
