@@ -25,6 +25,7 @@ from .errors import ConfigError, did_you_mean, shown
 from .options import (
     METHODS,
     STRICT,
+    Calibrate,
     Channels,
     Count,
     Names,
@@ -45,8 +46,8 @@ from .presets.together import check_together
 
 # fmt: off
 __all__ = [
-    "Data", "Experiment", "Model", "Protocol", "Replay", "Train", "convert", "experiment_from", "load_experiment",
-    "load_experiments", "parse_yaml", "preset_names",
+    "Calibrate", "Data", "Experiment", "Model", "Protocol", "Replay", "Train", "convert", "experiment_from",
+    "load_experiment", "load_experiments", "parse_yaml", "preset_names",
 ]
 # fmt: on
 
@@ -186,6 +187,7 @@ class Experiment:
     model: Model = field(default_factory=Model)
     replay: Replay = field(default_factory=Replay)
     train: Train = field(default_factory=Train)
+    calibrate: Calibrate = field(default_factory=Calibrate)
     options: Any = None  # dataclass of the method, chosen by `method`; in YAML a section of the method's name
     retired: tuple[tuple[str, Any], ...] = ()  # keys of old run folders that nothing reads any more
 

@@ -192,8 +192,8 @@ class Reader:
 
     def calibration(self, session: int) -> Calibration:
         """How scores after a session become probabilities; of a run that calibrates nothing: as they are."""
-        found = Calibration.read(self.session_folder(session) / "calibration.json", self.way_out(session))
-        return found or Calibration.none(self.protocol.sessions[session].stop)
+        path, classes = self.session_folder(session) / "calibration.json", self.protocol.sessions[session].stop
+        return Calibration.read(path, classes, self.way_out(session)) or Calibration.none(classes)
 
     def f1(self, threshold: float) -> dict[str, float]:
         """CP to OF1 after the last session as `krt_core.evaluate.session_metrics` has them, at another threshold."""
@@ -302,4 +302,6 @@ class Reader:
             except (RunError, FileNotFoundError) as error:
                 self.ap(session)  # enough to finish the run with
                 said.append(f"{error} The training goes on without it; figures of that session are not to be had.")
+        if finished:
+            self.calibration(finished - 1)  # from which that of the next one follows
         return said
