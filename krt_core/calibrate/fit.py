@@ -14,7 +14,7 @@ import numpy as np
 
 from ..runs.calibration import Calibration, logit, sigmoid
 
-FEWEST = 5  # images that show a class, and that do not: from fewer, one image more or less moves a threshold too far
+FEWEST = 5  # images that show a class, and that do not: from fewer, one image more or less moves all too far
 SHARED = 20  # images that show a class, which those with too few and the rarest others must have together
 LEAST_SLOPE = 0.01  # of the calibrated logit, per standard deviation of the scores' own: it rises, so that AP stays
 
@@ -31,31 +31,30 @@ class Fitted:
 def fit(scores: np.ndarray, labels: np.ndarray, kind: str = "platt") -> Fitted:
     """kind "platt" or "isotonic"; scores (n, C) in [0, 1], labels (n, C): 1 or True, 0, and -1 for unknown, left out.
 
-    Classes with fewer than `FEWEST` images of a kind are fitted as one with the rarest others of these; where even they
-    have too few together, and where no image shows a class, it stays as it is.
+    Classes that fewer than `FEWEST` images show are fitted as one, with the rarest others; where even they have too few
+    together, and where no image or nearly every image shows a class, it stays as it is.
     """
     logits, classes = logit(scores), labels.shape[1]
     shown, absent = (labels > 0).sum(axis=0), (labels == 0).sum(axis=0)
-    few = np.minimum(shown, absent) < FEWEST
-    among = few | _rarest(shown, few)
-    enough = all(counts[among].sum() >= FEWEST for counts in (shown, absent))
-    fitted = ~few | (enough & (shown > 0))
+    able = (shown > 0) & (absent >= FEWEST)
+    few = able & (shown < FEWEST)
+    among = _rarest(shown, few, able)
+    fitted = able & (~few | (shown[among].sum() >= FEWEST))
     a, b, curves = np.ones(classes), np.zeros(classes), [np.zeros((2, 1))] * classes
     together = _fitted(logits[:, among], labels[:, among], kind) if (few & fitted).any() else None
     for c in np.flatnonzero(fitted):
-        own = together if few[c] else _fitted(logits[:, [c]], labels[:, [c]], kind)
-        assert own is not None  # nosec B101
+        own = together if together and few[c] else _fitted(logits[:, [c]], labels[:, [c]], kind)
         a[c], b[c], curves[c] = own
     made = replace(Calibration.none(classes), a=a, b=b, fitted=fitted, images=float(len(labels)), shown=shown * 1.0)
-    return Fitted(replace(made, curves=tuple(curves)) if kind == "isotonic" else made, few, among)
+    return Fitted(replace(made, curves=tuple(curves)) if kind == "isotonic" else made, few & fitted, among)
 
 
-def _rarest(shown: np.ndarray, few: np.ndarray) -> np.ndarray:
-    """(C,) bool: the rarest classes that bring those with too few to `SHARED` images."""
-    order = np.lexsort((shown, ~few))  # those with too few, then the others by rising number
-    before = np.concatenate([[0], np.cumsum(shown[order])[:-1]])
-    chosen = np.zeros(len(shown), bool)
-    chosen[order[before < SHARED]] = few.any()
+def _rarest(shown: np.ndarray, few: np.ndarray, able: np.ndarray) -> np.ndarray:
+    """(C,) bool: those with too few images, and the rarest others that bring them to `SHARED`; none where none has."""
+    chosen = few.copy()
+    for c in np.argsort(shown, kind="stable"):
+        if few.any() and able[c] and shown[chosen].sum() < SHARED:
+            chosen[c] = True
     return chosen
 
 
@@ -96,7 +95,8 @@ def isotonic(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Corners (2, k) of a curve from logits (n,) to those of isotonic regression, both rows rising."""
     from sklearn.isotonic import IsotonicRegression
 
-    fitted = IsotonicRegression().fit(logits, targets(labels)).predict(logits)
-    steps, step_of = np.unique(fitted, return_inverse=True)
-    centres = np.bincount(step_of, logits) / np.bincount(step_of)
-    return np.stack([centres, np.log(steps) - np.log1p(-steps)])
+    z = np.sort(logits)
+    fitted = IsotonicRegression().fit(logits, targets(labels)).predict(z)
+    step = np.append(0, np.cumsum(np.diff(fitted) > 1e-9))  # equal but for rounding is one
+    centres, levels = (np.bincount(step, values) / np.bincount(step) for values in (z, fitted))
+    return np.stack([centres, np.log(levels) - np.log1p(-levels)])

@@ -133,11 +133,13 @@ class Calibrating:
 
     def _tell(self, names: np.ndarray, found: Fitted, made: Calibration, missed: list[str]) -> None:
         """What is to be known of the classes that are no plain case."""
-        few, left, others = found.few & made.fitted, ~made.fitted, found.among & ~found.few
+        left, others = ~made.fitted, found.among & ~found.few
         said = {
-            f"under {FEWEST} validation images show, or lack, {', '.join(names[few])}: they share one calibration, "
-            f"with {others.sum()} of the other classes": few.any(),
-            f"too few validation images for {', '.join(names[left])}: their scores stay as they are": left.any(),
+            f"under {FEWEST} validation images show {', '.join(names[found.few])}: they share one calibration, with "
+            f"{others.sum()} of the other classes": found.few.any(),
+            f"too few validation images show, or lack, {', '.join(names[left])}: their scores stay as they are": (
+                left.any()
+            ),
             f"no threshold holds a {self.config.aim} of {self.config.at:g} for {', '.join(missed)}: the closest is "
             "taken": missed,
         }
