@@ -107,8 +107,8 @@ def reliability_curve(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean probability, share that is right, and number of pairs of each bin that holds any: three arrays (≤ bins,).
 
-    Arrays of any one shape; mass: bins between quantiles, so that each holds equally many pairs, or else of equal width
-    from 0 to 1. A probability on an edge is of the bin below it. Raises ValueError where no label is known.
+    Arrays of any one shape; mass: bins between quantiles, so that each holds equally many pairs, or else of equal width.
+    A probability on an edge is of the bin below it. Raises ValueError where no label is known.
     """
     known = labels >= 0
     p, right = probabilities[known].astype(np.float64), labels[known] > 0
