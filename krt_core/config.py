@@ -27,6 +27,7 @@ from .options import (
     LISTED,
     METHODS,
     STRICT,
+    Calibrate,
     Channels,
     Count,
     Counts,
@@ -48,8 +49,8 @@ from .presets.together import check_together
 
 # fmt: off
 __all__ = [
-    "Data", "Experiment", "Model", "Protocol", "Replay", "Train", "convert", "experiment_from", "load_experiment",
-    "load_experiments", "parse_yaml", "preset_names",
+    "Calibrate", "Data", "Experiment", "Model", "Protocol", "Replay", "Train", "convert", "experiment_from",
+    "load_experiment", "load_experiments", "parse_yaml", "preset_names",
 ]
 # fmt: on
 
@@ -195,6 +196,7 @@ class Experiment:
     model: Model = field(default_factory=Model)
     replay: Replay = field(default_factory=Replay)
     train: Train = field(default_factory=Train)
+    calibrate: Calibrate = field(default_factory=Calibrate)
     options: Any = None  # dataclass of the method, chosen by `method`; in YAML a section of the method's name
     retired: tuple[tuple[str, Any], ...] = ()  # keys of old run folders that nothing reads any more
 

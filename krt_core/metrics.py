@@ -14,6 +14,7 @@ from .machine.cpu import falling_order
 
 Sessions = Sequence[int] | np.ndarray  # (C,) the session in which each class was learned, from 0
 F1_THRESHOLD = 0.8  # as published; later papers use others, so the value is stored beside every F1
+BINS = 15  # of calibration errors, as in Guo et al., ICML 2017
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -41,8 +42,11 @@ def mean_average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
     return float(average_precision(scores, labels).mean())
 
 
-def precision_recall_f1(scores: np.ndarray, labels: np.ndarray, threshold: float = F1_THRESHOLD) -> dict[str, float]:
-    """CP, CR, CF1 (means over classes) and OP, OR, OF1 (over all decisions) at ``scores > threshold``.
+def precision_recall_f1(
+    scores: np.ndarray, labels: np.ndarray, threshold: float | np.ndarray = F1_THRESHOLD
+) -> dict[str, float]:
+    """CP, CR, CF1 (means over classes) and OP, OR, OF1 (over all decisions) at ``scores > threshold``: one for all
+    classes, or (C,) one for each.
 
     CF1 is the mean of the per-class F1, as in the published code; a class without true positives counts 0 in CP, CR and
     CF1. OP is NaN when nothing is predicted.
@@ -75,6 +79,49 @@ def best_threshold(scores: np.ndarray, labels: np.ndarray, metric: str = "OF1") 
     candidates = np.unique(np.nextafter(quantiles.astype(np.float32), np.float32(-1)))  # the score itself must pass
     f1 = [precision_recall_f1(scores, labels, float(threshold))[metric] for threshold in candidates]
     return float(candidates[int(np.argmax(f1))])
+
+
+def calibration_errors(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Expected calibration error (C,) of each class, in points; NaN for one of which nothing is known.
+
+    The images of a class are parted by their probability into `BINS` bins of equal mass, equal probabilities in one;
+    ECE = Σ_b |bin b| / n · |share of b that shows the class − mean probability of b|. Sources: Guo et al., *On
+    Calibration of Modern Neural Networks*, ICML 2017; of equal mass: Nixon et al., *Measuring Calibration in Deep
+    Learning*, CVPR workshops 2019.
+
+    >>> calibration_errors(np.array([[0.9], [0.9], [0.2], [0.2]]), np.array([[1], [0], [0], [-1]])).round(2)
+    array([33.33])
+    """
+    pairs = zip(probabilities.T, labels.T, strict=True)
+    return np.array([calibration_error(p, y) if (y >= 0).any() else np.nan for p, y in pairs])
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """As `calibration_errors`, of all pairs of image and class together: arrays of any one shape."""
+    said, shown, count = reliability_curve(probabilities, labels)
+    return float(100 * (count * np.abs(said - shown)).sum() / count.sum())
+
+
+def reliability_curve(
+    probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS, mass: bool = True
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean probability, share that is right, and number of pairs of each bin that holds any: three arrays (≤ bins,).
+
+    Arrays of any one shape; mass: bins between quantiles, so that each holds equally many pairs, or else of equal width.
+    A probability on an edge is of the bin below it. Raises ValueError where no label is known.
+    """
+    known = labels >= 0
+    p, right = probabilities[known].astype(np.float64), labels[known] > 0
+    if not len(p):
+        raise ValueError("Labels that tell nothing have no calibration.")
+    places = np.linspace(0, 1, bins + 1)
+    edges = np.quantile(p, places) if mass else places
+    of = np.searchsorted(edges[1:-1], p)
+    count = np.bincount(of, minlength=bins)
+    any_in = count > 0
+    sums = np.bincount(of, p, minlength=bins), np.bincount(of, right, minlength=bins)
+    said, shown = (total[any_in] / count[any_in] for total in sums)
+    return said, shown, count[any_in]
 
 
 def forgetting_per_class(ap: np.ndarray, first: Sessions, kind: str = "max") -> np.ndarray:

@@ -28,6 +28,15 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 @dataclass(frozen=True, config=STRICT)
+class Calibrate:
+    """Of a run of any method that holds images out (``data.validation``); docs/calibration.md."""
+
+    kind: Literal["platt", "isotonic", "none"] = "platt"  # how scores become probabilities, class by class
+    aim: Literal["f1", "precision", "recall"] = "f1"  # of each class's threshold: its best F1, or one that holds `at`
+    at: Annotated[float, Field(gt=0, lt=1)] = 0.9  # the precision or recall to hold
+
+
+@dataclass(frozen=True, config=STRICT)
 class Options:
     """Of methods that have none of their own."""
 

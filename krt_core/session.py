@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .calibrate import Calibrating
 from .config import Experiment
 from .data import open_halves
 from .data.pipeline import Batch, batches
@@ -89,8 +90,9 @@ class _Training:
         self.callbacks = Callbacks(e.train.callbacks if self.world.main else (), run, progress.log)
         set_seed(e.seed)
         self.method, self.memory = method_class(e.method)(e.options, e), memory_of(e.replay)
-        told = self.protocol, self.train_labels, self.train_set.ids, self.world, e.seed, progress.log
-        self.remembering = Remembering(self.memory, self.method, *told)
+        shown = self.protocol, self.train_labels, self.train_set.ids
+        self.remembering = Remembering(self.memory, self.method, *shown, self.world, e.seed, progress.log)
+        self.calibrating = Calibrating.of(run, self.halves, self.protocol, self.method, self.world, progress.log)
         self.model, self.weights = first_network(e, runtime, allow_leak, progress.log, self.going.weights)
         self._open_stores()
         if e.model.tune_from:
@@ -151,7 +153,7 @@ class _Training:
             self.finish()
 
     def session(self, index: int, resume: dict[str, Any] | None) -> None:
-        began, best = time.perf_counter(), None
+        began, best, before = time.perf_counter(), None, None
         self.spent_before = resume["seconds"] if resume else 0.0  # by earlier, interrupted starts, on this session
         if self._stands_from(index):
             self._stand_still()
@@ -167,6 +169,7 @@ class _Training:
             self.old_model = for_inference(self.model, self.runtime.dtype) if learning.start else None
             self._grow(learning)
             context, learner = self._prepare(learning, view, resume)
+            before = self.calibrating.before(index, lambda rows: self._predict(rows, model=self.old_model)[0])
 
             # 3. Learn: the method turns batches into a loss, or learns in closed form; validate on the way.
             best = self.epochs(index, learner, resume) if learner else None
@@ -175,9 +178,10 @@ class _Training:
                 best = self.fit(index, context, view)
             self.method.end_session(context)
 
-        # 4. Test: one pass over the fixed pool, from which every subset is scored.
+        # 4. Test: one pass over the fixed pool, from which every subset is scored; one over what calibrates the scores.
         scores = self.tester.reported(best, self.model, index, self.method, not learning)
         metrics = session_metrics(self.protocol, index, scores.scores, scores.labels, full=True)
+        calibration = self.calibrating.after(index, before, lambda rows: self._predict(rows)[0])
 
         # 5. Remember: choose exemplars, look at the images of the session to come, write the session down.
         self.ahead = self.remembering.after(index, view, self._predict) if learning else None
@@ -195,7 +199,9 @@ class _Training:
             "exemplar_bytes": self.train_set.bytes_of(self.memory.images), "made_with": self.going.made_with,
         }  # fmt: skip
         if self.world.main:
-            self.run.write_session(index, self.model.state_dict(), scores, state, self.ahead, self.model.still)
+            self.run.write_session(
+                index, self.model.state_dict(), scores, state, self.ahead, self.model.still, calibration
+            )
             self.run.clear_resume()
             self.callbacks.session(self.run.session_state(index))
         self.progress.log(
@@ -342,5 +348,6 @@ class _Training:
     def _predict(
         self, rows: np.ndarray, features: Any = None, model: Network | None = None, logits: bool = False
     ) -> tuple:
-        size, model = self.experiment.train.eval_batch_size, model or self.model
-        return predict(model, self.train_store, rows, self.runtime, size, features, self.method, logits)
+        method = self.method if model is None else self.method.before()
+        how = self.runtime, self.experiment.train.eval_batch_size, features, method, logits
+        return predict(model or self.model, self.train_store, rows, *how)

@@ -2,6 +2,7 @@ import doctest
 
 import numpy as np
 import pytest
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 
 import krt_core.metrics as m
@@ -138,6 +139,51 @@ def test_pools_of_test_images():
                     alone = m.average_precision(scores[t][chosen, c, None], labels[chosen, c, None])
                     assert tables[pool][t, c] == alone[0]
         assert all(np.isnan(table[t, session.stop :]).all() for table in tables.values())
+
+
+def test_a_threshold_for_each_class_equals_scikit_learn(case):
+    scores, labels = case
+    thresholds = np.linspace(0.2, 0.8, 7)
+    ours = m.precision_recall_f1(scores, labels, thresholds)
+    _, _, f, _ = precision_recall_fscore_support(labels, scores > thresholds, average=None, zero_division=0)
+    _, _, of, _ = precision_recall_fscore_support(labels, scores > thresholds, average="micro")
+    np.testing.assert_allclose([ours["CF1"], ours["OF1"]], 100 * np.array([f.mean(), of]))
+    assert m.precision_recall_f1(scores, labels, np.full(7, 0.5)) == m.precision_recall_f1(scores, labels, 0.5)
+
+
+@pytest.mark.parametrize(("mass", "strategy"), [(True, "quantile"), (False, "uniform")])
+def test_reliability_curves_equal_scikit_learn(mass, strategy):
+    rng = np.random.default_rng(0)
+    p = rng.random(1001) ** 3
+    labels = rng.random(1001) < p
+    mean, share, count = m.reliability_curve(p, labels, 10, mass)
+    theirs, predicted = calibration_curve(labels, p, n_bins=10, strategy=strategy)
+    np.testing.assert_allclose(mean, predicted)
+    np.testing.assert_allclose(share, theirs)
+    assert count.sum() == 1001 and (not mass or set(count) <= {100, 101})
+
+
+def test_calibration_errors_by_a_slow_restatement(case):
+    scores, labels = case
+    labels = np.where(np.random.default_rng(1).random(labels.shape) < 0.2, -1, labels)
+    for c, found in enumerate(m.calibration_errors(scores, labels)):
+        pairs = sorted((p, y) for p, y in zip(scores[:, c], labels[:, c], strict=True) if y >= 0)
+        edges, error = np.quantile([p for p, _ in pairs], np.arange(1, 15) / 15), 0.0
+        for b in range(15):
+            inside = [(p, y) for p, y in pairs if sum(p > edge for edge in edges) == b]
+            error += abs(sum(p for p, _ in inside) - sum(y for _, y in inside)) / len(pairs)
+        assert found == pytest.approx(100 * error)
+    every = m.calibration_error(scores, labels)
+    assert every == pytest.approx(m.calibration_errors(scores.reshape(-1, 1), labels.reshape(-1, 1))[0])
+
+
+def test_perfect_probabilities_have_no_error_and_certain_wrong_ones_all():
+    labels = np.array([[1], [0], [1], [0]])
+    assert m.calibration_errors(labels.astype(float), labels) == [0]
+    assert m.calibration_errors(1.0 - labels, labels) == [100]
+    assert np.isnan(m.calibration_errors(np.full((2, 1), 0.5), np.full((2, 1), -1))).all()
+    with pytest.raises(ValueError, match="no calibration"):
+        m.reliability_curve(np.full(2, 0.5), np.full(2, -1))
 
 
 def test_pairs_of_unknown_truth_are_left_out_of_every_metric():

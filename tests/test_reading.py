@@ -8,7 +8,17 @@ import typing
 import numpy as np
 import pytest
 
-from krt_core.config import Data, Experiment, Model, Protocol, Replay, Train, load_experiment, load_experiments
+from krt_core.config import (
+    Calibrate,
+    Data,
+    Experiment,
+    Model,
+    Protocol,
+    Replay,
+    Train,
+    load_experiment,
+    load_experiments,
+)  # fmt: skip
 from krt_core.errors import ConfigError
 from krt_core.lab.bench.matrix import load_matrix
 from krt_core.options import METHODS
@@ -179,9 +189,14 @@ ODD = (
     (),
     b"x",
 )
-SECTIONS = {"data": Data, "protocol": Protocol, "model": Model, "replay": Replay, "train": Train} | {
-    name: kind for name, (_, kind) in METHODS.items()
-}
+SECTIONS = {
+    "data": Data,
+    "protocol": Protocol,
+    "model": Model,
+    "replay": Replay,
+    "train": Train,
+    "calibrate": Calibrate,
+} | {name: kind for name, (_, kind) in METHODS.items()}
 KEYS = [f"{section}.{f.name}" for section, kind in SECTIONS.items() for f in dataclasses.fields(kind)]
 
 

@@ -13,7 +13,7 @@ FLOORS = (
     ("lab",),
     ("tagger",),
     ("launch",),
-    ("session", "learn", "evaluate", "remember"),
+    ("session", "learn", "evaluate", "remember", "calibrate"),
     ("weights",),
     ("runs",),
     ("methods",),

@@ -25,6 +25,10 @@ from ..model import Network, Output
 from ..options import Options
 from ..protocol import Protocol, Sees, Session
 
+# Each (C_old,), of the logits of old classes over some images: means now and before the session, the variance of those
+# now, and the covariance of the two.
+Moments = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
 
 def _no_images(*_: Any) -> Any:
     raise RuntimeError("This context has no images.")
@@ -171,6 +175,15 @@ class Method:
         """Scores (B, C) of images (B, 3, S, S) in [0, 1], columns in learning order; higher means rather there.
         ``model`` is a copy for looking only. The thresholds of F1 and pseudo labels take them for probabilities."""
         return torch.sigmoid(model(images).logits)
+
+    def before(self) -> Method:
+        """It as it was at the end of the last session, for `scores` of the old model; only after start_session."""
+        return self
+
+    def drift(self) -> Moments | None:
+        """How the logits of old classes were moved by the session, over all images seen so far; None: not known, and it
+        is measured on images held out of the session. Asked after `end_session`."""
+        return None
 
     # ---- what must survive a restart ----
 

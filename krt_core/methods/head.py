@@ -102,6 +102,11 @@ class OwnHead(Method):
     def scores(self, model: Network, images: Tensor) -> Tensor:
         return torch.sigmoid(full_precision(self.head(model.features(images))))
 
+    def before(self) -> OwnHead:
+        made = copy.copy(self)
+        made.head = self.old_head or self.head
+        return made
+
     def state(self) -> dict[str, Any]:
         if not hasattr(self, "head"):
             return {}

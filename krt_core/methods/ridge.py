@@ -10,6 +10,7 @@ image out in turn.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from ..config import Experiment
 from ..options import CensusOptions, L3AOptions, RidgeOptions
-from .base import Context, Method
+from .base import Context, Method, Moments
 from .statistics import Statistics
 
 PENALTIES = [10 ** (power / 4) for power in range(-16, 9)]  # λ tried, as shares of the mean diagonal of G
@@ -55,6 +56,12 @@ def set_head(head: nn.Linear, W: Tensor, b: Tensor) -> None:
     head.bias.copy_(SLOPE * (b - 0.5))
 
 
+def read_heads(heads: Iterable[nn.Module]) -> tuple[Tensor, Tensor] | None:
+    """W (d, C) and b (C,), float64, for logits φW + b; None without heads."""
+    read = [(head.weight.detach().double().cpu(), head.bias.detach().double().cpu()) for head in heads]
+    return (torch.cat([w for w, _ in read]).T, torch.cat([b for _, b in read])) if read else None
+
+
 class Ridge(Method):
     Options: ClassVar[type] = RidgeOptions
     paper = "Zhuang et al., NeurIPS 2022; McDonnell et al., NeurIPS 2023"
@@ -69,6 +76,7 @@ class Ridge(Method):
         self.penalty = options.penalty
         self.hidden = 0 if options.old == "zero" else -1
         self.share = " of the mean diagonal"  # what λ is counted in, in words
+        self.old: tuple[Tensor, Tensor] | None = None  # heads of the old classes before the session
 
     def fit(self, context: Context) -> None:
         """Add the session's images to the sums, choose the penalty, and set the head's weights."""
@@ -151,11 +159,25 @@ class Ridge(Method):
     def _set_heads(self, context: Context) -> None:
         assert self.statistics is not None  # nosec B101
         W, b = self.solution(self.statistics)
+        self.old = read_heads(context.model.heads[:-1])
         start = 0
         for head in context.model.heads:
             stop = start + head.out_features
             set_head(head, W[:, start:stop], b[start:stop])
             start = stop
+
+    def drift(self) -> Moments | None:
+        """From the sums: no image is needed."""
+        if self.statistics is None or self.old is None:
+            return None
+        (W, b), now = self.old, read_heads(self.context.model.heads[:-1])
+        assert now is not None  # nosec B101
+        moments = W.new_zeros(4, len(b))
+        for columns in self.statistics.together(range(len(b))):
+            solver = self.statistics.solve(columns)
+            moments[:, columns] = solver.moments(now[0][:, columns], W[:, columns])
+        moments[:2] += torch.stack([now[1], b])
+        return tuple(moments.numpy())
 
     # ---- what must survive a restart ----
 

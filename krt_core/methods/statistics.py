@@ -198,6 +198,13 @@ class Solver:
         W = torch.cholesky_solve(self.Q, torch.linalg.cholesky(ridge))
         return W, self.frequency - self.mean @ W
 
+    def moments(self, now: Tensor, before: Tensor) -> Tensor:
+        """(4, k) over the images: means of φ·now and of φ·before, the variance of the first and their covariance; now
+        and before (d, k)."""
+        turned = self.G @ now
+        products = (now * turned).sum(dim=0), (before * turned).sum(dim=0)
+        return torch.stack([self.mean @ now, self.mean @ before, *(product / self.n for product in products)])
+
     def press(self, embedded: Tensor, labels: Tensor, weights: Tensor, penalties: list[float]) -> Tensor:
         """(penalties, k) weighted sums of squared errors of predictions for images that the regression has not seen.
 

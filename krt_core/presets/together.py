@@ -18,6 +18,8 @@ def check_together(experiment: Any, where: str) -> None:
     made, least_most = e.data.cardinality or e.data.co_occurrence, e.data.labels_per_image
     of_tables = [f"data.{key}" for key in OF_TABLES if getattr(e.data, key) != _default(e.data, key)]
     views = e.data.features and e.train.augment != "none" and (e.model.freeze != "none" or e.model.tune_from)
+    asked, held_out = e.calibrate, e.data.validation and e.data.test == "test"
+    wanted = asked.kind != "none" and asked != type(asked)()
     faults = {
         f"model.embed_dim must be a multiple of model.heads ({e.model.heads})": e.model.embed_dim % e.model.heads,
         "model.std must be positive": not all(s is None or s > 0 for s in std),
@@ -43,6 +45,8 @@ def check_together(experiment: Any, where: str) -> None:
         and len(e.protocol.sizes) <= len(e.data.added),
         "data.views needs model.freeze or tune_from, data.features and an augmentation": e.data.views and not views,
         "model.tune_from has no say with model.freeze=all": e.model.tune_from and e.model.freeze == "all",
+        "calibrate.at is of calibrate.aim=precision and recall": asked.at != type(asked).at and asked.aim == "f1",
+        "calibrate needs images that are not tested on: data.validation, with data.test=test": wanted and not held_out,
         "model.expand is of the linear head": e.model.expand and e.head != "linear",
     }
     for text, is_so in faults.items():

@@ -3,7 +3,7 @@
 ::
 
     <folder>/experiment.yaml   environment.json   log.txt   progress.json   metrics.jsonl   resume.pt   README.md   DONE
-    <folder>/session_00/       model.safetensors  scores.npz  ap.npz  ahead.npz  state.json
+    <folder>/session_00/       model.safetensors  scores.npz  ap.npz  ahead.npz  calibration.json  state.json
 
 Everything is written to a temporary name and renamed. Nothing is unpickled: ``resume.pt`` holds plain tensors and
 numbers and is loaded with ``weights_only=True``. What each file holds, and what becomes of one that is damaged, stands
@@ -31,6 +31,7 @@ from ..machine.home import atomic_write, outputs_dir, resolve
 from ..machine.locks import only_one
 from ..options import METHODS
 from . import configuration
+from .calibration import Calibration
 from .card import card
 from .files import is_still, to_json
 from .reader import Reader
@@ -128,6 +129,7 @@ class Run(Reader):
         state: dict,
         ahead: Ahead | None = None,
         still: bool = False,
+        calibration: Calibration | None = None,
     ) -> None:
         """Weights, scores and state of a finished session; state.json, written last, makes it count. still: the
         backbone is that of the first session and left out of the file of a later one."""
@@ -145,6 +147,8 @@ class Run(Reader):
         write_ap(folder / "ap.npz", ap)
         if ahead is not None:
             ahead.write(folder / "ahead.npz")
+        if calibration is not None:
+            calibration.write(folder / "calibration.json")
         if kept:
             atomic_write(folder / "method.safetensors", save(_plain(kept)))
         size = sum(tensor.nbytes for tensor in kept.values())

@@ -16,7 +16,7 @@ from ..config import Experiment
 from ..errors import RunError
 from ..machine.home import resolve
 from ..methods import class_of, is_oracle
-from ..metrics import best_threshold, forgetting, precision_recall_f1
+from ..metrics import best_threshold, calibration_errors, forgetting, precision_recall_f1
 from ..protocol import Protocol, protocol_of
 from . import configuration, shapes
 from .calibration import Calibration
@@ -192,20 +192,35 @@ class Reader:
 
     def calibration(self, session: int) -> Calibration:
         """How scores after a session become probabilities; of a run that calibrates nothing: as they are."""
-        found = Calibration.read(self.session_folder(session) / "calibration.json", self.way_out(session))
-        return found or Calibration.none(self.protocol.sessions[session].stop)
+        path, classes = self.session_folder(session) / "calibration.json", self.protocol.sessions[session].stop
+        return Calibration.read(path, classes, self.way_out(session)) or Calibration.none(classes)
+
+    def calibrated(self) -> dict[str, float]:
+        """After the last session, on the test images that show a class: CF1 and OF1 with each class's own threshold on
+        its calibrated probability, and the mean over classes of the expected calibration error of the scores (ECE) and
+        of the probabilities (ECE_calibrated). Empty for a run that calibrates nothing."""
+        found = self.calibration(len(self.protocol.sessions) - 1)
+        if not found.fitted.any():
+            return {}
+        scores, labels = self.tested()
+        p = found.probabilities(scores)
+        f1 = precision_recall_f1(p, labels, found.thresholds)
+        errors = {"ECE": scores, "ECE_calibrated": p}
+        errors = {key: float(np.nanmean(calibration_errors(values, labels))) for key, values in errors.items()}
+        return {"CF1_calibrated": f1["CF1"], "OF1_calibrated": f1["OF1"], **errors}
 
     def f1(self, threshold: float) -> dict[str, float]:
         """CP to OF1 after the last session as `krt_core.evaluate.session_metrics` has them, at another threshold."""
-        return precision_recall_f1(*self._last_scores(), threshold)
+        return precision_recall_f1(*self.tested(), threshold)
 
     def best_thresholds(self) -> tuple[float, float]:
         """Of CF1 and of OF1 after the last session, on the images that this run was tested on."""
-        scores, labels = self._last_scores()
+        scores, labels = self.tested()
         return best_threshold(scores, labels, "CF1"), best_threshold(scores, labels, "OF1")
 
-    def _last_scores(self) -> tuple[np.ndarray, np.ndarray]:
-        session = len(self.protocol.sessions) - 1
+    def tested(self, session: int = -1) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and labels (m, C) after a session (-1: the last) of the test images that show a class seen by then."""
+        session %= len(self.protocol.sessions)
         found = self.scores(session)
         rows, columns = self.protocol.test_subsets(found.labels, session)["seen"]
         return found.scores[rows][:, columns], found.labels[rows][:, columns]
@@ -302,4 +317,6 @@ class Reader:
             except (RunError, FileNotFoundError) as error:
                 self.ap(session)  # enough to finish the run with
                 said.append(f"{error} The training goes on without it; figures of that session are not to be had.")
+        if finished:
+            self.calibration(finished - 1)  # from which that of the next one follows
         return said

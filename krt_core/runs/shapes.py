@@ -41,7 +41,8 @@ START = {
 ENVIRONMENT = {**START, "starts": [START]}
 EPOCH = {"session": int, "epoch": int, str: (int, float, str, bool, type(None), list, dict), "loss": NUMBER,
          "images_per_second": NUMBER, "mAP_seen": NUMBER, "mAP_of": str, "lr": NUMBER, "seconds": NUMBER}  # fmt: skip
-CALIBRATION = {"a": [(int, float)], "b": [(int, float)], "thresholds": [(int, float)], "fitted": [bool]}
+CALIBRATION = {"a": [(int, float)], "b": [(int, float)], "thresholds": [(int, float)], "fitted": [bool],
+               "images": (int, float), "shown": [(int, float)], "curves": [[[(int, float)]]]}  # fmt: skip
 PROGRESS = {
     "session": int, "sessions": int, "epoch": int, "epochs": int, "step": int, "steps": int, "eta_seconds": NUMBER,
     "images_per_second": NUMBER, "loss": NUMBER, "updated_at": str, "task": str, "state": str,

@@ -27,6 +27,7 @@ VARIANTS = {
     "sync": {"train.batch_norm": "sync"},
     "pod": {"train.batch_norm": "sync", "method": "pod"},
     "joint": {"train.batch_norm": "sync", "method": "joint"},
+    "calibrated": {"train.batch_norm": "frozen", "train.epochs": 1, "data.validation": 0.4, "protocol.increment": 2},
     **{kind: {"train.batch_norm": "frozen", "method": "finetune", "train.epochs": 1, "replay.per_class": 0,
               "replay.budget": 9, "replay.selection": kind} for kind in ("prs", "ocdm")},
 }  # fmt: skip
@@ -81,6 +82,8 @@ def same(one: Run, two: Run) -> None:
         scores, others = one.scores(t), two.scores(t)
         assert scores.ids.tolist() == others.ids.tolist() and len(set(others.ids.tolist())) == 25
         np.testing.assert_allclose(scores.scores, others.scores, rtol=1e-5)
+        for key, value in vars(one.calibration(t)).items():
+            np.testing.assert_allclose(value, getattr(two.calibration(t), key), rtol=1e-4, atol=1e-6, err_msg=key)
         tensors, others = one.model_state(t), two.model_state(t)
         assert tensors.keys() == others.keys()
         for name, tensor in tensors.items():

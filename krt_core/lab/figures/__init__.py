@@ -1,6 +1,7 @@
 """Static figures. Every function takes runs or arrays and returns a matplotlib Figure; none is shown here."""
 
 from .attention import attention_over_sessions, evidence_over_sessions, maps_per_token, patch_maps, token_mass
+from .calibration import reliability
 from .comparison import cost_chart, factor_chart, rank_chart, stability_chart
 from .data import co_occurrence, sample_images, session_sizes
 from .figure import MARKERS, PALETTE, save, save_table

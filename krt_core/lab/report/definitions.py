@@ -55,6 +55,11 @@ F1_CHOSEN = (
     f"{F1} Chosen: each at the one threshold for all classes that gave the highest of it on validation images, in the "
     "trial that chose the setting; the test images were not opened for it."
 )
+CALIBRATED = (
+    " Calibrated: at each class's own threshold on its calibrated probability; ECE, in points: by how much scores, and "
+    "calibrated probabilities, are off the share of images that show a class, mean over classes. Both were fitted on "
+    "images held out of each session (data.validation); no test image has a say in it."
+)
 
 COSTS = (
     "Time: median over runs of the wall-clock time of a whole run, training, testing and choosing exemplars"

@@ -1,16 +1,29 @@
 """F1 at other thresholds, against the metric itself; which differences hold, in LaTeX; runs chosen by what they are."""
 
+from dataclasses import replace
+
+import numpy as np
 import pandas as pd
 import pytest
 from page import Page
+from sklearn.metrics import f1_score
 
 from benchmarks.made_up_runs import finished
 from krt_core.cli import main
-from krt_core.errors import ConfigError, DataError
+from krt_core.errors import ConfigError, DataError, RunError
+from krt_core.lab.figures import reliability
 from krt_core.lab.report import only, runs_table
 from krt_core.lab.report.html import html_report
 from krt_core.lab.report.latex import latex_report
-from krt_core.metrics import F1_THRESHOLD, precision_recall_f1
+from krt_core.metrics import (
+    BINS,
+    F1_THRESHOLD,
+    calibration_error,
+    calibration_errors,
+    precision_recall_f1,
+    reliability_curve,
+)  # fmt: skip
+from krt_core.runs.calibration import Calibration
 
 
 @pytest.fixture
@@ -39,6 +52,62 @@ def test_tables_have_half_and_what_validation_chose(runs):
     assert row["CF1 chosen"] == f"{table['CF1_chosen'][0]:.1f}" and row["threshold of CF1"] == "0.30"
     text = Page(html_report(runs)).text
     assert "CF1 chosen" not in text and "OF1 at 0.5" in text
+
+
+def calibrate(run):
+    """As a session would, with numbers that are known: p = sigmoid(2 · logit − 1)."""
+    classes = len(run.protocol.classes)
+    made = replace(Calibration.none(classes), a=np.full(classes, 2.0), b=np.full(classes, -1.0))
+    made = replace(made, thresholds=np.linspace(0.2, 0.6, classes), fitted=np.ones(classes, bool))
+    made.write(run.session_folder(len(run.protocol.sessions) - 1) / "calibration.json")
+    return made
+
+
+def test_tables_have_calibrated_f1_and_errors_where_runs_have_them(runs):
+    assert "ECE" not in Page(html_report(runs)).text
+    assert runs_table(runs)[["CF1_calibrated", "ECE"]].isna().all(axis=None)
+    made, (scores, labels) = calibrate(runs[0]), runs[0].tested()
+    odds = scores / (1 - scores)
+    p = (odds**2 * np.exp(-1)) / (1 + odds**2 * np.exp(-1))
+    table = runs_table(runs)
+    named, wanted = (p > made.thresholds) & labels, []
+    for c in range(labels.shape[1]):
+        wanted.append(f1_score(labels[:, c], p[:, c] > made.thresholds[c], zero_division=0))
+    assert named.any() and table["CF1_calibrated"][0] == pytest.approx(100 * np.mean(wanted), abs=1e-3)
+    assert table["ECE"][0] == pytest.approx(calibration_errors(scores, labels).mean(), abs=1e-3)
+    assert table["ECE_calibrated"][0] == pytest.approx(calibration_errors(p, labels).mean(), abs=0.01)
+    assert table[["OF1_calibrated", "ECE"]].iloc[1].isna().all()
+    page = Page(html_report(runs))
+    row = page.all_tables("method", f"CF1 at {F1_THRESHOLD}")[0]["krt"]
+    assert row["CF1 calibrated"] == f"{table['CF1_calibrated'][0]:.1f}" and "held out of each session" in page.text
+    assert row["ECE calibrated"] == f"{table['ECE_calibrated'][0]:.1f}"
+
+
+def test_a_damaged_calibration_leaves_the_rest(runs):
+    calibrate(runs[0])
+    (runs[0].session_folder(4) / "calibration.json").write_text("{")
+    table = runs_table(runs)
+    assert table["CF1_calibrated"].isna().all() and table["OF1_at_0.5"].notna().all()
+    with pytest.raises(RunError, match="calibration"):
+        runs[0].calibrated()
+
+
+def test_a_reliability_diagram_has_what_the_metrics_say(runs):
+    with pytest.raises(RunError, match=r"no calibration after session 5.*data\.validation"):
+        reliability(runs[0])
+    made, (scores, labels) = calibrate(runs[0]), runs[0].tested()
+    figure = reliability(runs[0])
+    p = made.probabilities(scores)
+    said = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert said == [f"{name}, off by {calibration_error(x, labels):.1f} points" for name, x in
+                    (("scores", scores), ("calibrated", p))]  # fmt: skip
+    mean, share, _ = reliability_curve(p, labels, BINS, mass=False)
+    drawn = figure.axes[0].get_lines()
+    assert any(line.get_xydata().shape == (len(mean), 2) and np.allclose(line.get_xydata().T, [mean, share])
+               for line in drawn)  # fmt: skip
+    errors = calibration_errors(p, labels)
+    titles = [axis.get_title().split("\n")[0] for axis in figure.axes[2:]]
+    assert titles == [runs[0].protocol.classes[c] for c in np.argsort(-errors)[:4]]
 
 
 def test_without_scores_the_rest_is_told(runs):

@@ -1,0 +1,148 @@
+"""The calibration after each session of a run.
+
+A session's own classes are fitted on its own images that were held out, with the labels that it shows. Two things then
+stand between these images and all that were seen:
+
+*How often.* Each of a session's images shows one of its classes, so that they are more frequent there. With n images of
+m that show a class, and N images seen so far, the odds of it are multiplied by [n / (N − n)] / [n / (m − n)] (Saerens
+et al., *Neural Computation*, 2002). N grows with each session, and so it goes on for old classes.
+
+*Drift.* What a model says of old classes moves while it learns new ones, and their images are gone. The new images were
+scored before and after: a straight line from what is said now to what was said before leads back to the old
+calibration. Ridge regression knows that line from its sums, over all images that it ever saw.
+
+A method that sees all images calibrates all its classes on all images that were held out of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..config import Calibrate
+from ..data import Halves
+from ..machine.distributed import World
+from ..methods import Method
+from ..methods.base import Moments
+from ..protocol import Protocol
+from ..runs.calibration import Calibration, logit
+from ..runs.folder import Run
+from .fit import FEWEST, Fitted, fit
+from .thresholds import aimed_threshold
+
+Line = tuple[np.ndarray, np.ndarray]  # slopes and offsets (C old,), from logits now to logits before
+Predict = Callable[[np.ndarray], np.ndarray]  # rows (m,) of the training set → scores (m, ≥ C)
+SLOPES = (0.1, 10.0)  # of a line of drift: what few images, or scores that have all become one, tell beyond is chance
+
+
+def moments(now: np.ndarray, before: np.ndarray) -> Moments | None:
+    """Of logits (m, C) and (m, C) by class; None where they are too few to tell."""
+    if len(now) < 2 * FEWEST:
+        return None
+    means = now.mean(axis=0), before.mean(axis=0)
+    centred = now - means[0]
+    return *means, (centred**2).mean(axis=0), (centred * before).mean(axis=0)
+
+
+def straight(means: np.ndarray, aims: np.ndarray, variances: np.ndarray, covariances: np.ndarray) -> Line:
+    """The straight lines of least squares that these moments tell."""
+    slopes = (covariances / np.maximum(variances, 1e-12)).clip(*SLOPES)
+    return slopes, aims - slopes * means
+
+
+@dataclass
+class Calibrating:
+    """How a run calibrates. ``on``: does it? Not without images that were held out, nor where it is tested on them."""
+
+    config: Calibrate
+    protocol: Protocol
+    method: Method
+    labels: np.ndarray  # (n, C) of all training images, those held out too, in learning order
+    held: np.ndarray  # (n,) bool
+    run: Run
+    world: World
+    log: Callable[[str], None]
+    on: bool
+    last: np.ndarray | None = None  # scores, where the model stays
+
+    @classmethod
+    def of(
+        cls, run: Run, halves: Halves, protocol: Protocol, method: Method, world: World, log: Callable[[str], None]
+    ) -> Calibrating:  # fmt: skip
+        config, labels = run.experiment.calibrate, protocol.reorder(halves.train.truth)
+        on = config.kind != "none" and bool(halves.held.any()) and halves.test is not None
+        return cls(config, protocol, method, labels, halves.held, run, world, log, on)
+
+    def rows(self, session: int) -> np.ndarray:
+        """(m,) the images held out of those that a session shows."""
+        held, sees = self.labels * self.held[:, None], self.method.sees
+        if sees == "all":
+            return np.flatnonzero((held > 0).any(axis=1))
+        return (self.protocol.train_images if sees == "session" else self.protocol.shown_images)(held, session)
+
+    def before(self, session: int, predict: Predict) -> np.ndarray | None:
+        """What the old model says to these images, for `after`; None where nobody will ask."""
+        asked = self.on and self.method.sees == "session" and session
+        return predict(self.rows(session)) if asked and len(self.rows(session)) else None
+
+    def after(self, session: int, before: np.ndarray | None, predict: Predict) -> Calibration | None:
+        """The calibration after a session; before: see there. None where nothing is calibrated, and in processes that
+        write nothing."""
+        if not self.on:
+            return None
+        rows, own, sees = self.rows(session), self.protocol.sessions[session], self.method.sees
+        scores = self.last if self.last is not None else predict(rows) if len(rows) else np.zeros((0, own.stop))
+        self.last = scores if sees == "all" else None
+        if not self.world.main:
+            return None
+        scores = scores[:, : own.stop]
+        seen = len(self.protocol.shown_images(self.labels, session))
+        if sees != "session":
+            every = seen if sees == "seen" else np.count_nonzero((self.labels > 0).any(axis=1))
+            return self._fitted(slice(0, own.stop), rows, scores, every, seen)
+        shown = len(self.protocol.train_images(self.labels, session))
+        new = self._fitted(own.columns, rows, scores[:, own.columns], shown, seen)
+        return self._moved(session, scores, before).for_images(seen).then(new) if session else new
+
+    def _moved(self, session: int, scores: np.ndarray, before: np.ndarray | None) -> Calibration:
+        """That of the old classes, for what the model says now."""
+        old = self.run.calibration(session - 1)
+        known = self.method.drift()
+        if known is None and before is not None:
+            known = moments(logit(scores[:, : len(old.a)]), logit(before))
+        return old.moved(*straight(*known)) if known else old
+
+    def _fitted(self, columns: slice, rows: np.ndarray, scores: np.ndarray, shown: int, seen: int) -> Calibration:
+        """Classes on rows (m,) of ``shown`` images, for as many as were ``seen``, with their thresholds."""
+        labels, names = self.labels[rows][:, columns], np.array(self.protocol.classes[columns])
+        found = fit(scores, labels, self.config.kind)
+        share = found.calibration.shown / np.maximum((labels >= 0).sum(axis=0), 1)
+        made = replace(found.calibration, images=float(shown), shown=share * shown).for_images(seen)
+        p, thresholds, missed = made.probabilities(scores), made.thresholds.copy(), []
+        others = (seen - made.shown) / np.maximum(shown - made.shown, 1e-9)  # for which each without the class stands
+        for c in np.flatnonzero(made.fitted):
+            known, y = p[labels[:, c] >= 0, c], labels[labels[:, c] >= 0, c]
+            aimed = aimed_threshold(known, np.where(y > 0, 1.0, others[c]), self.config)
+            thresholds[c] = aimed.threshold
+            if not aimed.held:
+                missed.append(f"{names[c]} ({aimed.expected:.2f})")
+        self._tell(names, found, made, missed)
+        return replace(made, thresholds=thresholds)
+
+    def _tell(self, names: np.ndarray, found: Fitted, made: Calibration, missed: list[str]) -> None:
+        """What is to be known of the classes that are no plain case."""
+        left, others = ~made.fitted, found.among & ~found.few
+        said = {
+            f"under {FEWEST} validation images show {', '.join(names[found.few])}: they share one calibration, with "
+            f"{others.sum()} of the other classes": found.few.any(),
+            f"too few validation images show, or lack, {', '.join(names[left])}: their scores stay as they are": (
+                left.any()
+            ),
+            f"no threshold holds a {self.config.aim} of {self.config.at:g} for {', '.join(missed)}: the closest is "
+            "taken": missed,
+        }
+        for text, is_so in said.items():
+            if is_so:
+                self.log(f"calibration: {text}")
