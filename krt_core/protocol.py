@@ -96,7 +96,7 @@ class Protocol:
         of a later one; of a session that was added all that came with it. labels (n, C) in learning order."""
         current, place = self.sessions[session], self.arrival(session)
         if place and self.arrived is not None:
-            return np.flatnonzero(self.arrived == place)
+            return np.flatnonzero((self.arrived == place) & (labels != 0).any(axis=1))  # what is held out shows nothing
         chosen = (labels[:, current.columns] > 0).any(axis=1)
         if self.images == "disjoint":
             chosen &= ~(labels[:, current.stop :] > 0).any(axis=1)

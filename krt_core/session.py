@@ -137,8 +137,7 @@ class _Training:
         for index in range(self.going.finished):
             if learning := self.protocol.taught(index, self.method.sees):
                 self._grow(learning)
-        told = self.protocol, self.train_set.ids, self.world.main
-        self.ahead = self.going.restore(self.model, self.method, self.memory, *told)
+        self.ahead = self.going.restore(self.model, self.method, self.memory, self.protocol, self.train_set.ids)
         if self.world.main:  # not before: a start that is refused leaves no trace
             self.going.record(self.experiment, self.runtime, self.weights)
         first, resume = self.going.finished, self.going.resume
@@ -199,9 +198,8 @@ class _Training:
             "exemplar_bytes": self.train_set.bytes_of(self.memory.images), "made_with": self.going.made_with,
         }  # fmt: skip
         if self.world.main:
-            self.run.write_session(
-                index, self.model.state_dict(), scores, state, self.ahead, self.model.still, calibration
-            )
+            what = self.model.state_dict(), scores, state, self.ahead, self.model.still, calibration
+            self.run.write_session(index, *what)
             self.run.clear_resume()
             self.callbacks.session(self.run.session_state(index))
         self.progress.log(
@@ -348,6 +346,5 @@ class _Training:
     def _predict(
         self, rows: np.ndarray, features: Any = None, model: Network | None = None, logits: bool = False
     ) -> tuple:
-        method = self.method if model is None else self.method.before()
-        how = self.runtime, self.experiment.train.eval_batch_size, features, method, logits
-        return predict(model or self.model, self.train_store, rows, *how)
+        method, size = self.method if model is None else self.method.before(), self.experiment.train.eval_batch_size
+        return predict(model or self.model, self.train_store, rows, self.runtime, size, features, method, logits)

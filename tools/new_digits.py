@@ -1,7 +1,7 @@
 """Photos with tags to grow by, made up: ``python tools/new_digits.py FOLDER`` writes PNG files and a table of tags.
 
-Scenes of digits that no run on the embedded set has seen, 300 in all, of which somebody has looked through each for nine
-and zero and for nothing else.
+300 scenes of digits that no run on the embedded set has seen; somebody has looked through them for nine and zero, and
+for nothing else.
 """
 
 from __future__ import annotations

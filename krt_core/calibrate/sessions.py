@@ -98,13 +98,20 @@ class Calibrating:
         if not self.world.main:
             return None
         scores = scores[:, : own.stop]
-        seen = len(self.protocol.shown_images(self.labels, session))
+        seen = self._seen(session)
         if sees != "session":
             every = seen if sees == "seen" else np.count_nonzero((self.labels > 0).any(axis=1))
             return self._fitted(slice(0, own.stop), rows, scores, every, seen)
         shown = len(self.protocol.train_images(self.labels, session))
         new = self._fitted(own.columns, rows, scores[:, own.columns], shown, seen)
         return self._moved(session, scores, before).for_images(seen).then(new) if session else new
+
+    def _seen(self, session: int) -> int:
+        """How many images the sessions so far have shown; those before one that was added are told by the calibration
+        that these have left."""
+        if not self.protocol.arrival(session):
+            return len(self.protocol.shown_images(self.labels, session))
+        return round(self.run.calibration(session - 1).images) + len(self.protocol.train_images(self.labels, session))
 
     def _moved(self, session: int, scores: np.ndarray, before: np.ndarray | None) -> Calibration:
         """That of the old classes, for what the model says now."""

@@ -59,8 +59,7 @@ class Grown:
                 f"{self.config.added[-1].root}: nothing is there to test on, neither images of these data nor of those "
                 "before. Hold some of them out, such as test=0.2."
             )
-        arrived = np.where(out, -1, np.asarray(learned.arrived))  # what is held out comes with no session
-        return replace(learned, notes=tuple(self.notes), arrived=arrived), out, self.joined(tests, "test")
+        return replace(learned, notes=tuple(self.notes)), out, self.joined(tests, "test")
 
     def whole(self, split: Split) -> MultiLabelDataset:
         """All images of a half that are there, to be looked at."""

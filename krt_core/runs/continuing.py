@@ -98,11 +98,10 @@ class Continuing:
             self.made_with = {key: value for key, value in now.items() if key in begun}
 
     def restore(
-        self, model: Network, method: Method, memory: Memory, protocol: Protocol, ids: np.ndarray, main: bool
+        self, model: Network, method: Method, memory: Memory, protocol: Protocol, ids: np.ndarray
     ) -> Ahead | None:
         """Bring a model that was grown as far, method and memory to where the run was left off; returns what the model
-        had said to the images of the session to come. The main process forgets what lies after that place. ids (n,) of
-        the training images."""
+        had said to the images of the session to come. ids (n,) of the training images."""
         run, finished, resume = self.run, self.finished, self.resume
         ahead = None
         if finished:
@@ -118,8 +117,6 @@ class Continuing:
                 "sessions after it too, or train in a new folder."
             )
         epoch = resume["epoch"] if resume else 0
-        if main:
-            run.drop_after(finished, epoch)
         if resume or (finished and finished < len(protocol.sessions)):
             self.log(f"continuing at session {finished + 1}, epoch {epoch + 1}")
         return ahead
@@ -137,6 +134,7 @@ class Continuing:
 
     def record(self, experiment: Experiment, runtime: Runtime, weights: dict[str, Any]) -> None:
         """Write down this start and what it asks for, and say in what it differs from the one before."""
+        self.run.drop_after(self.finished, self.resume["epoch"] if self.resume else 0)  # it will be made again
         self.run.settle(self.log)
         about, starts = about_start(experiment, runtime, weights, self.now), self.run.starts
         last = self.run.session_state(self.finished - 1).get("starts", [0]) if self.finished else []

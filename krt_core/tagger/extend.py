@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..added import Added
 from ..config import Data, Experiment, experiment_from
 from ..data import MultiLabelDataset, open_dataset
 from ..data.layouts import layout_of
@@ -25,6 +24,7 @@ from ..methods import method_class
 from ..methods.head import OwnHead
 from ..presets import merge, nested
 from ..presets.checking import convert
+from ..presets.sections import Added
 from ..runs.folder import Run
 from ..runs.inherit import inherit
 from .alike import Ask, spelt_alike
@@ -61,7 +61,7 @@ def extend(
 
     data: COCO or VOC layout, a table or a folder of folders. overrides: of the new session, as for `load_experiment`
     (``method``, ``train.epochs``, ...); and ``classes``, ``complete``, ``test``, ``dataset`` of the data, see
-    `krt_core.added.Added`. folder: of the new run, default by its name in outputs. session: grow the run as it was
+    `krt_core.presets.sections.Added`. folder: of the new run, default by its name in outputs. session: grow the run as it was
     after this one, 1 the first. same: names in the data → names that the run knows them by; new: names that are new
     though they look like known ones; ask: asked about those where neither says. known: "refuse" images that the run has
     learned from, "keep" them, which are then learned again, or "skip" them.

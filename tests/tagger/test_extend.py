@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import write_coco
+from conftest import TINY, write_coco
 from grow_world import annotated
 
 import krt_core as krt
@@ -317,3 +317,25 @@ def test_a_class_without_an_image_is_named(own, march):
         DataError, match=r"no image to learn from shows elk. Leave such classes out with classes=\[cat, dog"
     ):
         extend(own("ridge"), march)
+
+
+def test_photos_that_were_all_looked_through_are_a_simulated_session(own, march, tmp_path):
+    """Annotated with all classes and with none of the old ones, new data are what the protocol simulates."""
+    dog = annotated(march, ("dog",))
+    grown = extend(own("ridge"), dog, {"complete": True}, show="none")
+    both = tmp_path / "both"  # one data set: the old images, and the new ones with their own label
+    shutil.copytree(tmp_path / "old", both)
+    for split, name in (("train2014", "instances_train2014"), ("val2014", "instances_val2014")):
+        whole, more = (json.loads((root / "annotations" / f"{name}.json").read_text()) for root in (both, dog))
+        whole["annotations"] = [one for one in whole["annotations"] if one["category_id"] != 40]
+        for one in more["images"]:
+            shutil.copy(dog / split / one["file_name"], both / split / f"new_{one['file_name']}")
+            whole["images"].append({**one, "id": 1000 + one["id"], "file_name": f"new_{one['file_name']}"})
+        moved = [{**one, "id": 5000 + one["id"], "image_id": 1000 + one["image_id"]} for one in more["annotations"]]
+        whole["annotations"] += moved
+        (both / "annotations" / f"{name}.json").write_text(json.dumps(whole))
+    experiment = {"data.root": str(both), "protocol.increment": 1, "method": "ridge", "train.epochs": 1}
+    simulated = krt.train("digits_demo", {**TINY, **experiment}, show="none")
+    for session in range(4):
+        one, other = simulated.model_state(session), grown.model_state(session)
+        assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
