@@ -60,11 +60,11 @@ def extend(
     """Add a session to a run, from a folder or table of images with labels, and return the new run; the old one stays.
 
     data: COCO or VOC layout, a table or a folder of folders. overrides: of the new session, as for `load_experiment`
-    (``method``, ``train.epochs``, ...); and ``classes``, ``complete``, ``test``, ``dataset`` of the data, see
-    `krt_core.presets.sections.Added`. folder: of the new run, default by its name in outputs. session: grow the run as it was
-    after this one, 1 the first. same: names in the data → names that the run knows them by; new: names that are new
-    though they look like known ones; ask: asked about those where neither says. known: "refuse" images that the run has
-    learned from, "keep" them, which are then learned again, or "skip" them.
+    (``method``, ``train.epochs``, ...); and ``classes``, ``complete``, ``test``, ``dataset`` of the data, see `Added`.
+    folder: of the new run, default by its name in outputs. session: grow the run as it was after this one, 1 the first.
+    same: names in the data → names that the run knows them by; new: names that are new though they look like known
+    ones; ask: asked about those where neither says. known: "refuse" images that the run has learned from, "keep" them,
+    which are then learned again, or "skip" them.
 
     Raises RunError, DataError or ConfigError, each with the way out.
 

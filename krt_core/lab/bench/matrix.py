@@ -16,10 +16,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...config import Count, Experiment, Names, Number, Seed, kind_of, load_experiments, parse_yaml, preset_names
+from ...config import Experiment, kind_of, load_experiments, parse_yaml, preset_names
 from ...errors import ConfigError, did_you_mean
 from ...machine.home import resolve
-from ...options import LISTED, STRICT, is_dotted, short_name
+from ...options import LISTED, STRICT, Count, Names, Number, Seed, is_dotted, short_name
 from ...presets import merge, nested
 from ...presets.checking import convert
 from ...presets.reading import read_text
