@@ -49,8 +49,8 @@ def predict(options: argparse.Namespace) -> int:
     place = check_place(options.csv or options.json) if options.csv or options.json else None
     tagger = Tagger(run, session, options.device, options.threshold)
     notes = [*tagger.notes]
-    notes += [f"{found.others} files in these folders are no images by their names: left out"] if found.others else []
-    notes += [f"{found.again} photos are named more than once: tagged once"] if found.again else []
+    notes += [f"left out, as no images by their names: {found.others}"] if found.others else []
+    notes += [f"named more than once, and tagged once: {found.again}"] if found.again else []
     for note in notes:
         _say(note)
     faults: list[str] = []

@@ -76,8 +76,8 @@ def test_what_cannot_be_read_is_listed_at_the_end(trained, tmp_path, photos, cap
     assert main(["predict", str(run.folder), *names]) == 0
     said = capsys.readouterr().err.splitlines()
     assert sorted(os.path.basename(row[0]) for row in table(file)[1:]) == ["a.png", "b.JPG", "c [1].png", "d.png"]
-    assert said[0] == "1 files in these folders are no images by their names: left out"
-    assert said[1] == "1 photos are named more than once: tagged once"
+    assert said[0] == "left out, as no images by their names: 1"
+    assert said[1] == "named more than once, and tagged once: 1"
     assert said[2].startswith("not tagged:") and "gone.jpg: there is no such file" in said[2]
     assert "broken.jpg cannot be read" in said[3] and "annotations" not in said[3]
     assert "HEIC photo: save it as JPEG" in said[4] and len(said) == 5
