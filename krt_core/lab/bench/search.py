@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...config import Number, Seed
 from ...errors import ConfigError, RunError, did_you_mean
-from ...options import LISTED, STRICT
+from ...options import LISTED, STRICT, Number, Seed
 
 if TYPE_CHECKING:
     import numpy as np
