@@ -51,7 +51,7 @@ photos: setup  ## the same on real photos, PHOTOS=folder (VOC, COCO, table, fold
 	$(call notebooks,$(RESULTS),-p preset $(abspath $(RESULTS))/photos.yaml,-p methods $(PHOTO_METHODS))
 
 grow: setup  ## learn eight digits, add two tags from a table of new photos, tag with them; results in outputs/grow
-	$(BIN)/krt train digits_demo method=census model.freeze=first protocol.sizes='[8]' \
+	$(BIN)/krt train digits_demo method=census model.freeze=first protocol.sizes='[8]' data.validation=0.2 \
 	  data.classes='[eight, five, four, one, seven, six, three, two]' --folder $(GROW)/first
 	@$(BIN)/python tools/new_digits.py data/new_digits
 	$(BIN)/krt extend $(GROW)/first data/new_digits --folder $(GROW)/more

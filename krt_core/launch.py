@@ -105,9 +105,9 @@ def launch(
 def _check_weights(experiment: Experiment, path: Path) -> None:
     """ConfigError where the first weights are a file that is not there: before any image is read, not hours later."""
     weights = experiment.model.weights
-    if weights in ("", "pypi", "timm") or resolve(weights).exists() or (path / "DONE").exists():
-        return
     data = experiment.data
+    if weights in ("", "pypi", "timm") or resolve(weights).exists() or (path / "DONE").exists() or data.added:
+        return
     named = data.root or (f"data/{data.dataset}" if data.dataset in DEFAULT_ROOTS else "")
     if data.dataset == "digits" or not named or resolve(named).exists():  # else data are told first
         raise ConfigError(f"model.weights={weights}: there is no file {resolve(weights)}.")

@@ -29,6 +29,11 @@ class Continuing:
     def __init__(self, run: Run, log: Callable[[str], None]):
         self.run, self.log = run, log
         self.finished = run.finished_sessions
+        if self.grown and self.finished + 1 < len(run.experiment.protocol.sizes):
+            raise RunError(
+                f"{run.folder}: data.added is of a run that has grown, and the sessions are not there that it grew "
+                "from. Grow one with krt extend RUN DATA."
+            )
         self.resume: dict[str, Any] | None = None
         try:
             resume = run.load_resume()
@@ -112,6 +117,8 @@ class Continuing:
                 ahead = run.ahead(finished - 1)
         learned = protocol.sessions[finished - 1].stop if finished else 0
         if method.replays and memory.keeps(learned) and memory.learned != learned:
+            if self.grown:
+                raise RunError(f"{run.folder}: the run it grew from has stored no exemplars: replay.per_class=0.")
             raise RunError(
                 f"{run.folder}: session {finished} came without exemplars to replay, as imported ones do. Import the "
                 "sessions after it too, or train in a new folder."

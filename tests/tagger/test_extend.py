@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from conftest import TINY, write_coco
 from grow_world import annotated
 
 import krt_core as krt
+from krt_core.cli import main
 from krt_core.data import open_dataset
 from krt_core.data.images import load_image
 from krt_core.errors import ConfigError, DataError, RunError
@@ -339,3 +341,43 @@ def test_photos_that_were_all_looked_through_are_a_simulated_session(own, march,
     for session in range(4):
         one, other = simulated.model_state(session), grown.model_state(session)
         assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
+def test_a_run_that_nothing_grew_into_is_refused(own, march, tmp_path):
+    new = extend(own("finetune"), march, show="none")
+    with pytest.raises(RunError, match="the sessions are not there that it grew from. Grow one with krt extend"):
+        krt.train(new.experiment, folder=tmp_path / "empty", show="none")
+    with pytest.raises(RunError, match="has stored no exemplars: replay.per_class=0"):
+        extend(own_again(new), march, {"replay.per_class": 3}, show="none")
+
+
+def test_first_weights_are_not_needed_again(own, march):
+    run = own("ridge")
+    path = run.folder / "experiment.yaml"
+    text = path.read_text()
+    assert "weights: ''" in text
+    path.write_text(text.replace("weights: ''", "weights: data/gone.safetensors", 1))
+    assert extend(Run(run.folder), march, show="none").done
+
+
+def test_the_command_says_what_became_of_the_old_tags(own, march, capsys):
+    run = own("census")
+    assert main(["extend", str(run.folder), str(march), "--folder", "outputs/new", "census.penalty=0.1"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].endswith("outputs/new")
+    assert re.search(
+        r"3 old classes: mAP [\d.]+ before, [\d.]+ now, on the same test images; 1 new \(dog\): mAP", said.err
+    )
+    assert main(["extend", str(run.folder), str(march), "--same", "dog"]) == 2
+    assert "--same takes NAME=KNOWN" in capsys.readouterr().err
+    assert main(["extend", str(run.folder), str(march.parent / "nowhere")]) == 2
+    assert "There is no folder or table" in capsys.readouterr().err
+
+
+def test_thresholds_are_kept_and_new_classes_get_their_own(own, march):
+    run = own("ridge", data__validation=0.25)
+    new = extend(run, march, show="none")
+    old, now = run.calibration(2), new.calibration(3)
+    came = (krt.open_dataset(new).arrived == 1).sum() + (krt.open_dataset(new, "validation").arrived == 1).sum()
+    assert len(now.a) == 4 and now.images == old.images + came  # held out or not
+    assert (now.thresholds[:3] == old.thresholds).all()
