@@ -16,7 +16,8 @@ def check_together(experiment: Any, where: str) -> None:
     online = replay.selection if replay.selection in ("prs", "ocdm") else ""
     std = e.model.std if isinstance(e.model.std, tuple) else (e.model.std,)
     made, least_most = e.data.cardinality or e.data.co_occurrence, e.data.labels_per_image
-    of_tables = [f"data.{key}" for key in OF_TABLES if getattr(e.data, key) != _default(e.data, key)]
+    keys = [field for field in dataclasses.fields(e.data) if field.name in OF_TABLES]
+    of_tables = [f"data.{key.name}" for key in keys if getattr(e.data, key.name) != key.default]
     views = e.data.features and e.train.augment != "none" and (e.model.freeze != "none" or e.model.tune_from)
     asked, held_out = e.calibrate, e.data.validation and e.data.test == "test"
     wanted = asked.kind != "none" and asked != type(asked)()
@@ -52,7 +53,3 @@ def check_together(experiment: Any, where: str) -> None:
     for text, is_so in faults.items():
         if is_so:
             raise ConfigError(f"{where}: {text}.")
-
-
-def _default(section: Any, key: str) -> Any:
-    return next(field.default for field in dataclasses.fields(section) if field.name == key)
