@@ -135,7 +135,7 @@ def write_folders(folder: Path, source: Path, protocol: Protocol, photos: int) -
             (root / "annotations" / f"{split}.json").write_text(json.dumps(content), encoding="utf-8")
         if not (root / "images").exists():
             (root / "images").symlink_to(source.resolve() / "images")
-        (root / "done").write_text("")
+        (root / "done").touch()
     return made
 
 

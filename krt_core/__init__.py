@@ -54,6 +54,7 @@ if TYPE_CHECKING:  # what `_PLACES` says, for editors and type checkers
     from .protocol import Protocol
     from .runs.folder import Run as Run
     from .runs.folder import find_runs as find_runs
+    from .tagger.extend import extend as extend
     from .tagger.tagger import Tagger as Tagger
     from .weights.convert import load_model as load_model
 

@@ -14,7 +14,7 @@ from . import __version__
 from .errors import ConfigError, DataError, KRTError, did_you_mean, printable
 from .machine.cluster import SHARED, number_in, one_of_several
 from .machine.command import COMMANDS, arg, command, number
-from .machine.loading import leave, loading
+from .machine.loading import be_command, leave, loading
 from .tagger.command import EXPORT, PREDICT, export, predict
 from .tagger.extend_command import EXTEND, extend
 
@@ -25,6 +25,7 @@ ELSEWHERE = "Results go elsewhere with --folder, everything with KRT_HOME."
 def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         _in_utf8()
+        be_command()
     code = _answer(arguments)
     if arguments is None and not code:  # what went wrong ends as any Python does: who started it may be told by it
         leave()

@@ -10,19 +10,28 @@ import sys
 from collections.abc import Iterator
 from typing import NoReturn
 
+_stays = False  # does what is loaded stay out of the garbage collector's sight?
+
+
+def be_command() -> None:
+    """This process does one thing and ends: what it loads is never garbage, and is not looked through again."""
+    global _stays
+    _stays = True
+    atexit.register(gc.unfreeze)  # or what a library still holds at the very end looks lost to it, which it says
+
 
 @contextlib.contextmanager
 def loading() -> Iterator[None]:
     """Around ``import torch`` or ``import timm``: they make some hundred thousand objects, none of them garbage, and
-    looking through these again and again is a tenth of the time that loading takes, and later of what a short run
-    does. So they are left out of sight until the process ends."""
-    was = gc.isenabled()
+    looking through these again and again is a tenth of the time that loading takes, and later of what a short command
+    does."""
+    was, before = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
-        atexit.register(gc.unfreeze)  # or what a library still holds at the very end looks lost to it, which it says
+        if _stays and len(sys.modules) > before:
+            gc.freeze()
         if was:
             gc.enable()
 

@@ -6,8 +6,6 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..errors import ConfigError, printable
 from ..machine.command import arg, number
 from ..machine.loading import loading
@@ -63,6 +61,8 @@ def _ask(name: str, known: str) -> bool:
 
 def what_changed(run: Run) -> str:
     """In a sentence: AP of old classes before and after, on the same test images, and of new ones."""
+    import numpy as np
+
     last = run.finished_sessions - 1
     old, new = run.protocol.sessions[last].start, run.protocol.class_names(last)
     before, after = run.ap(last - 1)["fixed"], run.ap(last)["fixed"]
