@@ -107,7 +107,7 @@ def reliability_curve(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean probability, share that is right, and number of pairs of each bin that holds any: three arrays (≤ bins,).
 
-    Arrays of any one shape; mass: bins between quantiles, so that each holds equally many pairs, or else of equal width.
+    Arrays of any one shape; mass: bins between quantiles, so that each holds as many pairs, or else of equal width.
     A probability on an edge is of the bin below it. Raises ValueError where no label is known.
     """
     known = labels >= 0

@@ -205,9 +205,8 @@ class Reader:
         scores, labels = self.tested()
         p = found.probabilities(scores)
         f1 = precision_recall_f1(p, labels, found.thresholds)
-        errors = {"ECE": scores, "ECE_calibrated": p}
-        errors = {key: float(np.nanmean(calibration_errors(values, labels))) for key, values in errors.items()}
-        return {"CF1_calibrated": f1["CF1"], "OF1_calibrated": f1["OF1"], **errors}
+        before, after = (float(np.nanmean(calibration_errors(values, labels))) for values in (scores, p))
+        return {"CF1_calibrated": f1["CF1"], "OF1_calibrated": f1["OF1"], "ECE": before, "ECE_calibrated": after}
 
     def f1(self, threshold: float) -> dict[str, float]:
         """CP to OF1 after the last session as `krt_core.evaluate.session_metrics` has them, at another threshold."""
