@@ -74,8 +74,15 @@ def test_every_method_can_be_exported(trained, tmp_path, monkeypatch, method):
         agree(run, export(run, 1, tmp_path / f"tags{kind}").path)
 
 
+CORNERS = (
+    np.array([[-3.0, -1, 0.5, 4], [-2, -1.5, 2, 2.5]]), np.array([[0.0], [1]]), np.array([[-9.0, 9], [-1, 1]]),
+    np.zeros((2, 1)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("curves", [(), CORNERS], ids=["platt", "isotonic"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_saturated_scores_are_calibrated_alike(kind, tmp_path, mine):
+def test_saturated_scores_are_calibrated_alike(kind, curves, tmp_path, mine):
     """Scores of 0, 1 and what float32 has next to them, by formulas in float64."""
     from krt_core.runs.calibration import Calibration
     from krt_core.tagger.program import Program
@@ -84,7 +91,9 @@ def test_saturated_scores_are_calibrated_alike(kind, tmp_path, mine):
         def scores(self, model, images):
             return images[:, 0, 0, :4]
 
-    calibration = Calibration(np.array([0.3, 3, 1, 1.0]), np.array([-2, 4, -8, 0.0]), np.full(4, 0.5), np.arange(4) < 3)
+    calibration = Calibration(
+        np.array([0.3, 3, 1, 1.0]), np.array([-2, 4, -8, 0.0]), np.full(4, 0.5), np.arange(4) < 3, curves
+    )
     program = Program(torch.nn.Identity(), Given(), calibration)
     values = np.array([0, 1e-9, 1e-6, 1e-3, 0.5, 0.999, 1 - 1e-6, 1 - 1e-7, 1], np.float32)
     scores = np.repeat(values[:, None], 4, axis=1)
