@@ -252,14 +252,14 @@ def rows_of(dataset: MultiLabelDataset, ids: Sequence[str], run: Run) -> np.ndar
 
 def _found(run: Run, session: int, record: dict, dataset: MultiLabelDataset) -> PseudoLabels:
     _ahead_file(run, session)
-    protocol, ahead = run.protocol, run.ahead(session - 1)
+    protocol, ahead = run.protocol.on(dataset), run.ahead(session - 1)
     rows = rows_of(dataset, ahead.ids, run)
     columns = [dataset.classes.index(name) for name in protocol.classes if name in dataset.classes]
     labels = dataset.truth[:, columns]
     memory, before = memory_of(run.experiment.replay), run.session_state(session - 1)
     if "memory" in before:
         memory.load_state(before["memory"])
-    if run.experiment.data.validation:  # its rows count those that are held out
+    if run.experiment.data.validation or run.experiment.data.added:  # its rows count those held out, or other images
         memory.renumber([rows_of(dataset, ids, run).tolist() for ids in before["exemplar_ids"]])
     stored = int(memory.images.max(initial=-1))
     view = None
