@@ -96,7 +96,7 @@ class Grown:
         kept = ~np.isin(train.ids, one.without)
         train, held = (train.select_images(kept, "train"), held[kept]) if one.without else (train, held)
         if one.test:
-            tested = held_out(train.ids, train.labels, one.test)
+            tested = held_out(train.ids, train.labels, one.test, salt="test")  # others than are held out to validate on
             test = train.select_images(tested, "test")
             train, held = train.select_images(~tested, "train"), held[~tested]
         return self._named(train, place), held, test and self._named(test, place)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..config import Experiment
 from ..data.pipeline import Batch, move
 from ..dpl import ThresholdRecord, find_thresholds
-from ..errors import ConfigError
+from ..errors import ConfigError, RunError
 from ..losses import asymmetric_loss, token_distillation
 from ..options import KRTOptions
 from .base import Context, Method
@@ -49,6 +49,11 @@ class KRT(Method):
         expected, shares = self.options.mean_labels * old / len(context.protocol.classes), np.full(old, 1 / old)
         if self.options.target == "estimated":
             expected = float(context.class_frequency.sum())
+            if not np.isfinite(expected):
+                raise RunError(
+                    "How often sessions so far have shown each class is not known: the run is of an older version or "
+                    "was imported, and its training images are not there. Put them back, or take krt.pseudo_labels=false."
+                )
             shares = context.class_frequency / expected
         scores, last = context.old_scores(), self.records.get(index - 1)
         record = find_thresholds(scores, expected, self.options.rule, shares if self.options.per_class else None, last)

@@ -40,6 +40,7 @@ class Added:
     test: Annotated[float, Field(ge=0, lt=1)] | None = None  # share of its training images held out to test on, of each
     # class alike; None: it has a test half of its own, 0: nothing of it is tested
     run: str = ""  # the run that it was added to
+    digest: str = ""  # of the labels as they were then, and of the weights that grew: others make another run
 
 
 DATASETS = ("digits", "coco2014", "voc2007", "coco", "voc", "table")  # the last three: data of your own

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ..config import Experiment
-from ..errors import RunError
+from ..data import open_halves
+from ..errors import KRTError, RunError
 from ..machine.home import atomic_write
-from ..protocol import protocol_of
+from ..protocol import protocol_of, shown_by
 from . import configuration
 from .files import to_json
 from .folder import Run
@@ -39,7 +40,7 @@ def inherit(run: Run, sessions: int, experiment: Experiment, folder: Path, notes
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / MARK, str(run.folder))  # what was begun here may be begun again
     classes = protocol_of(experiment.protocol, tuple(sorted(experiment.protocol.order))).classes
-    kept = run.protocol.sessions[sessions - 1].stop
+    kept, learned = run.protocol.sessions[sessions - 1].stop, _labels(run)
     for session in range(sessions):
         own, new = run.session_folder(session), folder / f"session_{session:02d}"
         new.mkdir(exist_ok=True)
@@ -53,6 +54,8 @@ def inherit(run: Run, sessions: int, experiment: Experiment, folder: Path, notes
             Scores(scores.ids, scores.scores, labels).write(new / "scores.npz")
         state = json.loads((own / "state.json").read_text(encoding="utf-8"))
         state.pop("made_with", None)
+        if "shown" not in state and learned is not None:  # of an older version, or imported
+            state["shown"] = shown_by(run.protocol, learned, session).as_dict()
         state |= {"classes": list(classes), "inherited": state.get("inherited") or str(run.folder)}
         atomic_write(new / "state.json", to_json(state, indent=1))
     made = [epoch for epoch in run.epochs if epoch["session"] < sessions]
@@ -64,6 +67,14 @@ def inherit(run: Run, sessions: int, experiment: Experiment, folder: Path, notes
     atomic_write(folder / "log.txt", "".join(f"{line}\n" for line in lines))
     configuration.write(folder, experiment)
     (folder / MARK).unlink(missing_ok=True)
+
+
+def _labels(run: Run) -> np.ndarray | None:
+    """(n, C) of its training images in learning order; None where they are not there."""
+    with contextlib.suppress(KRTError):
+        train, held, _ = open_halves(run.experiment.data)
+        return train.truth[:, [train.classes.index(name) for name in run.protocol.classes]] * ~held[:, None]
+    return None
 
 
 def _share(file: Path, new: Path) -> None:

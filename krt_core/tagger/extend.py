@@ -19,7 +19,7 @@ from ..data.layouts import layout_of
 from ..data.overlap import present, rows_of_both
 from ..errors import ConfigError, DataError, RunError, did_you_mean
 from ..launch import launch
-from ..machine.home import outputs_dir, resolve
+from ..machine.home import file_digest, outputs_dir, resolve
 from ..methods import method_class
 from ..methods.head import OwnHead
 from ..presets import merge, nested
@@ -30,7 +30,7 @@ from ..runs.inherit import inherit
 from .alike import Ask, spelt_alike
 
 TEST_SHARE = 0.2  # of new data without a test half
-OWN = {each.name for each in dataclasses.fields(Added)} - {"root", "same", "run", "without"}
+OWN = {each.name for each in dataclasses.fields(Added)} - {"root", "same", "run", "without", "digest"}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,9 @@ def look_at_new(
         notes.append(f"all classes of {data} are known: the session adds {len(train)} images to them, and no class")
     one = replace(one, classes=kept, same=tuple(sorted((own, to) for own, to in same.items() if own in kept)))
     one = _tested(one, replace(part, classes=kept), notes)
+    weights = file_digest(run.session_folder(sessions - 1) / "model.safetensors")
     one = replace(one, without=_known(run, train, known, notes), run=str(run.folder))
+    one = replace(one, digest=f"{train.digest()}-{weights[:16]}")
     return New(one, fresh, notes)
 
 

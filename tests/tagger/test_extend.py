@@ -112,6 +112,22 @@ def test_krt_expects_as_many_old_labels_as_sessions_have_shown(own, march):
     assert new.session_state(3)["method"]["thresholds"]["3"]["target"] == pytest.approx(expected)
 
 
+def test_what_older_folders_and_imported_ones_do_not_say_of_it_is_counted_again(own, march):
+    run = own("krt")
+    wanted = extend(run, march, folder="outputs/wanted", show="none").session_state(3)["method"]
+    for session in range(3):
+        path = run.session_folder(session) / "state.json"
+        state = json.loads(path.read_text())
+        del state["shown"]
+        path.write_text(json.dumps(state))
+    assert extend(run, march, folder="outputs/again", show="none").session_state(3)["method"] == wanted
+    shutil.rmtree(run.folder.parents[1] / "old")
+    with pytest.raises(RunError, match="is not known: the run is of an older version or was imported"):
+        extend(run, march, folder="outputs/blind", show="none")
+    blind = extend(run, march, {"krt.pseudo_labels": False}, folder="outputs/plain", show="none")
+    assert blind.done
+
+
 # ---- exemplars ----
 
 
@@ -248,6 +264,29 @@ def test_names_that_look_alike_are_asked_about(own, march):
     ):
         with pytest.raises(ConfigError, match=match):
             extend(run, renamed, **said)
+
+
+def test_what_is_held_out_to_test_on_is_not_what_is_held_out_to_validate_on(own, march):
+    for path in (march / "annotations").glob("*val2014*"):
+        path.unlink()
+    new = extend(own("ridge"), march, {"data.validation": 0.2}, show="none")
+    later = {one for one in new.scores(3).ids if one.startswith("+1/")}
+    validated = krt.open_dataset(new, "validation")
+    validated = set(validated.ids[validated.arrived == 1])
+    assert later and validated and not later & validated
+    assert new.session_state(3)["train_images"] + len(later) + len(validated) == 25
+
+
+def test_other_labels_or_other_weights_make_another_run(own, march):
+    run = own("ridge")
+    first = extend(run, march, folder="outputs/new", show="none")
+    path = march / "annotations" / "instances_train2014.json"
+    content = json.loads(path.read_text())
+    content["annotations"].pop()
+    path.write_text(json.dumps(content))
+    with pytest.raises(RunError, match="holds another experiment"):
+        extend(run, march, folder="outputs/new", show="none")
+    assert extend(run, march, show="none").folder != first.folder
 
 
 # ---- what is refused ----
