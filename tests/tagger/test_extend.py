@@ -122,7 +122,7 @@ def test_what_older_folders_and_imported_ones_do_not_say_of_it_is_counted_again(
         path.write_text(json.dumps(state))
     assert extend(run, march, folder="outputs/again", show="none").session_state(3)["method"] == wanted
     shutil.rmtree(run.folder.parents[1] / "old")
-    with pytest.raises(RunError, match="is not known: the run is of an older version or was imported"):
+    with pytest.raises(RunError, match="is not known: the run is older or was imported"):
         extend(run, march, folder="outputs/blind", show="none")
     blind = extend(run, march, {"krt.pseudo_labels": False}, folder="outputs/plain", show="none")
     assert blind.done
