@@ -51,7 +51,7 @@ class KRT(Method):
             expected = float(context.class_frequency.sum())
             if not np.isfinite(expected):
                 raise RunError(
-                    "How often sessions so far have shown each class is not known: the run is older or was imported, and "
+                    "How often the sessions have shown each class is not known: the run is older or was imported, and "
                     "its training images are not there. Put them back, or take krt.pseudo_labels=false."
                 )
             shares = context.class_frequency / expected
