@@ -12,7 +12,9 @@ PHOTOS  ?= $(or $(KRT_VOC_SUB),$(KRT_COCO_SUB))
 RESULTS := outputs/photos
 # Each on features that are kept; the trainings of a backbone are for a GPU, or a night.
 PHOTO_METHODS := '[ridge, census, krt, krt replay.per_class=10, masked, finetune, joint_ridge]'
-NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attention_maps 05_gallery 06_leaderboard
+PHOTO_FIRST := '{method: census, data.validation: 0.2}'
+NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attention_maps 05_gallery 06_leaderboard \
+  07_grow_tags
 export KRT_HOME := $(CURDIR)
 
 .DEFAULT_GOAL := help
@@ -31,11 +33,11 @@ $(VENV)/ready: pyproject.toml
 	@$(BIN)/python tools/build_inplace_abn.py
 	@touch $@
 
-# $(1): where results go; $(2), $(3): what notebooks 01 and 02 are told beside it
+# $(1): where results go; $(2): what notebooks 01, 02 and 07 are told beside it; $(3): 02; $(4): 07
 define notebooks
 	@mkdir -p $(1)
 	@for name in $(NOTEBOOKS); do \
-	  case $$name in 01*) set -- $(2);; 02*) set -- $(2) $(3);; *) set --;; esac; \
+	  case $$name in 01*) set -- $(2);; 02*) set -- $(2) $(3);; 07*) set -- $(2) $(4);; *) set --;; esac; \
 	  echo "== notebooks/$$name.ipynb"; \
 	  $(BIN)/papermill notebooks/$$name.ipynb $(1)/$$name.ipynb --cwd notebooks -k python3 -p folder $(1) "$$@" \
 	    --log-output --no-progress-bar 2>&1 | grep -vE '^(Input|Output|Working|Executing|Ending|Black|Unable to parse line)|^<Figure|^\[IPKernelApp|^$$' || exit 1; \
@@ -48,7 +50,7 @@ demo: setup  ## train and analyse on the embedded digits; results in outputs/dem
 
 photos: setup  ## the same on real photos, PHOTOS=folder (VOC, COCO, table, folders); results in outputs/photos
 	@$(BIN)/python tools/photos.py '$(PHOTOS)' '$(RESULTS)'
-	$(call notebooks,$(RESULTS),-p preset $(abspath $(RESULTS))/photos.yaml,-p methods $(PHOTO_METHODS))
+	$(call notebooks,$(RESULTS),-p preset $(abspath $(RESULTS))/photos.yaml,-p methods $(PHOTO_METHODS),-p first $(PHOTO_FIRST))
 
 grow: setup  ## learn eight digits, add two tags from a table of new photos, tag with them; results in outputs/grow
 	$(BIN)/krt train digits_demo method=census model.freeze=first protocol.sizes='[8]' data.validation=0.2 \

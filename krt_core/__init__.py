@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # what `_PLACES` says, for editors and type checkers
     from .lab.explorers.gallery import Gallery as Gallery
     from .lab.explorers.leaderboard import Leaderboard as Leaderboard
     from .lab.explorers.pseudo_labels import LabelInspector as LabelInspector
+    from .lab.explorers.tag_editor import TagEditor as TagEditor
     from .lab.explorers.training import TrainingView as TrainingView
     from .methods.base import Method as Method
     from .protocol import Protocol
@@ -80,6 +81,7 @@ _PLACES = {  # name → module, or module:attribute
     "Gallery": "lab.explorers.gallery:Gallery",
     "Leaderboard": "lab.explorers.leaderboard:Leaderboard",
     "LabelInspector": "lab.explorers.pseudo_labels:LabelInspector",
+    "TagEditor": "lab.explorers.tag_editor:TagEditor",
     "TrainingView": "lab.explorers.training:TrainingView",
 }
 __all__ = ["__version__", "open_dataset", "open_protocol", "open_run", "train", *_PLACES]

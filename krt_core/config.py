@@ -79,6 +79,7 @@ class Experiment:
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict; the method's options stand under the method's name, as in a preset."""
         out = dataclasses.asdict(self)
+        out["data"]["added"] = [one.said() for one in self.data.added]
         out[short_name(self.method)] = out.pop("options") or {}
         for dotted, value in out.pop("retired"):
             section, key = dotted.split(".")

@@ -89,9 +89,7 @@ class Grown:
         if not place:
             return self.open_one(replace(self.config, added=()))
         one = self.config.added[place - 1]
-        own = replace(
-            self.config, dataset=one.dataset, root=one.root, classes=one.classes, labels_per_image=(), added=()
-        )
+        own = one.of(self.config)
         train, held, test = self.open_one(own if one.test is None else replace(own, test="validation"))
         kept = ~np.isin(train.ids, one.without)
         train, held = (train.select_images(kept, "train"), held[kept]) if one.without else (train, held)

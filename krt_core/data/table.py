@@ -98,7 +98,8 @@ def read(source: Source | ClassFolders, name: str, split: Split) -> MultiLabelDa
     parts, about = _parts(source)
     mine = [part for part in parts if not part.whole or split in part.halves]
     images = _images(mine, source, split)
-    found = by_columns(mine, images) if parts[0].columns.tags < 0 else by_tags(parts, mine, images, source.said)
+    said = source.said
+    found = by_columns(mine, images, said) if parts[0].columns.tags < 0 else by_tags(parts, mine, images, said)
     where = " and ".join(str(part.table.path) for part in mine)
     if not found.labels.any():
         raise DataError(

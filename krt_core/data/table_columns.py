@@ -58,6 +58,7 @@ class Said:
     tags: str = ""
     separator: str = ""
     split: str = ""
+    blank: str = ""
     classes: tuple[str, ...] = ()
     test_share: float = 0.2
     split_seed: int = 0

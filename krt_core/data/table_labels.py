@@ -76,7 +76,7 @@ class Images:
         )
 
 
-def by_columns(parts: list[Part], images: Images) -> Labels:
+def by_columns(parts: list[Part], images: Images, said: Said) -> Labels:
     """A column for each class."""
     codes = [
         {class_name(p.table.names[i], f"{p.table.path}: a column"): class_values(p.table, i) for i in p.columns.classes}
@@ -89,17 +89,19 @@ def by_columns(parts: list[Part], images: Images) -> Labels:
                 f"{part.table.path} and {parts[0].table.path}: only one has a column of the class {lacks[0]!r}."
             )
     values = np.stack([np.concatenate([one[name] for one in codes]) for name in classes], axis=1)  # (n, C)
-    if not (values == 0).any():
+    if said.blank == "absent":
+        values[values < 0] = 0
+    if not said.blank and (values < 0).any() and not (values == 0).any():
         raise DataError(
-            f"{parts[0].table.path}: the columns of classes ({', '.join(classes[:4])}) hold 1 and -1 or blank alone, "
-            "which mean unknown: write 0 where an image does not show a class."
+            f"{parts[0].table.path}: the columns of classes ({', '.join(classes[:4])}) hold 1 and -1 or blank alone: "
+            "write 0 where an image does not show a class, or say blank=absent (data.blank of a training), or unknown."
         )
     twice = 0
     for row, first in images.again():
         if (values[row] != values[first]).any():
             name = classes[int((values[row] != values[first]).argmax())]
-            says, said = (("0", "1", "unknown")[int(values[r][classes.index(name)])] for r in (row, first))
-            raise images.differ(row, first, f"{says} for {name!r}", said, "Remove the row that is wrong.")
+            says, instead = (("0", "1", "unknown")[int(values[r][classes.index(name)])] for r in (row, first))
+            raise images.differ(row, first, f"{says} for {name!r}", instead, "Remove the row that is wrong.")
         twice += 1
     values = values[images.first]
     notes = [_columns_read(part, f"{len(classes)} columns are classes") for part in parts]

@@ -42,13 +42,14 @@ def chosen(
     known, notes = np.array(halves), []
     if (known == "").all():
         test = held_out(ids, labels, said.test_share, f"{said.split_seed} ", steady=True)
-        notes.append(
-            f"nothing says which images are for tests: {test.sum()} of {len(test)} are (data.test_share="
-            f"{said.test_share:g}), chosen by data.split_seed={said.split_seed}"
-        )
+        if said.test_share:
+            notes.append(
+                f"nothing says which images are for tests: {test.sum()} of {len(test)} are (data.test_share="
+                f"{said.test_share:g}), chosen by data.split_seed={said.split_seed}"
+            )
     else:
         test = known == "test"
-        if said.test_share != Said.test_share:
+        if said.test_share not in (Said.test_share, 0):
             notes.append(f"data.test_share={said.test_share:g} is not used, as the data say which images are for tests")
     mine = test if split == "test" else ~test
     if not mine.any():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -24,6 +25,7 @@ from ..options import (
 )  # fmt: skip
 
 Pairs = Annotated[tuple[Annotated[tuple[str, str], LISTED], ...], LISTED]
+Blank = Literal["", "unknown", "absent"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -41,6 +43,24 @@ class Added:
     # class alike; None: it has a test half of its own, 0: nothing of it is tested
     run: str = ""  # the run that it was added to
     digest: str = ""  # of the labels as they were then, and of the weights that grew: others make another run
+    paths: str = ""  # of a table, as in data: its columns, what stands between tags, what a blank cell says
+    tags: str = ""
+    separator: str = ""
+    split: str = ""
+    blank: Blank = ""
+
+    TABLE: ClassVar = ("paths", "tags", "separator", "split", "blank")
+
+    def said(self) -> dict[str, Any]:
+        """Without what is at its default: a key that is added later leaves the hashes of older runs alone."""
+        every = {each.name: (getattr(self, each.name), each.default) for each in dataclasses.fields(self)}
+        return {name: value for name, (value, default) in every.items() if value != default}
+
+    def of(self, data: Data) -> Data:
+        """The section of a configuration that opens these data alone, beside that of the run they were added to."""
+        own = {name: getattr(self, name) for name in ("dataset", "root", "classes", *self.TABLE)}
+        share = 0.2 if self.test is None else 0.0  # of a table that says nothing of it
+        return dataclasses.replace(data, **own, test_share=share, split_seed=0, labels_per_image=(), added=())
 
 
 DATASETS = ("digits", "coco2014", "voc2007", "coco", "voc", "table")  # the last three: data of your own
@@ -56,7 +76,8 @@ class Data:
     tags: str = ""  # table: its column of tags; none: one column a class; empty: found
     separator: str = ""  # table: what stands between tags, or space, or none; empty: found among | ; , and space
     split: str = ""  # table: its column of train, val and test; none: not looked for; empty: found
-    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2  # table: share to test on where nothing says which
+    blank: Blank = ""  # table: what a blank cell or -1 in the column of a class says, unknown or absent; empty: unknown
+    test_share: Annotated[float, Field(ge=0, lt=1)] = 0.2  # table: share to test on where nothing says which; 0: none
     split_seed: Seed = 0  # table: chooses which these are
     cardinality: Annotated[float, Field(ge=0, le=4)] = 0.0  # of digits that are made: mean number of labels per image,
     # 1 to 4; 0: the embedded scenes, 2.5

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 
-OF_TABLES = ("paths", "tags", "separator", "split", "test_share", "split_seed")  # keys of data
+OF_TABLES = ("paths", "tags", "separator", "split", "blank", "test_share", "split_seed")  # keys of data
 
 
 def check_together(experiment: Any, where: str) -> None:

@@ -120,7 +120,9 @@ def look_at_new(
     section = run.experiment.data
     whole = {"dataset": said.get("dataset") or layout_of(data), **said, "root": str(resolve(data))}
     one: Added = convert(Added, whole, "", "krt extend")
-    part = replace(section, dataset=one.dataset, root=one.root, classes=one.classes, labels_per_image=(), added=())
+    if one.dataset != "table" and (odd := [key for key in Added.TABLE if getattr(one, key)]):
+        raise ConfigError(f"krt extend: {odd[0]} says how to read a table, and {data} has {one.dataset} layout.")
+    part = one.of(section)
     train, notes = open_dataset(replace(part, validation=0.0, test="test"), "train"), []
     shown = train.labels.any(axis=0)
     same = spelt_alike(train.classes, names, same, new, ask, str(data))
@@ -135,7 +137,7 @@ def look_at_new(
             f"with classes=[{', '.join(n for n, there in zip(train.classes, shown, strict=True) if there)}], or check "
             "the annotations."
         )
-    if one.complete:
+    if one.complete or one.dataset == "table":  # whose columns and tags are what somebody has looked for
         kept = train.classes
     else:  # listed, as in a file of all classes, is not annotated
         kept = tuple(name for name, there in zip(train.classes, shown, strict=True) if there)
@@ -205,7 +207,7 @@ def grown_experiment(run: Run, sessions: int, found: New, overrides: dict[str, A
     base = protocol.classes[: protocol.sessions[min(first, sessions) - 1].stop]
     sizes = [s.stop - s.start for s in protocol.sessions[:sessions]]
     content = e.to_dict()
-    content["data"] |= {"classes": list(base), "added": [dataclasses.asdict(one) for one in (*kept, found.added)]}
+    content["data"] |= {"classes": list(base), "added": [one.said() for one in (*kept, found.added)]}
     order = {"base": 0, "order_seed": None, "order": [*names, *found.classes]}
     content["protocol"] |= {**order, "sizes": [*sizes, len(found.classes)]}
     if "target" in content.get("krt", {}) and e.method == "krt":

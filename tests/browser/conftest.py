@@ -26,6 +26,7 @@ PARAMETERS = {  # name of a copy → the notebook, and what its first code cell 
     "04_attention_maps": ("04_attention_maps", {"pointing": 20}),
     "05_gallery": ("05_gallery", {}),
     "06_leaderboard": ("06_leaderboard", {}),
+    "07_grow_tags": ("07_grow_tags", {"first": {"method": "census", "model.freeze": "first", "train.epochs": 2}}),
     "live": ("02_train_sessions", {**SHORT, "watch": True, "folder": "outputs/live"}),
 }
 

@@ -166,6 +166,19 @@ def halves(root, **keys):
     )
 
 
+def test_what_a_blank_cell_says(root):
+    """Nothing is 0: it has to be said what blank cells mean; where every cell is 1 there is nothing to say."""
+    table = READ["columns"].replace(",0", ",")
+    absent = everything(write(root, table), blank="absent")[0]
+    assert absent == EXPECTED
+    unknown = everything(root, blank="unknown")[0]
+    assert unknown == {name: (shown, {"bird", "cat", "dog"} - shown) for name, (shown, _) in EXPECTED.items()}
+    ones = everything(write(root, lines("{i}.jpg,1", "path,cat")))[0]
+    assert ones == {f"{i}.jpg": ({"cat"}, set()) for i in range(12)}
+    with pytest.raises(ConfigError, match="data.blank say how to read a table"):
+        load_experiment("digits_demo", {"data.blank": "absent"})
+
+
 def test_a_column_says_train_and_test(root):
     words = ("train", "Test", "valid", "training")
     content = "path,tags,split\n" + "".join(f"{i}.jpg,{TAGS[i // 3 % 4]},{words[i % 4]}\n" for i in range(12))
@@ -311,7 +324,7 @@ BAD = {
     ),
     "a 2": (READ["columns"].replace("5.jpg,0,0,1", "5.jpg,0,2,1"), "row 7, column 'cat' must be 1, 0, .*found '2'"),
     "nearly a class": (MANY_VALUES, "no columns of 1 and 0"),
-    "1 and -1": (READ["columns"].replace(",0", ",-1"), "hold 1 and -1 or blank alone, which mean unknown: write 0"),
+    "1 and -1": (READ["columns"].replace(",0", ",-1"), "hold 1 and -1 or blank alone: write 0.*say blank=absent"),
     "neither": (lines("{i}.jpg,6{i}0,4{i}0", "path,width,height"), r"no columns of 1 and 0, one a class, and none"),
     "two columns of tags": (lines("{i}.jpg,{tags},me", "path,what,who"), "tags could be in 'what' or 'who'"),
     "tags and classes": (lines("{i}.jpg,{tags},0", "path,tags,cat"), "data.tags=tags, or data.tags=none"),

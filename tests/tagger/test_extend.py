@@ -22,6 +22,7 @@ from krt_core.tagger.extend import extend
 from krt_core.weights.convert import load_model
 
 pytest_plugins = ("grow_world",)
+BLANK = ("absent", "unknown")
 
 
 def files_of(folder):
@@ -420,3 +421,53 @@ def test_thresholds_are_kept_and_new_classes_get_their_own(own, march):
     came = (krt.open_dataset(new).arrived == 1).sum() + (krt.open_dataset(new, "validation").arrived == 1).sum()
     assert len(now.a) == 4 and now.images == old.images + came  # held out or not
     assert (now.thresholds[:3] == old.thresholds).all()
+
+
+# ---- new data in a table ----
+
+
+def table_of(march, rows):
+    """A table of the first photos of march: a line for each, after the path."""
+    photos = sorted((march / "train2014").iterdir())
+    path = march.parent / "tags.csv"
+    head, *rest = rows
+    path.write_text("\n".join([f"path{head}", *(f"{photo}{row}" for photo, row in zip(photos, rest, strict=False))]))
+    return path
+
+
+def learned_from(new):
+    whole = krt.open_dataset(new)
+    return whole.select_images(whole.arrived == len(new.experiment.data.added), "train")
+
+
+def test_a_zero_in_a_table_says_absent_and_a_blank_cell_nothing(own, march):
+    rows = [",cat,dog,ant"] + [",0,1,", ",0,0,"] * 10
+    new = extend(own("ridge"), table_of(march, rows), ["test=0"], show="none")
+    fresh = learned_from(new)
+    truth = {name: set(fresh.truth[:, fresh.classes.index(name)].astype(int)) for name in fresh.classes}
+    assert truth == {"ant": {-1}, "bee": {-1}, "cat": {0}, "dog": {0, 1}}
+
+
+def test_a_table_of_one_new_tag_on_every_photo(own, march):
+    run = own("ridge")
+    new = extend(run, table_of(march, [",dog"] + [",1"] * 12), ["test=0"], show="none")
+    assert new.protocol.classes[-1] == "dog" and learned_from(new).labels[:, -1].sum() == 12
+    blank = table_of(march, [",cat,dog"] + [",,1", ",1,1"] * 6)
+    with pytest.raises(DataError, match="say blank=absent"):
+        extend(run, blank, ["test=0"], show="none")
+    cat = [learned_from(extend(run, blank, ["test=0", f"blank={what}"], show="none")) for what in BLANK]
+    assert [set(one.truth[:, one.classes.index("cat")].astype(int)) for one in cat] == [{0, 1}, {-1, 1}]
+
+
+def test_how_to_read_a_table_is_said_anew_for_each(own, march, tmp_path):
+    """What the first data say of their table is not said of the next."""
+    run = own("ridge")
+    table = table_of(march, [",about,where"] + [",dog;cat,x", ",dog,y"] * 8)
+    new = extend(run, table, ["tags=about", "separator=;", "split=none", "test=0.25"], show="none")
+    one = new.experiment.data.added[0]
+    assert (one.tags, one.separator, one.split) == ("about", ";", "none")
+    assert "paths" not in new.experiment.to_dict()["data"]["added"][0]  # what is at its default is not written
+    again = extend(new, march, ["classes=[cat]"], known="keep", show="none")
+    assert again.experiment.data.added[1].tags == "" and again.done
+    with pytest.raises(ConfigError, match="tags says how to read a table, and .*march has coco layout"):
+        extend(run, march, ["tags=about"], show="none")

@@ -4,6 +4,7 @@ from .compare import authors_curves, comparable_runs, curves_table, forgetting_t
 from .datasets import opened_test_set
 from .explain import evidence, look
 from .forgetting import confusions, falls, lost_images
+from .growing import session_photos, tag_changes
 from .looks import attentive_run, look_at
 from .pointing import pointing_game, pointing_table
 from .pseudo_labels import quality

@@ -25,4 +25,5 @@ from .pseudo_labels import (
     pseudo_labels_per_image,
     thresholds,
 )
+from .tags import evidence_for_tags, photos_with_tags, tag_changes, tags_before_and_after
 from .training import training_loss, training_progress

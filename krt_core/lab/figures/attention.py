@@ -20,10 +20,10 @@ def patch_maps(image: np.ndarray, seen: Look, token: int, title: str = "") -> Fi
     scale. Above stands the share of the attention that falls on patches. image (S, S, 3) uint8; seen of this image."""
     maps = seen.patches[0, token]  # (H, h, w)
     names = ["mean of heads", *(f"head {i + 1}" for i in range(len(maps)))]
-    figure, axes = _row_of_images(len(names) + 1, lines=1 + title.count("\n"))
-    _show(axes[0], image, title)
+    figure, axes = row_of_images(len(names) + 1, lines=1 + title.count("\n"))
+    show_image(axes[0], image, title)
     for axis, name, values in zip(axes[1:], names, [maps.mean(axis=0), *maps], strict=True):
-        _overlay(axis, image, values, "viridis", 0, values.max())
+        overlay(axis, image, values, "viridis", 0, values.max())
         axis.set_title(f"{name}\n{_share(values.sum())} on patches", fontsize=8)
     _mark_leak(figure, [seen])
     return figure
@@ -34,10 +34,10 @@ def maps_per_token(image: np.ndarray, seen: Look, title: str = "") -> Figure:
     patches. With the published query they are the same picture; with ``model.query=retention`` they are not."""
     means = seen.patches[0].mean(axis=1)  # (T, h, w)
     shares = means / means.sum(axis=(1, 2), keepdims=True)
-    figure, axes = _row_of_images(len(means) + 1, lines=1 + title.count("\n"))
-    _show(axes[0], image, title)
+    figure, axes = row_of_images(len(means) + 1, lines=1 + title.count("\n"))
+    show_image(axes[0], image, title)
     for t, axis in enumerate(axes[1:]):
-        _overlay(axis, image, shares[t], "viridis", 0, shares.max())
+        overlay(axis, image, shares[t], "viridis", 0, shares.max())
         axis.set_title(f"token of session {t + 1}\n{_share(means[t].sum())} on patches", fontsize=8)
     _mark_leak(figure, [seen])
     return figure
@@ -48,11 +48,11 @@ def attention_over_sessions(image: np.ndarray, seen: Sequence[Look], title: str 
 
     Above each map stands the mass that the retention token takes. seen: of this image alone, one per session.
     """
-    figure, axes = _row_of_images(len(seen) + 1)
-    _show(axes[0], image, title)
+    figure, axes = row_of_images(len(seen) + 1)
+    show_image(axes[0], image, title)
     for t, (axis, look) in enumerate(zip(axes[1:], seen, strict=True)):
         patches = look.patches[0, -1].mean(axis=0)  # (h, w)
-        _overlay(axis, image, patches, "viridis", 0, patches.max())
+        overlay(axis, image, patches, "viridis", 0, patches.max())
         axis.set_title(f"after session {t + 1}\nretention token {_share(look.retention[0, -1].mean())}", fontsize=8)
     _mark_leak(figure, seen)
     return figure
@@ -108,18 +108,18 @@ def evidence_over_sessions(
     """
     count = max(map(len, rows.values()))
     titles = [f"{title}\n{name}".strip() for name in rows]
-    figure, axes = _row_of_images(count + 1, len(rows), 1 + max(name.count("\n") for name in titles), bar=True)
+    figure, axes = row_of_images(count + 1, len(rows), 1 + max(name.count("\n") for name in titles), bar=True)
     found = [one for sessions in rows.values() for one in sessions if one is not None]
     limit = max((np.abs(one.maps[0]).max() for one in found), default=1) or 1
     for line, name, sessions in zip(axes.reshape(len(rows), -1), titles, rows.values(), strict=True):
-        _show(line[0], image, name)
+        show_image(line[0], image, name)
         _frame(line[0], image, boxes)
         for t, (axis, one) in enumerate(zip(line[1:], sessions, strict=False)):
             if one is None:
                 axis.text(0.5, 0.5, "not yet\nlearned", ha="center", va="center", fontsize=8, color="0.4",
                           transform=axis.transAxes)  # fmt: skip
                 continue
-            drawn = _overlay(axis, image, one.maps[0], FOR_AND_AGAINST, -limit, limit)
+            drawn = overlay(axis, image, one.maps[0], FOR_AND_AGAINST, -limit, limit)
             _frame(axis, image, boxes)
             logit, base = one.logits[0], one.baseline[0]
             probability = 1 / (1 + np.exp(-float(logit)))
@@ -132,11 +132,11 @@ def evidence_over_sessions(
         figure.colorbar(drawn, cax=bar).set_label("a patch's part of the logit", fontsize=8)
         bar.tick_params(labelsize=7)
     if leak:
-        _write_leak(figure)
+        mark_leak(figure)
     return figure
 
 
-def _row_of_images(count: int, rows: int = 1, lines: int = 2, bar: bool = False) -> tuple[Figure, np.ndarray]:
+def row_of_images(count: int, rows: int = 1, lines: int = 2, bar: bool = False) -> tuple[Figure, np.ndarray]:
     """Axes for square pictures under so many lines of title; no layout engine, which would take longer than the
     drawing."""
     side, head = 1.4, 0.1 + 0.15 * max(lines, 2)
@@ -156,19 +156,19 @@ def _share(mass: float) -> str:
 
 def _mark_leak(figure: Figure, seen: Sequence[Look]) -> None:
     if any(look.leak for look in seen):
-        _write_leak(figure)
+        mark_leak(figure)
 
 
-def _write_leak(figure: Figure) -> None:
+def mark_leak(figure: Figure) -> None:
     figure.suptitle("LEAK: the first weights had seen these labels", fontsize=9, color=PALETTE[3], y=0.02, va="bottom")
 
 
-def _show(axis: Axes, image: np.ndarray, title: str) -> None:
+def show_image(axis: Axes, image: np.ndarray, title: str) -> None:
     axis.imshow(image)
     axis.set_title(title, fontsize=8, parse_math=False)
 
 
-def _overlay(axis: Axes, image: np.ndarray, values: np.ndarray, cmap: str, low: float, high: float) -> AxesImage:
+def overlay(axis: Axes, image: np.ndarray, values: np.ndarray, cmap: str, low: float, high: float) -> AxesImage:
     axis.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
     side = image.shape[0]
     extent = (0, side, side, 0)

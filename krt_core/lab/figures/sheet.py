@@ -67,7 +67,7 @@ class Card:
 
 def sheet(cards: Sequence[Card], title: str, across: int = 6) -> Figure:
     """Cards in rows of at most ``across`` under a title, which is also the figure's `alt`. The axis is measured in
-    inches from the top left."""
+    inches from the top left; `card_at` tells which card is where."""
     beside = any(len(card.said) > 1 for card in cards)
     across = max(-(-len(cards) // max(1, -(-len(cards) // across))), 2 if beside else 4)  # rows as even as can be
     most = LINES - 1 if beside else LINES
@@ -79,8 +79,10 @@ def sheet(cards: Sequence[Card], title: str, across: int = 6) -> Figure:
     head = LINE * 1.15 * len(lines) + 0.2
     page = _Page(width, head + step_y * -(-len(cards) // across))
     page.words(0.1, 0.1, "\n".join(lines), size=9, linespacing=1.3)
+    places = []
     for i, card in enumerate(cards):
         left, top = 0.1 + step_x * (i % across), head + step_y * (i // across)
+        places.append((left, top, left + step_x - GAP / 2, top + step_y - GAP / 2))
         room = step_x - GAP / 2 - length_of(f"image {card.note}", "normal", 8)
         page.words(left, top, f"image {_cut(card.image, room, 8)}{card.note}", size=8)
         top += LINE + 0.04
@@ -91,8 +93,14 @@ def sheet(cards: Sequence[Card], title: str, across: int = 6) -> Figure:
             page.write(x, y, BESIDE - 0.15 if beside else SIDE, told, card.main, most)
             y += max(SIDE / 2, written)
     figure = page.finish()
-    figure.alt = title
+    figure.alt, figure.places = title, places
     return figure
+
+
+def card_at(figure: Figure, x: float, y: float) -> int | None:
+    """Which card of a sheet is at a place of its axis."""
+    inside = [left <= x < right and top <= y < bottom for left, top, right, bottom in figure.places]
+    return inside.index(True) if True in inside else None
 
 
 def _height(told: Said, most: int) -> float:
@@ -227,6 +235,11 @@ def make_card(
         return Card(image, None, missing, told, main, note=note)
     path = dataset.path(int(rows[0]))
     return Card(image, thumbnail(path), path.name, told, main, boxes_of(dataset, int(rows[0]), main), note)
+
+
+def card_of_photo(photo: Path, name: str, main: str | None, told: Sequence[Said]) -> Card:
+    """The card of a photo that no data set names."""
+    return Card(name, thumbnail(photo), f"{photo.name} cannot be read", told, main)
 
 
 def thumbnail(path: Path) -> np.ndarray | None:
