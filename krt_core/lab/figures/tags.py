@@ -19,15 +19,22 @@ MARKS = "✓ named, and said to be there   ✗ named, said not to be   ○ said 
 
 
 def photos_with_tags(
-    photos: Sequence[Path], tags: Sequence[Tags | None], spoken: Sequence[Spoken], tag: str = "", first: int = 1
+    photos: Sequence[Path],
+    tags: Sequence[Tags | None],
+    spoken: Sequence[Spoken],
+    tag: str = "",
+    first: int = 1,
+    chosen: int = 0,
 ) -> Figure:
     """Cards of photos: what the model names, what somebody has said, and a bar for the probability of ``tag``.
 
-    tags: None for a photo that cannot be read. first: the number of the first card.
+    tags: None for a photo that cannot be read. first: the number of the first card; chosen: of the one that an arrow
+    points to.
     """
     cards = []
     for number, (photo, found, said) in enumerate(zip(photos, tags, spoken, strict=True), first):
-        cards.append(card_of_photo(photo, f"{number} · {photo.name}", tag, [_said(found, said, tag)]))
+        name = f"{'▶ ' * (number == chosen)}{number} · {photo.name}"
+        cards.append(card_of_photo(photo, name, tag, [_said(found, said, tag)]))
     leak = next((f"LEAK: {found.leak}" for found in tags if found is not None and found.leak), "")
     bars = f"bars: {tag}, tick: its threshold     " if any(card.said[0].score is not None for card in cards) else ""
     return sheet(cards, "\n".join(filter(None, [f"{len(cards)} photos", leak, bars + MARKS])))

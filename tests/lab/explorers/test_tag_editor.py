@@ -127,9 +127,15 @@ def test_what_is_uploaded_is_kept_under_its_name(editor, photos):
         return file.getvalue()
 
     red, blue = png("red"), png("blue")
-    files = [{"name": "../../new.png", "content": memoryview(red)}, {"name": "no.png", "content": memoryview(b"no")}]
-    editor._received({"new": files})
-    assert "no.png" in editor.message.value and editor.photos[-1] == editor.place / "photos/new.png"
+    parts = [  # as the browser sends them
+        ({"name": "../../new.png", "first": True, "whole": False, "left": 2}, red[:50]),
+        ({"name": "../../new.png", "first": False, "whole": True, "left": 1}, red[50:]),
+        ({"name": "no.png", "first": True, "whole": True, "left": 0}, b"no"),
+    ]
+    for content, part in parts:
+        editor.uploader._came(editor.uploader, content, [memoryview(part)])
+    assert editor.message.value.startswith("1 photos came; Image ") and "no.png" in editor.message.value
+    assert editor.photos[-1] == editor.place / "photos/new.png"
     assert editor.value("page") == 2 and editor.photos[-1] in editor.shown
     assert editor.upload("new.png", blue).name == "new_2.png" and editor.upload("new.png", red).name == "new.png"
     assert sorted(path.name for path in (editor.place / "photos").iterdir()) == ["new.png", "new_2.png"]
@@ -142,7 +148,7 @@ def test_without_photos_it_says_so(own):
     editor = TagEditor(own("ridge"), "upload", "outputs/grown")
     for title in ("Photos", "Evidence"):
         shown, problem = editor.result(title)
-        assert "upload some" in (problem or shown[0])
+        assert "drop some" in (problem or shown[0])
     with pytest.raises(RunError, match="Nothing is said"):
         editor.extend()
     assert "no photo" in press(editor, "All right")
