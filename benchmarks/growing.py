@@ -4,7 +4,8 @@ A run learns 40 classes of real photos and is extended four times by ten, each t
 with its ten classes alone: each photo lies in one folder, that of one of its classes, which is drawn. Beside it stand
 the simulated run of the same sessions out of one data set (B40-C10: photos come back with each session that has a label
 of theirs, so it sees more) and joint ridge regression. After each step all are scored on the same test images with all
-labels of the classes so far. photos: of the new classes so many images each (0: all).
+labels of the classes so far. photos: of the new classes so many images each (0: all). validation: the share of each
+folder that is held out, from which probabilities and thresholds are found; the last columns are CF1 by these.
 
 Everything goes to ``--folder``; what is done there is not done again. The table is its ``growing.csv``.
 """
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", default=["census", "ridge", "krt"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--photos", nargs="+", type=int, default=[0])
+    parser.add_argument("--validation", type=float, default=0.0)
     parser.add_argument("--folder", default="outputs/growing")
     options = parser.parse_args(arguments)
     source = os.environ.get("KRT_COCO_SUB", "")

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -349,13 +350,54 @@ def test_ridge_knows_its_drift_from_its_sums(tiny):
     assert (slope[0], offset[0]) == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("method", ["ridge", "census", "masked"])
+def test_where_too_few_images_are_held_out_those_learned_from_count_too(small, method):
+    """Methods in closed form leave each out in turn; others keep the scores as they are."""
+    run = train(small(method=method, data__validation=0.06), show="none", device="cpu")
+    log, counted = (run.folder / "log.txt").read_text(), method != "masked"
+    assert ("training images count too, each scored as if it had not been learned from" in log) == counted
+    assert run.calibration(0).fitted.all() == counted
+
+
+def test_left_out_scores_are_not_those_of_images_that_were_learned():
+    """Folds in which each class has its share, scored inside, and put together in their order."""
+    labels = np.zeros((41, 2), bool)
+    labels[:20, 0] = labels[10:, 1] = True
+    held, inside, asked = np.arange(41) == 40, [], []
+
+    @contextmanager
+    def without(rows):
+        inside.append(rows)
+        yield
+        inside.append(None)
+
+    def predict(rows):
+        assert inside[-1] is None or (inside[-1] == rows).all()
+        asked.append(rows)
+        return np.stack([rows, rows + 100], axis=1).astype(float)
+
+    method = SimpleNamespace(sees="session", without=without)
+    told = []
+    calibrating = Calibrating(
+        Calibrate(), make_protocol(("ant", "bee"), 2, 2), method, labels, held, None, World(), told.append, True
+    )
+    rows, scores = calibrating._left_out(0, np.array([40]), predict)
+    assert sorted(rows) == list(range(40)) and (scores[:, 0] == rows).all() and len(asked) == 5
+    for fold in asked:  # ten of one kind, ten of both, twenty of the other
+        assert labels[fold, 0].sum() == 4 and labels[fold, 1].sum() in (6, 7)
+    assert "show, or lack, ant, bee" in told[0]
+    method.without = lambda rows: None
+    assert calibrating._left_out(0, np.array([40]), predict) is None
+
+
 def test_the_log_says_what_is_no_plain_case():
     labels = np.zeros((60, 4), bool)
     labels[:30, 0], labels[30:, 1], labels[:3, 2], labels[:, 3] = True, True, True, True
     scores, said = np.random.default_rng(0).random((60, 4)), []
     calibrating = Calibrating(
-        Calibrate(aim="precision", at=0.999), make_protocol(CLASSES, 4, 1), SimpleNamespace(sees="session"), labels,
-        np.ones(60, bool), None, World(), said.append, True,
+        Calibrate(aim="precision", at=0.999), make_protocol(CLASSES, 4, 1),
+        SimpleNamespace(sees="session", without=lambda rows: None),
+        labels, np.ones(60, bool), None, World(), said.append, True,
     )  # fmt: skip
     found = calibrating.after(0, None, lambda rows: scores[rows])
     assert (

@@ -34,6 +34,7 @@ from .thresholds import aimed_threshold
 
 Line = tuple[np.ndarray, np.ndarray]  # slopes and offsets (C old,), from logits now to logits before
 Predict = Callable[[np.ndarray], np.ndarray]  # rows (m,) of the training set → scores (m, ≥ C)
+FOLDS = 5  # in which training images are left out
 SLOPES = (0.1, 10.0)  # of a line of drift: what few images, or scores that have all become one, tell beyond is chance
 
 
@@ -72,7 +73,9 @@ class Calibrating:
         cls, run: Run, halves: Halves, protocol: Protocol, method: Method, world: World, log: Callable[[str], None]
     ) -> Calibrating:  # fmt: skip
         config, labels = run.experiment.calibrate, protocol.reorder(halves.train.truth)
-        on = config.kind != "none" and bool(halves.held.any()) and halves.test is not None
+        carried = run.experiment.data.added and run.finished_sessions  # old classes' go on, whatever the new data have
+        able = bool(halves.held.any()) or (carried and run.calibration(run.finished_sessions - 1).fitted.any())
+        on = config.kind != "none" and bool(able) and halves.test is not None
         return cls(config, protocol, method, labels, halves.held, run, world, log, on)
 
     def rows(self, session: int) -> np.ndarray:
@@ -95,6 +98,7 @@ class Calibrating:
         rows, own, sees = self.rows(session), self.protocol.sessions[session], self.method.sees
         scores = self.last if self.last is not None else predict(rows) if len(rows) else np.zeros((0, own.stop))
         self.last = scores if sees == "all" else None
+        more = self._left_out(session, rows, predict) if sees == "session" else None
         if not self.world.main:
             return None
         scores = scores[:, : own.stop]
@@ -103,8 +107,37 @@ class Calibrating:
             every = seen if sees == "seen" else np.count_nonzero((self.labels > 0).any(axis=1))
             return self._fitted(slice(0, own.stop), rows, scores, every, seen)
         shown = len(self.protocol.train_images(self.labels, session))
-        new = self._fitted(own.columns, rows, scores[:, own.columns], shown, seen)
+        fitted_on, said = rows, scores[:, own.columns]
+        if more is not None:
+            fitted_on, said = np.append(rows, more[0]), np.concatenate([said, more[1][:, own.columns]])
+        new = self._fitted(own.columns, fitted_on, said, shown, seen)
         return self._moved(session, scores, before).for_images(seen).then(new) if session else new
+
+    def _left_out(self, session: int, rows: np.ndarray, predict: Predict) -> tuple[np.ndarray, np.ndarray] | None:
+        """Rows (m,) of the session's images that were learned from, and their scores (m, ≥ C), each by a model that was
+        not shown it: for classes of which too little was held out, rows, and methods that can do that."""
+        columns = self.protocol.sessions[session].columns
+        held = self.labels[rows][:, columns]
+        few = np.minimum((held > 0).sum(axis=0), (held == 0).sum(axis=0)) < FEWEST
+        learned = self.protocol.train_images(self.labels * ~self.held[:, None], session)
+        if not few.any() or len(learned) < 2 * FEWEST:
+            return None
+        order = learned[np.lexsort(self.labels[learned][:, columns].T)]  # images of one kind stand side by side
+        scored = np.zeros((0, self.protocol.sessions[session].stop))
+        folds = [order[fold::FOLDS] for fold in range(FOLDS)]
+        for fold in folds:
+            without = self.method.without(fold)
+            if without is None:
+                return None
+            with without:
+                said = predict(fold)
+            scored = np.concatenate([scored, said[:, : scored.shape[1]]])
+        names = np.array(self.protocol.classes[columns])[few]
+        self.log(
+            f"calibration: under {FEWEST} validation images show, or lack, {', '.join(names)}: the {len(learned)} "
+            "training images count too, each scored as if it had not been learned from"
+        )
+        return np.concatenate(folds), scored
 
     def _seen(self, session: int) -> int:
         """How many images the sessions so far have shown; those before one that was added are told by the calibration

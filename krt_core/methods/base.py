@@ -8,6 +8,7 @@ plots and notebooks come from the loop. docs/your_method.md builds one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -183,6 +184,12 @@ class Method:
     def drift(self) -> Moments | None:
         """How the logits of old classes were moved by the session, over all images seen so far; None: not known, and it
         is measured on images held out of the session. Asked after `end_session`."""
+        return None
+
+    def without(self, rows: np.ndarray) -> AbstractContextManager[None] | None:
+        """Inside, the model is what it would be had it not learned from some of the session's images, rows (m,) of the
+        training set, so that these can be scored as new ones. None: this cannot be had. Asked after `end_session`, in
+        all processes at once."""
         return None
 
     # ---- what must survive a restart ----

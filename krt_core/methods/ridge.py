@@ -10,8 +10,10 @@ image out in turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +25,18 @@ from .base import Context, Method, Moments
 from .statistics import Statistics
 
 PENALTIES = [10 ** (power / 4) for power in range(-16, 9)]  # λ tried, as shares of the mean diagonal of G
+FEW = 4096  # images of a session, of which the embeddings stay at hand until the next one
 SLOPE = 8.0  # a regression value v becomes the logit SLOPE (v − 1/2): 0 and 1 become 0.02 and 0.98
+
+
+class Learned(NamedTuple):
+    """What was added to the sums: embeddings (m, d), labels (m, C), known (m, C), weights (m,) of rows (m,)."""
+
+    embedded: Tensor
+    labels: Tensor
+    known: Tensor
+    weights: Tensor
+    rows: np.ndarray
 
 
 def collected(context: Context) -> tuple[Tensor, Tensor, np.ndarray]:
@@ -56,6 +69,15 @@ def set_head(head: nn.Linear, W: Tensor, b: Tensor) -> None:
     head.bias.copy_(SLOPE * (b - 0.5))
 
 
+def set_heads(heads: Iterable[nn.Module], W: Tensor, b: Tensor) -> None:
+    """All of them, one after the other; W (d, C) and b (C,)."""
+    start = 0
+    for head in heads:
+        stop = start + head.out_features
+        set_head(head, W[:, start:stop], b[start:stop])
+        start = stop
+
+
 def read_heads(heads: Iterable[nn.Module]) -> tuple[Tensor, Tensor] | None:
     """W (d, C) and b (C,), float64, for logits φW + b; None without heads."""
     read = [(head.weight.detach().double().cpu(), head.bias.detach().double().cpu()) for head in heads]
@@ -77,6 +99,7 @@ class Ridge(Method):
         self.hidden = 0 if options.old == "zero" else -1
         self.share = " of the mean diagonal"  # what λ is counted in, in words
         self.old: tuple[Tensor, Tensor] | None = None  # heads of the old classes before the session
+        self.learned: Learned | None = None  # this process's images of the session, where they are few
 
     def fit(self, context: Context) -> None:
         """Add the session's images to the sums, choose the penalty, and set the head's weights."""
@@ -93,6 +116,7 @@ class Ridge(Method):
         added.add(embedded, labels, known, weights, self._repeated(context, rows))
         context.world.add_up(added.tensors)
         sums.merge(added)
+        self.learned = Learned(embedded, labels, known, weights, rows) if context.own <= FEW else None
         if not self.options.penalty:
             self._choose(context, embedded, labels, known, weights)
         self._set_heads(context)
@@ -160,11 +184,29 @@ class Ridge(Method):
         assert self.statistics is not None  # nosec B101
         W, b = self.solution(self.statistics)
         self.old = read_heads(context.model.heads[:-1])
-        start = 0
-        for head in context.model.heads:
-            stop = start + head.out_features
-            set_head(head, W[:, start:stop], b[start:stop])
-            start = stop
+        set_heads(context.model.heads, W, b)
+
+    def without(self, rows: np.ndarray) -> AbstractContextManager[None] | None:
+        return None if self.learned is None else self._without(rows)
+
+    @contextmanager
+    def _without(self, rows: np.ndarray) -> Iterator[None]:
+        """The sums less those of these images, as if no group had counted them before either."""
+        assert self.statistics is not None  # nosec B101
+        assert self.learned is not None  # nosec B101
+        taken, less = self.statistics.like_empty(), Statistics.from_state(self.statistics.state())
+        mine = torch.from_numpy(np.isin(self.learned.rows, rows))
+        taken.add(*(part[mine] for part in self.learned[:4]))
+        self.context.world.add_up(taken.tensors)
+        less.merge(taken, -1)
+        heads = self.context.model.heads
+        learned = copy.deepcopy(heads.state_dict())
+        with torch.no_grad():
+            set_heads(heads, *self.solution(less))
+        try:
+            yield
+        finally:
+            heads.load_state_dict(learned)
 
     def drift(self) -> Moments | None:
         """From the sums: no image is needed."""

@@ -112,10 +112,10 @@ class Statistics:
             tensor.zero_()
         return made
 
-    def merge(self, other: Statistics) -> None:
-        """Add sums of the same groups."""
+    def merge(self, other: Statistics, times: float = 1) -> None:
+        """Add sums of the same groups, so many times; -1 takes them away."""
         for mine, others in zip(self.tensors, other.tensors, strict=True):
-            mine += others
+            mine += times * others
 
     def together(self, columns: Iterable[int]) -> list[list[int]]:
         """Columns, those of one group in one list."""

@@ -136,7 +136,7 @@ def test_7_grow_tags(notebook, home, tmp_path):
         path.name: path.stat().st_size for path in large
     }
     # And one is dropped.
-    small = (place / "photos/one.png").with_name("../small.png").resolve()
+    small = tmp_path / "small.png"
     Image.new("RGB", (8, 8), "red").save(small)
     drop = """bytes => { const moved = new DataTransfer();
         moved.items.add(new File([new Uint8Array(bytes)], "small.png")); return moved; }"""

@@ -54,7 +54,7 @@ def ours(x, y, **options):
         context = SimpleNamespace(
             model=SimpleNamespace(width=D, heads=heads), session=session, world=World(), log=lambda text: None,
             embeddings=lambda batches=batches: iter(batches), ids=[f"photo {i}" for i in range(N)],
-            protocol=SimpleNamespace(classes=tuple("abcdefg")),
+            protocol=SimpleNamespace(classes=tuple("abcdefg")), own=N,
         )  # fmt: skip
         method.fit(context)
         again = Census(method.options, experiment)

@@ -44,7 +44,7 @@ def ours(**options):
         context = SimpleNamespace(
             model=SimpleNamespace(width=D, heads=heads), session=Session(index, start, stop), world=World(),
             embeddings=lambda x=x, batch=batch: iter([(torch.from_numpy(x), batch)]), log=lambda text: None,
-            protocol=SimpleNamespace(classes=tuple("abcdefg")),
+            protocol=SimpleNamespace(classes=tuple("abcdefg")), own=40,
         )  # fmt: skip
         method.fit(context)
         again = L3A(method.options, experiment)  # as from a file

@@ -1,17 +1,22 @@
 """Ridge regression from sums: what scikit-learn finds with all images at hand, session by session and without them."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
 
+from krt_core.config import load_experiment
 from krt_core.data import open_dataset
 from krt_core.lab.report import runs_table, summary_table
 from krt_core.lab.report.html import html_report
-from krt_core.methods.ridge import PENALTIES
+from krt_core.machine.distributed import World
+from krt_core.methods import method_class
+from krt_core.methods.ridge import PENALTIES, Learned
 from krt_core.methods.statistics import Statistics
+from krt_core.options import RidgeOptions
 from krt_core.runs.files import read_tensors
 from krt_core.session import train
 from krt_core.weights.convert import load_model
@@ -73,6 +78,35 @@ def test_leaving_each_image_out_in_turn_needs_no_second_fit():
             fit = Ridge(alpha=penalty * float(solver.unit)).fit(x[others], y[others], sample_weight=weights[others])
             wanted += weights[i] * (y[i] - fit.predict(x[i : i + 1])[0]) ** 2
         assert np.allclose(errors, wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_model_as_if_some_images_had_not_been_learned(again):
+    """By scikit-learn without them; also where an earlier session had counted them, as not showing these classes."""
+    x, y = images(20, 2, 3)
+    sums, rows = Statistics(D), np.arange(100, 120)
+    sums.widen(2, shares=True)
+    every = tensors(x, y, np.ones(y.shape, bool), np.ones(20))
+    repeated = torch.arange(20) < (8 if again else 0)
+    if again:
+        sums.add(*(part[:8] for part in (every[0], 0 * every[1], *every[2:])))
+    sums.add(*every, repeated)
+    network = SimpleNamespace(heads=torch.nn.ModuleList([torch.nn.Linear(D, 1), torch.nn.Linear(D, 1)]))
+    method = method_class("ridge")(RidgeOptions(penalty=0.1), load_experiment("digits_demo"))
+    method.context, method.statistics, method.penalty = SimpleNamespace(model=network, world=World()), sums, 0.1
+    assert method.without(rows[:5]) is None  # it does not have them any more
+    method.learned = Learned(*every, rows)
+    before = {key: value.clone() for key, value in network.heads.state_dict().items()}
+    left = np.array([101, 103, 110])
+    others = ~np.isin(rows, left)
+    with method.without(left):
+        unit = np.diag((x[others] - x[others].mean(0)).T @ (x[others] - x[others].mean(0))).mean()
+        theirs = Ridge(alpha=0.1 * unit).fit(x[others], y[others])
+        found = torch.cat([head.weight for head in network.heads]).detach().numpy()
+        np.testing.assert_allclose(found, 8 * theirs.coef_, atol=1e-5)
+        offsets = torch.cat([head.bias for head in network.heads]).detach().numpy()
+        np.testing.assert_allclose(offsets, 8 * (theirs.intercept_ - 0.5), atol=1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in network.heads.state_dict().items())
 
 
 def test_what_is_not_known_takes_part_in_nothing():
