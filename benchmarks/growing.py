@@ -27,6 +27,7 @@ from krt_core.data import open_dataset
 from krt_core.evaluate import session_metrics
 from krt_core.machine.home import atomic_write, resolve
 from krt_core.methods.census import name_hash
+from krt_core.metrics import calibration_errors, precision_recall_f1
 from krt_core.protocol import Protocol
 from krt_core.runs.folder import Run
 from krt_core.tagger.extend import extend
@@ -48,12 +49,15 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit("KRT_COCO_SUB is not set: it names the folder of real photos to grow on.")
     folder, rows = resolve(options.folder), []
     for seed in options.seeds:
-        simulated = {method: simulate(folder, source, method, seed) for method in (*options.methods, "joint_ridge")}
+        held = options.validation
+        simulated = {
+            method: simulate(folder, source, method, seed, held) for method in (*options.methods, "joint_ridge")
+        }
         protocol = simulated["joint_ridge"].protocol
         for photos in options.photos:
             folders = write_folders(folder / f"data-s{seed}-{photos or 'all'}", Path(source), protocol, photos)
             for method in options.methods:
-                for step, found in enumerate(grow(folder, source, folders, protocol, method, seed, photos)):
+                for step, found in enumerate(grow(folder, source, folders, protocol, method, seed, photos, held)):
                     about = {"method": method, "seed": seed, "photos": photos, "step": step}
                     said = {key: simulated[key].session_state(step)["metrics"] for key in (method, "joint_ridge")}
                     beside = {"simulated": said[method]["mAP_seen"], "joint": said["joint_ridge"]["mAP_seen"]}
@@ -66,19 +70,21 @@ def order(seed: int) -> dict[str, int]:
     return {"protocol.order_seed": seed} if seed else {}
 
 
-def simulate(folder: Path, source: str, method: str, seed: int) -> Run:
+def simulate(folder: Path, source: str, method: str, seed: int, held: float) -> Run:
     """The same sessions out of one data set; joint ridge regression learns all of it at once."""
-    changes = {"data.root": source, "protocol.base": FIRST, "seed": seed, **order(seed)}
-    return train(
-        "coco_sub_frozen", {**changes, "method": method}, folder=folder / f"simulated-{method}-s{seed}", show="none"
-    )
+    changes = {"data.root": source, "protocol.base": FIRST, "seed": seed, "data.validation": held, **order(seed)}
+    name = f"simulated-{method}-s{seed}{f'-v{held:g}' if held else ''}"
+    return train("coco_sub_frozen", {**changes, "method": method}, folder=folder / name, show="none")
 
 
-def grow(folder: Path, source: str, folders: list[Path], protocol: Protocol, method: str, seed: int, photos: int):
+def grow(
+    folder: Path, source: str, folders: list[Path], protocol: Protocol, method: str, seed: int, photos: int, held: float
+):
     """Start with the first folder, then add the others one by one; what is found after each step."""
-    name, classes = f"{method}-s{seed}-{photos or 'all'}", protocol.class_names(0)
+    name, classes = f"{method}-s{seed}-{photos or 'all'}{f'-v{held:g}' if held else ''}", protocol.class_names(0)
     changes = {
         "data.root": str(folders[0]), "protocol.sizes": [FIRST], "protocol.order": list(classes), "seed": seed,
+        "data.validation": held,
         "method": method, **({"krt.target": "estimated"} if method == "krt" else {}),
     }  # fmt: skip
     began = time.perf_counter()
@@ -90,19 +96,35 @@ def grow(folder: Path, source: str, folders: list[Path], protocol: Protocol, met
         spent = time.perf_counter() - began
         state = run.session_state(step)
         yield {
-            "mAP": on_all_labels(run, source, protocol, step),
+            **on_all_labels(run, source, protocol, step),
             "own_forgetting": run.forgetting().get("max_class_fixed", 0.0),
             "images": state["train_images"], "session_seconds": state["seconds"], "seconds": round(spent, 1),
         }  # fmt: skip
 
 
-def on_all_labels(run: Run, source: str, protocol: Protocol, step: int) -> float:
-    """mAP of the classes so far on all test images, with every label they have."""
+def on_all_labels(run: Run, source: str, protocol: Protocol, step: int) -> dict[str, float]:
+    """mAP of the classes so far on all test images, with every label they have; where a run is calibrated CF1 of the
+    classes that came last, and of the others, by its thresholds and by one half of the scores."""
     test, tagger = open_dataset(Data(dataset="coco", root=source), "test"), Tagger(run, step)
     every = tagger([test.path(row) for row in range(len(test))])
-    scores = np.array([[tags.scores[tags.names.index(name)] for name in tagger.classes] for tags in every])
     assert tagger.classes == protocol.classes[: protocol.sessions[step].stop]
-    return session_metrics(protocol, step, scores, protocol.reorder(test.labels), full=False)["mAP_seen"]
+    places = [[tags.names.index(name) for name in tagger.classes] for tags in every]
+    scores, p = (
+        np.array([getattr(tags, what)[place] for tags, place in zip(every, places, strict=True)])
+        for what in ("scores", "probabilities")
+    )
+    labels = protocol.reorder(test.labels)
+    found = {"mAP": session_metrics(protocol, step, scores, labels, full=False)["mAP_seen"]}
+    if not tagger.calibration.fitted.any():
+        return found
+    new = protocol.sessions[step].columns
+    for name, part in (("new", new), ("old", slice(0, new.start))):
+        for by, said, threshold in (("half", scores, 0.5), ("calibrated", p, tagger.thresholds[part])):
+            if labels[:, part].shape[1]:
+                found[f"CF1_{name}_{by}"] = precision_recall_f1(said[:, part], labels[:, part], threshold)["CF1"]
+        if labels[:, part].shape[1]:
+            found[f"ECE_{name}"] = float(calibration_errors(p[:, part], labels[:, part]).mean())
+    return found
 
 
 def write_folders(folder: Path, source: Path, protocol: Protocol, photos: int) -> list[Path]:

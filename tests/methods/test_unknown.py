@@ -221,6 +221,7 @@ def test_ridge_is_a_regression_for_each_class_on_what_is_known_of_it(tiny, old, 
         view = session_view(protocol, truth, session.index, memory if session.index else None, "session", method.hidden)
         batch = Batch(torch.zeros(0), torch.from_numpy(view.labels).float(), view.rows)
         context = SimpleNamespace(
+            own=0,
             protocol=protocol, session=session, world=World(), log=lambda text: None,
             model=SimpleNamespace(width=5, heads=heads), embeddings=lambda b=batch: [(torch.from_numpy(x[b.rows]), b)],
         )  # fmt: skip
