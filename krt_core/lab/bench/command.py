@@ -9,8 +9,9 @@ from pathlib import Path
 
 from ...errors import ConfigError, printable
 from ...machine.home import atomic_write, outputs_dir
-from ...runs.folder import Run, find_runs, in_order
+from ...runs.folder import Run, in_order
 from ..report import LeftOut
+from ..report.finding import collect
 from ..report.write import write_report
 from . import state as s
 from .matrix import Job, Matrix, Plan, final_runs, plan
@@ -120,7 +121,7 @@ def dry_run(matrix: Matrix, planned: Plan) -> int:
     """List the jobs, what is done, and how long the rest may take, going by runs that are finished."""
     jobs = planned.jobs
     files = {job.id: JobFiles(matrix.folder, job) for job in jobs}
-    past = [run for run in find_runs(outputs_dir()) if run.done]
+    past = collect([outputs_dir()])[0] if outputs_dir().is_dir() else []
     total, unknown = 0.0, 0
     for name, state in current(files).items():
         job = files[name].job

@@ -93,7 +93,7 @@ def tag_changes(table: pd.DataFrame) -> Figure:
     axes[0].plot(before, y, "o", color=PALETTE[0], label="before", ms=6)
     axes[0].plot(after, y, "D", color=PALETTE[1], label="after", ms=4)
     axes[0].set(xlabel="AP on test images (%)", xlim=(0, 102), ylim=(-0.7, len(table) - 0.3))
-    axes[0].legend(fontsize=8, loc="lower left")
+    figure.legend(fontsize=8, loc="outside upper left", ncols=2)
     drift = table["drift"].fillna(0).to_numpy()
     axes[1].barh(y, drift, color=[PALETTE[2 if moved >= 0 else 3] for moved in drift])
     axes[1].axvline(0, color="0.3", lw=0.8)

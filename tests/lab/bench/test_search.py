@@ -237,7 +237,7 @@ def test_a_setting_more_runs_only_what_is_missing(matrix_file, tmp_path):
 # ---- from the command line ----
 
 
-def test_dry_run_and_status_tell_what_is_known(matrix_file, capsys, machine):
+def test_dry_run_and_status_tell_what_is_known(matrix_file, capsys, machine, home):
     path = str(matrix_file(**SMALL))
     assert main(["bench", path, "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -247,6 +247,9 @@ def test_dry_run_and_status_tell_what_is_known(matrix_file, capsys, machine):
     assert main(["bench", path, "--status"]) == 0
     said = capsys.readouterr().out
     assert "chosen of 4 settings" in said and "on validation; 2 runs" in said and "0 of 2 trials of 2 settings" in said
+    newer = home / "outputs/other/experiment.yaml"  # of a newer version, say: no reason to stop
+    newer.parent.mkdir(parents=True)
+    newer.write_text("name: other\nmethod: of_tomorrow\n")
     assert main(["bench", path, "--dry-run"]) == 0
     assert "2 more runs" in capsys.readouterr().out
 
