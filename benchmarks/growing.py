@@ -7,7 +7,8 @@ of theirs, so it sees more) and joint ridge regression. After each step all are 
 labels of the classes so far. photos: of the new classes so many images each (0: all). validation: the share of each
 folder that is held out, from which probabilities and thresholds are found; the last columns are CF1 by these.
 
-Everything goes to ``--folder``; what is done there is not done again. The table is its ``growing.csv``.
+Everything goes to ``--folder``; what is done there is not done again. The table is its ``growing.csv``, the curves its
+``growing.png``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from krt_core import train
 from krt_core.config import Data
 from krt_core.data import open_dataset
 from krt_core.evaluate import session_metrics
+from krt_core.lab import figures
+from krt_core.lab.figures.figure import new_figure, style_of
 from krt_core.machine.home import atomic_write, resolve
 from krt_core.methods.census import name_hash
 from krt_core.metrics import calibration_errors, precision_recall_f1
@@ -64,6 +68,32 @@ def main(arguments: list[str] | None = None) -> None:
                     rows.append({**about, **found, **({} if photos else beside)})
                     print(rows[-1], flush=True)
                     atomic_write(folder / "growing.csv", pd.DataFrame(rows).to_csv(index=False))
+    figures.save(curves(pd.DataFrame(rows)), folder, "growing")
+
+
+def curves(rows: pd.DataFrame) -> Figure:
+    """mAP after each step, mean and standard deviation over seeds: a panel for each number of photos a class."""
+    counts = sorted(rows.photos.unique(), key=lambda count: count or np.inf, reverse=True)
+    figure, axes = new_figure(4.2 * len(counts), 3.6, columns=len(counts), sharey=True, squeeze=False)
+    classes = [FIRST + STEP * step for step in sorted(rows.step.unique())]
+    of_all = rows[rows.photos == 0]
+    for axis, count in zip(axes[0], counts, strict=True):
+        mine = rows[rows.photos == count]
+        if len(of_all):
+            bound = of_all.groupby("step").joint.mean()
+            axis.plot(classes, bound, color="0.3", ls="--", label="joint ridge regression, all photos and labels")
+        for place, method in enumerate(dict.fromkeys(rows.method)):
+            style = style_of(place)
+            grown = mine[mine.method == method].groupby("step").mAP
+            axis.errorbar(classes, grown.mean(), grown.std(), ms=5, capsize=2, label=f"{method}, grown", **style)
+            if not count:
+                simulated = mine[mine.method == method].groupby("step").simulated.mean()
+                axis.plot(classes, simulated, color=style["color"], ls=":", label=f"{method}, simulated")
+        axis.set(xlabel="classes", xticks=classes, title=f"{count} photos a new class" if count else "all photos")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("mAP on all test images and labels (%)")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    return figure
 
 
 def order(seed: int) -> dict[str, int]:
