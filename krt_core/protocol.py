@@ -58,8 +58,11 @@ class Protocol:
     arrived: np.ndarray | None = field(default=None, compare=False, repr=False)  # as of `MultiLabelDataset`
 
     def on(self, dataset: MultiLabelDataset) -> Protocol:
-        """The same for the images of a data set, of which it is to be known with which data they came."""
-        return replace(self, arrived=dataset.arrived)
+        """The same for a data set: with its columns where it has all classes, in whatever order it names them, and with
+        which data its images came."""
+        column = {name: place for place, name in enumerate(dataset.classes)}
+        order = tuple(column[name] for name in self.classes) if column.keys() >= set(self.classes) else self.order
+        return replace(self, order=order, arrived=dataset.arrived)
 
     def arrival(self, session: int) -> int:
         """With which added data the images of a session came; 0: with the first."""

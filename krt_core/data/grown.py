@@ -183,7 +183,7 @@ class Grown:
         last, every = parts[-1], np.concatenate(unknown)
         arrived = [np.zeros(len(part), np.int64) if part.arrived is None else part.arrived for part in parts]
         return MultiLabelDataset(
-            last.name, split, last.root,
+            " + ".join(dict.fromkeys(part.name for part in parts)), split, last.root,
             np.concatenate([part.ids for part in parts]),
             np.array([str(part.path(row)) for part in parts for row in range(len(part))]),
             np.concatenate(labels), classes, np.concatenate(boxes), (), last.source, every if every.any() else None,

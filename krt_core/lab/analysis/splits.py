@@ -11,7 +11,8 @@ from ...protocol import Protocol
 def split_table(protocol: Protocol, train: MultiLabelDataset, test: MultiLabelDataset) -> pd.DataFrame:
     """A line per session, from 1: its new classes, its training images, and the test images on which the seen and the
     new classes are scored."""
-    labels, test_labels = protocol.reorder(train.labels), protocol.reorder(test.labels)
+    protocol, test_labels = protocol.on(train), protocol.on(test).reorder(test.labels)
+    labels = protocol.reorder(train.truth)
     subsets = [protocol.test_subsets(test_labels, s.index) for s in protocol.sessions]
     columns = {
         "new classes": [", ".join(protocol.class_names(s.index)) for s in protocol.sessions],

@@ -110,7 +110,8 @@ class AttentionExplorer(Explorer):
         return self._orders.get((run.folder, column), lambda: self._rank(run, column))
 
     def _rank(self, run: Run, column: int) -> np.ndarray:
-        then, now = run.scores(self._own_session()), run.scores(len(run.protocol.sessions) - 1)
+        now = run.scores(len(run.protocol.sessions) - 1)
+        then = run.scores(self._own_session()).on(now.ids)  # NaN, of an image that came later: behind all others
         rows = np.flatnonzero(now.labels[:, column] > 0)
         rows = rows[np.argsort(now.scores[rows, column] - then.scores[rows, column], kind="stable")][:IMAGES]
         place = {image: row for row, image in enumerate(self.dataset(run).ids.tolist())}

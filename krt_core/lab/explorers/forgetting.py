@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ipywidgets as widgets
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -186,6 +187,8 @@ class ForgettingExplorer(Explorer):
         table = falls([run], session, self.value("pool"))
         table = table[table.column.isin(self.columns)]
         shown = [figures.falls_in_session(table, session, name)]
+        if not run.protocol.class_names(session):
+            return [*shown, f"Session {session + 1} brought more images of old classes, and no class to confuse them with."]
         fallen = table[table.change < 0].head(FALLEN)
         if len(fallen):
             rows = {old: confusions(run, column, session)
@@ -211,10 +214,12 @@ class ForgettingExplorer(Explorer):
         if session == own:
             return f"{name} was learned in the last session: it has had no time to be lost."
         table = lost_images(run, column, session, threshold)
-        total = int((run.scores(session).labels[:, column] > 0).sum())
+        now = run.scores(session)
+        tested = np.isin(now.ids, run.scores(own).ids)[now.labels[:, column] > 0]
         words = (
-            f"{name}, learned in session {own + 1}: {len(table)} of {total} images were above {threshold:.2f} then "
+            f"{name}, learned in session {own + 1}: {len(table)} of {tested.sum()} images were above {threshold:.2f} then "
             f"and are not after session {session + 1}."
+            + (f" {(~tested).sum()} more came later." if not tested.all() else "")
         )
         if not len(table):
             return words
