@@ -83,7 +83,7 @@ class KRT(Method):
         labels, distillation = self.targets(batch), None
         if context.old_model is not None:
             old = context.ask_old(batch.images)
-            labels = self.restore(labels, old.logits)
+            labels = torch.where(context.annotated(batch), labels, self.restore(labels, old.logits))
             if self.options.token_weight:
                 weight = self.options.token_weight * batch.share * math.sqrt(context.growth)
                 distillation = weight * token_distillation(old.tokens, output.tokens)

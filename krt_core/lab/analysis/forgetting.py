@@ -95,7 +95,8 @@ def lost_images(run: Run, column: int, session: int | None = None, threshold: fl
     """Test images that show a class, right once and wrong now, those whose score fell most first.
 
     Right once: score > threshold after the class's own session; wrong now: score ≤ threshold after ``session`` (None:
-    the last finished); images that came later are none of them. Columns: image (id), before, now (probabilities), fall, row (of the scores).
+    the last finished); images that came later are none of them. Columns: image (id), before, now (probabilities), fall,
+    row (of the scores).
     """
     session = run.finished_sessions - 1 if session is None else session
     now = run.scores(session)

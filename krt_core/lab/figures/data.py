@@ -44,9 +44,10 @@ def session_sizes(protocol: Protocol, labels: np.ndarray) -> Figure:
 
 def co_occurrence(protocol: Protocol, labels: np.ndarray) -> Figure:
     """Share of the images with the row's class, and the column's class not unknown, that also show that one; lines
-    separate the sessions."""
+    separate the sessions. White: of no image both are known."""
     present = (labels > 0).astype(float)
-    share = 100 * (present.T @ present) / np.maximum(present.T @ (labels >= 0), 1)
+    known = present.T @ (labels >= 0)
+    share = np.where(known > 0, 100 * (present.T @ present) / np.maximum(known, 1), np.nan)
     np.fill_diagonal(share, np.nan)
     names = [plain(name) for name in protocol.classes]
     size = max(4.5, 0.28 * len(protocol.classes) + 2)

@@ -85,7 +85,9 @@ def forgetting_summary(runs: Sequence[Run]) -> Figure:
     axis.set_ylim(len(groups) - 0.4, -0.6)
     axis.axvline(0, color="0.3", lw=0.8)
     axis.grid(axis="x", alpha=0.3)
-    axis.set(xlabel="forgetting (points of AP)", title=f"Forgetting: best earlier AP − last AP, {pool_words('fixed', runs)}")
+    axis.set(
+        xlabel="forgetting (points of AP)", title=f"Forgetting: best earlier AP − last AP, {pool_words('fixed', runs)}"
+    )
     return figure
 
 
@@ -140,7 +142,7 @@ POOLS = {
 def pool_words(pool: str, runs: Sequence[Run]) -> str:
     """`POOLS`, and what the whole test set is of runs that have grown: see `krt_core.runs.summary.ap_of_session`."""
     grown = pool == "fixed" and any(run.experiment.data.added for run in runs)
-    return "test images there when a class was learned" if grown else POOLS[pool]
+    return "test images of its time" if grown else POOLS[pool]
 
 
 def class_curves(
