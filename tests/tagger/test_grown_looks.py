@@ -14,7 +14,6 @@ from krt_core.lab.figures.training import training_loss, training_progress
 from krt_core.lab.report import labels_of
 from krt_core.lab.report.html import html_report
 from krt_core.runs.scores import Scores
-from krt_core.runs.summary import ap_of_session
 from krt_core.tagger.extend import extend
 from krt_core.tagger.tagger import Tagger
 
@@ -35,15 +34,12 @@ def grown(own, tmp_path):
     return make
 
 
-def say(new, session, **scores):
-    """Write other scores of test images after a session: by id, of all classes."""
+def say(new, session, column, scores):
+    """Write other scores of test images (by id) for a class after a session."""
     found = new.scores(session)
-    for name, values in scores.items():
-        found.scores[found.ids == name.removeprefix("id_").replace("_", "/").replace("plus", "+")] = values
+    for name, value in scores.items():
+        found.scores[found.ids == name, column] = value
     found.write(new.session_folder(session) / "scores.npz")
-    ap = ap_of_session(new.protocol, session, found.scores, found.labels, found.ids)
-    np.savez(new.session_folder(session) / "ap.npz", **ap)
-    return found
 
 
 def test_images_that_came_later_have_not_been_lost(grown):
@@ -52,10 +48,10 @@ def test_images_that_came_later_have_not_been_lost(grown):
     old = then.ids[then.labels[:, 1] > 0]
     later = now.ids[(now.labels[:, 1] > 0) & np.char.startswith(now.ids, "+1/")]
     assert len(old) > 2 and len(later) > 1
-    say(new, 1, **{f"id_{one}": 0.9 for one in old[:2]})
-    say(new, 3, **{f"id_{one}": 0.1 for one in old[:1]}, **{f"id_{later[0].replace('+', 'plus').replace('/', '_')}": 0.0})
+    say(new, 1, 1, dict.fromkeys(old, 0.1) | dict.fromkeys(old[:2], 0.9))
+    say(new, 3, 1, {old[0]: 0.1, old[1]: 0.85, later[0]: 0.0})
     table = krt.analysis.lost_images(krt.open_run(new.folder), 1)
-    assert table.image[0] == old[0] and set(table.image) <= set(old)
+    assert table.image.tolist() == [old[0]]
     assert (table.before[0], table.now[0]) == pytest.approx((0.9, 0.1))
     assert now.ids[table.row[0]] == old[0]
     explorer = krt.ForgettingExplorer(runs=[krt.open_run(new.folder)], headless=[])
@@ -66,7 +62,7 @@ def test_images_that_came_later_have_not_been_lost(grown):
 
 def test_changes_are_those_of_images_that_were_there_before(grown):
     _, new = grown()
-    then, now = new.scores(2), new.scores(3)
+    now = new.scores(3)
     table = krt.analysis.confusions(new, 1, 3).set_index("new class").loc["dog"]
     ant, dog = (now.labels[:, new.protocol.classes.index(name)] for name in ("ant", "dog"))
     assert (np.char.startswith(now.ids, "+1/") == (dog >= 0)).all()  # of first images nobody knows whether they show dog
@@ -74,7 +70,6 @@ def test_changes_are_those_of_images_that_were_there_before(grown):
     assert table["together"] == pytest.approx(100 * (dog[(ant > 0) & (dog >= 0)] > 0).mean())
     falls = krt.analysis.falls([new], 3).set_index("class")
     assert falls.loc["bee", "change"] == pytest.approx(new.ap(3)["fixed"][2] - new.ap(2)["fixed"][2])
-    assert len(then.ids) < len(now.ids)
 
 
 def test_pseudo_labels_of_inherited_sessions_are_as_they_were(grown):
@@ -107,7 +102,7 @@ def test_pseudo_labels_of_added_images_are_unknown_where_nobody_has_looked(grown
 def test_the_sessions_are_counted_with_the_images_that_they_had(grown):
     run, new = grown()
     train, test = krt.open_dataset(new), krt.open_dataset(new, "test")
-    assert train.classes == ("cat", "bee", "ant", "dog") and new.protocol.classes == ("cat", "ant", "bee", "dog")
+    assert train.classes == new.protocol.classes == ("cat", "ant", "bee", "dog")
     protocol = krt.open_protocol(new)
     table = krt.analysis.split_table(new.protocol, train, test)
     assert table["training images"].tolist() == [new.session_state(t)["train_images"] for t in range(4)]
@@ -200,7 +195,7 @@ def test_everything_opens(grown, own, tmp_path, method):
     if method != "census":
         explorers += [krt.LabelInspector(runs=runs, headless=[]), krt.AttentionExplorer(runs=runs, headless=[])]
     for explorer in explorers:
-        for name in [value for _, value in explorer.controls["run"].options] or list(explorer.controls["run"].options):
+        for name in explorer.controls["run"].options:
             explorer.set(run=name)
             for session in range(explorer.controls["session"].min, explorer.controls["session"].max + 1):
                 explorer.set(session=session)
