@@ -105,7 +105,8 @@ class _Training:
         e, run = self.experiment, self.run
         with self.world.main_first():
             self.train_set = (halves := open_halves(e.data, self.going.exemplars)).train
-        self.protocol = protocol_of(e.protocol, self.train_set.classes, len(e.data.added)).on(self.train_set)
+        protocol = protocol_of(e.protocol, self.train_set.classes, len(e.data.added))
+        self.protocol = protocol.on(self.train_set, ~halves.held)
         check_knows(e.method, self.train_set)
         self.train_labels = learned_labels(self.protocol, halves)
         self.progress.log(

@@ -65,6 +65,7 @@ class Calibrating:
     world: World
     log: Callable[[str], None]
     on: bool
+    of_held: Protocol | None = None  # `Protocol.on` the images that were held out alone
     last: np.ndarray | None = None  # scores, where the model stays
 
     @classmethod
@@ -72,15 +73,16 @@ class Calibrating:
         cls, run: Run, halves: Halves, protocol: Protocol, method: Method, world: World, log: Callable[[str], None]
     ) -> Calibrating:  # fmt: skip
         config, labels = run.experiment.calibrate, protocol.reorder(halves.train.truth)
+        protocol, held = protocol.on(halves.train), protocol.on(halves.train, halves.held)
         on = config.kind != "none" and bool(halves.held.any()) and halves.test is not None
-        return cls(config, protocol, method, labels, halves.held, run, world, log, on)
+        return cls(config, protocol, method, labels, halves.held, run, world, log, on, held)
 
     def rows(self, session: int) -> np.ndarray:
         """(m,) the images held out of those that a session shows."""
-        held, sees = self.labels * self.held[:, None], self.method.sees
+        held, sees, protocol = self.labels * self.held[:, None], self.method.sees, self.of_held or self.protocol
         if sees == "all":
             return np.flatnonzero((held > 0).any(axis=1))
-        return (self.protocol.train_images if sees == "session" else self.protocol.shown_images)(held, session)
+        return (protocol.train_images if sees == "session" else protocol.shown_images)(held, session)
 
     def before(self, session: int, predict: Predict) -> np.ndarray | None:
         """What the old model says to these images, for `after`; None where nobody will ask."""

@@ -59,7 +59,9 @@ class Grown:
                 f"{self.config.added[-1].root}: nothing is there to test on, neither images of these data nor of those "
                 "before. Hold some of them out, such as test=0.2."
             )
-        return replace(learned, notes=tuple(self.notes)), out, self.joined(tests, "test")
+        _, _, test = self.part(self.last)
+        notes = *self.notes, *train.notes, *(test.notes if test is not None else ())
+        return replace(learned, notes=notes), out, self.joined(tests, "test")
 
     def whole(self, split: Split) -> MultiLabelDataset:
         """All images of a half that are there, to be looked at."""

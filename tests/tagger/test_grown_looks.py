@@ -23,8 +23,8 @@ NEW = ("ant", "dog")  # what is annotated below: of the old classes, one
 
 @pytest.fixture
 def grown(own, tmp_path):
-    """(the run, what it has grown into): KRT whose classes are not in the order of the alphabet, more images of ant, and
-    dog, which is new; two epochs where the run had one."""
+    """(the run, what it has grown into): KRT whose classes are not in the order of the alphabet, more images of ant and
+    dog, which is new, and two epochs where the run had one."""
 
     def make(method="krt", **changes):
         run = own(method, data__classes=["cat", "bee", "ant"], protocol__order=["cat", "ant", "bee"], **changes)
@@ -65,7 +65,9 @@ def test_changes_are_those_of_images_that_were_there_before(grown):
     now = new.scores(3)
     table = krt.analysis.confusions(new, 1, 3).set_index("new class").loc["dog"]
     ant, dog = (now.labels[:, new.protocol.classes.index(name)] for name in ("ant", "dog"))
-    assert (np.char.startswith(now.ids, "+1/") == (dog >= 0)).all()  # of first images nobody knows whether they show dog
+    assert (
+        np.char.startswith(now.ids, "+1/") == (dog >= 0)
+    ).all()  # of first images nobody knows whether they show dog
     assert np.isnan(table[["change with it", "change without it", "change on it alone"]].astype(float)).all()
     assert table["together"] == pytest.approx(100 * (dog[(ant > 0) & (dog >= 0)] > 0).mean())
     falls = krt.analysis.falls([new], 3).set_index("class")
