@@ -11,6 +11,10 @@ et al., *Neural Computation*, 2002). N grows with each session, and so it goes o
 scored before and after: a straight line from what is said now to what was said before leads back to the old
 calibration. Ridge regression knows that line from its sums, over all images that it ever saw.
 
+*One class alone.* Where all images of a session show its class, none of them tells what is said where it is absent. The
+class then takes the middle of the old classes' calibrations, at its own frequency, and the threshold above which half
+of the images held out lie.
+
 A method that sees all images calibrates all its classes on all images that were held out of them.
 """
 
@@ -30,10 +34,12 @@ from ..protocol import Protocol
 from ..runs.calibration import Calibration, logit
 from ..runs.folder import Run
 from .fit import FEWEST, Fitted, fit
-from .thresholds import aimed_threshold
+from .thresholds import aimed_threshold, threshold_for
 
+Middle = tuple[float, float]  # slope, and offset at even odds
 Line = tuple[np.ndarray, np.ndarray]  # slopes and offsets (C old,), from logits now to logits before
 Predict = Callable[[np.ndarray], np.ndarray]  # rows (m,) of the training set → scores (m, ≥ C)
+HALF = 0.5  # of the images that show a class are named where no image tells more: docs/calibration.md
 SLOPES = (0.1, 10.0)  # of a line of drift: what few images, or scores that have all become one, tell beyond is chance
 
 
@@ -105,15 +111,25 @@ class Calibrating:
             every = seen if sees == "seen" else np.count_nonzero((self.labels > 0).any(axis=1))
             return self._fitted(slice(0, own.stop), rows, scores, every, seen)
         shown = len(self.protocol.train_images(self.labels, session))
-        new = self._fitted(own.columns, rows, scores[:, own.columns], shown, seen)
-        return self._moved(session, scores, before).for_images(seen).then(new) if session else new
+        if not session:
+            return self._fitted(own.columns, rows, scores, shown, seen)
+        old = self._moved(session, scores, before).for_images(seen)
+        line = self._middle(old, scores[:, : own.start])
+        return old.then(self._fitted(own.columns, rows, scores[:, own.columns], shown, seen, line))
+
+    @property
+    def _share(self) -> float:
+        """Of the images that show a class, named where no image is without it."""
+        return self.config.at if self.config.aim == "recall" else HALF
 
     def _seen(self, session: int) -> int:
         """How many images the sessions so far have shown; those before one that was added are told by the calibration
-        that these have left."""
+        that these have left, or else by what they have shown to learn from."""
         if not self.protocol.arrival(session):
             return len(self.protocol.shown_images(self.labels, session))
-        return round(self.run.calibration(session - 1).images) + len(self.protocol.train_images(self.labels, session))
+        shown = (self.run.session_state(session - 1).get("shown") or {}).get("images", [])
+        before = self.run.calibration(session - 1).images or max(filter(np.isfinite, shown), default=0)
+        return round(before) + len(self.protocol.train_images(self.labels, session))
 
     def _moved(self, session: int, scores: np.ndarray, before: np.ndarray | None) -> Calibration:
         """That of the old classes, for what the model says now."""
@@ -123,24 +139,52 @@ class Calibrating:
             known = moments(logit(scores[:, : len(old.a)]), logit(before))
         return old.moved(*straight(*known)) if known else old
 
-    def _fitted(self, columns: slice, rows: np.ndarray, scores: np.ndarray, shown: int, seen: int) -> Calibration:
-        """Classes on rows (m,) of ``shown`` images, for as many as were ``seen``, with their thresholds."""
+    def _middle(self, old: Calibration, scores: np.ndarray) -> Middle | None:
+        """Of the old classes' calibrations, for what is said of them now (m, C old); None where none tells."""
+        of = old.fitted & (old.shown > 0) & (old.shown < old.images)
+        line = straight(*known) if old.curves and (known := moments(z := logit(scores), old.logits(z))) else None
+        if not of.any() or (old.curves and line is None):
+            return None
+        slopes, offsets = line or (old.a, old.b)
+        odds = np.log(old.shown[of] / (old.images - old.shown[of]))
+        return float(np.median(slopes[of])), float(np.median(offsets[of] - odds))
+
+    def _fitted(
+        self, columns: slice, rows: np.ndarray, scores: np.ndarray, shown: int, seen: int, middle: Middle | None = None
+    ) -> Calibration:
+        """Classes on rows (m,) of ``shown`` images, for as many as were ``seen``, with their thresholds. middle: for
+        those that no image, or too few, are without."""
         labels, names = self.labels[rows][:, columns], np.array(self.protocol.classes[columns])
         found = fit(scores, labels, self.config.kind)
         share = found.calibration.shown / np.maximum((labels >= 0).sum(axis=0), 1)
         made = replace(found.calibration, images=float(shown), shown=share * shown).for_images(seen)
+        made, alone = self._alone(made, seen, middle)
         p, thresholds, missed = made.probabilities(scores), made.thresholds.copy(), []
+        for c in np.flatnonzero(alone):
+            thresholds[c] = threshold_for(p[labels[:, c] > 0, c], self._share)
         others = (seen - made.shown) / np.maximum(shown - made.shown, 1e-9)  # for which each without the class stands
-        for c in np.flatnonzero(made.fitted):
+        for c in np.flatnonzero(made.fitted & ~alone):
             known, y = p[labels[:, c] >= 0, c], labels[labels[:, c] >= 0, c]
             aimed = aimed_threshold(known, np.where(y > 0, 1.0, others[c]), self.config)
             thresholds[c] = aimed.threshold
             if not aimed.held:
                 missed.append(f"{names[c]} ({aimed.expected:.2f})")
-        self._tell(names, found, made, missed)
+        self._tell(names, found, made, missed, alone)
         return replace(made, thresholds=thresholds)
 
-    def _tell(self, names: np.ndarray, found: Fitted, made: Calibration, missed: list[str]) -> None:
+    def _alone(self, made: Calibration, seen: int, middle: Middle | None) -> tuple[Calibration, np.ndarray]:
+        """With the middle of the old classes' for those (C,) bool that cannot be fitted, though images show them."""
+        alone = ~made.fitted & (made.shown > 0) & (made.shown < seen)
+        if middle is None or not alone.any():
+            return made, np.zeros_like(alone)
+        slope, offset = middle
+        odds = np.log(np.where(alone, made.shown, 1) / np.where(alone, seen - made.shown, 1))
+        a, b = np.where(alone, slope, made.a), np.where(alone, offset + odds, made.b)
+        return replace(made, a=a, b=b, fitted=made.fitted | alone), alone
+
+    def _tell(
+        self, names: np.ndarray, found: Fitted, made: Calibration, missed: list[str], alone: np.ndarray
+    ) -> None:  # fmt: skip
         """What is to be known of the classes that are no plain case."""
         left, others = ~made.fitted, found.among & ~found.few
         said = {
@@ -149,6 +193,8 @@ class Calibrating:
             f"too few validation images show, or lack, {', '.join(names[left])}: their scores stay as they are": (
                 left.any()
             ),
+            f"too few validation images lack {', '.join(names[alone])}: the middle of the old classes' calibrations is "
+            f"taken, at its own frequency, and {self._share:.0%} of the images that show it are named": alone.any(),
             f"no threshold holds a {self.config.aim} of {self.config.at:g} for {', '.join(missed)}: the closest is "
             "taken": missed,
         }
