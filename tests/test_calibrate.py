@@ -383,7 +383,9 @@ def alone(kind="platt", aim="f1", **more):
     protocol = make_protocol(CLASSES, 3, 1)
     run = SimpleNamespace(calibration=lambda session: before)
     method = SimpleNamespace(sees="session", drift=lambda: None)
-    calibrating = Calibrating(Calibrate(kind, aim, **more), protocol, method, labels, held, run, World(), said.append, True)
+    calibrating = Calibrating(
+        Calibrate(kind, aim, **more), protocol, method, labels, held, run, World(), said.append, True
+    )
     scores = np.hstack([sigmoid(z), sigmoid(rng.normal(1, 1, (400, 1)))])
     seen = int(labels.any(axis=1).sum())
     return calibrating.after(1, None, lambda rows: scores[rows]), scores[held], before.for_images(seen), seen, said
@@ -398,8 +400,8 @@ def test_a_class_that_no_image_lacks_takes_the_middle_of_the_others():
     p = found.probabilities(scores)[:, 3]
     assert (p > found.thresholds[3]).sum() == 20  # half of the images that show it
     assert said == [
-        "calibration: too few validation images lack dog: the middle of the old classes' calibrations is taken, at its own "
-        "frequency, and 50% of the images that show it are named"
+        "calibration: too few validation images lack dog: the middle of the old classes' calibrations is taken, at its "
+        "own frequency, and 50% of the images that show it are named"
     ]
 
 
