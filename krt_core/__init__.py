@@ -142,15 +142,21 @@ def open_dataset(source: str | Path | Experiment | Run | Data, split: Split = "t
 
 
 def open_protocol(source: str | Path | Experiment | Run) -> Protocol:
-    """Which classes arrive when, by a preset or an experiment and the classes of its training set, or as a run had it.
+    """Which classes arrive when, by a preset or an experiment and the classes of its training set, or as a run had it
+    (for the columns and images of that set, where it is there).
 
     >>> [krt.open_protocol("digits_demo").class_names(t) for t in (0, 1)]
     [('eight', 'five'), ('four', 'nine')]
     """
+    import contextlib
+
+    from .errors import DataError
     from .protocol import protocol_of
     from .runs.folder import Run
 
     if isinstance(source, Run):
+        with contextlib.suppress(DataError):
+            return source.protocol.on(open_dataset(source))
         return source.protocol
     experiment = _experiment(source)
     dataset = open_dataset(experiment)

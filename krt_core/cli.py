@@ -19,6 +19,10 @@ from .tagger.command import EXPORT, PREDICT, export, predict
 from .tagger.extend_command import EXTEND, extend
 
 NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+PATHS = (
+    "A relative path is meant from the workbench's home: $KRT_HOME, else the checkout you are in, else this folder. "
+    "Presets, matrices and code of your own are looked for in this folder."
+)
 ELSEWHERE = "Results go elsewhere with --folder, everything with KRT_HOME."
 
 
@@ -78,11 +82,13 @@ def _in_utf8() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="krt", description="Multi-label class-incremental learning with KRT.")
+    parser = argparse.ArgumentParser(
+        prog="krt", description="Multi-label class-incremental learning with KRT.", epilog=PATHS
+    )
     parser.add_argument("--version", action="version", version=f"krt {__version__}")
     commands = parser.add_subparsers(metavar="command")
     for name, about, arguments, function in COMMANDS:
-        own = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        own = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.", epilog=PATHS)
         for names, options in arguments:
             own.add_argument(*names, **options)
         own.set_defaults(command=function)
@@ -273,7 +279,7 @@ def _report(options: argparse.Namespace) -> None:
 )  # fmt: skip
 def _methods(options: argparse.Namespace) -> None:
     from .lab.report.methods import methods_table, shown
-    from .machine.home import atomic_write
+    from .machine.home import atomic_write, resolve
 
     overrides = [word for word in options.overrides if "=" in word]
     names = [word for word in options.overrides if "=" not in word]
@@ -284,9 +290,9 @@ def _methods(options: argparse.Namespace) -> None:
     for note in dict.fromkeys(filter(None, table.get("note", ()))):
         print(printable(f"note: {note}"))
     if options.csv:
-        print(atomic_write(options.csv, table.to_csv(index=False)))
+        print(atomic_write(resolve(options.csv), table.to_csv(index=False)))
     if options.json:
-        print(atomic_write(options.json, table.to_json(orient="records", indent=1, force_ascii=False) + "\n"))
+        print(atomic_write(resolve(options.json), table.to_json(orient="records", indent=1, force_ascii=False) + "\n"))
 
 
 @command("presets", "list the shipped presets, or show one in full", arg("preset", nargs="?"), OVERRIDES)

@@ -84,12 +84,14 @@ def session_metrics(protocol: Protocol, session: int, scores: np.ndarray, labels
     """mAP of *base*, *seen* and *new*, each on its own images and classes; with ``full`` also AP, CP … OF1 on *seen*.
 
     scores (n, ≥ C) and labels (n, ≥ C) over the same test images in learning order. Of a run that has grown, classes of
-    which no test image is there are left out.
+    which no test image is there are left out, and of *seen* those that no test image lacks.
     """
     out: dict = {}
     for subset, (rows, columns) in protocol.test_subsets(labels, session).items():
         s, y = scores[rows][:, columns], labels[rows][:, columns]
         tested = (y > 0).any(axis=0) if protocol.added else np.ones(y.shape[1], bool)
+        if protocol.added and subset == "seen":
+            tested &= (y == 0).any(axis=0)
         ap = np.where(tested, average_precision(s, y), np.nan)
         out[f"mAP_{subset}"] = float(ap[tested].mean()) if tested.any() else np.nan
         if full and subset == "seen":

@@ -57,9 +57,15 @@ class Protocol:
     added: int = 0  # sessions at the end that have data of their own
     arrived: np.ndarray | None = field(default=None, compare=False, repr=False)  # as of `MultiLabelDataset`
 
-    def on(self, dataset: MultiLabelDataset) -> Protocol:
-        """The same for the images of a data set, of which it is to be known with which data they came."""
-        return replace(self, arrived=dataset.arrived)
+    def on(self, dataset: MultiLabelDataset, there: np.ndarray | None = None) -> Protocol:
+        """The same for a data set: with its columns where it has all classes, in whatever order it names them, and with
+        which data its images came. there (n,) bool: which of them sessions that were added have; None: all."""
+        column = {name: place for place, name in enumerate(dataset.classes)}
+        order = tuple(column[name] for name in self.classes) if column.keys() >= set(self.classes) else self.order
+        arrived = dataset.arrived
+        if arrived is not None and there is not None:
+            arrived = np.where(there, arrived, -1)
+        return replace(self, order=order, arrived=arrived)
 
     def arrival(self, session: int) -> int:
         """With which added data the images of a session came; 0: with the first."""
@@ -93,10 +99,11 @@ class Protocol:
 
     def train_images(self, labels: np.ndarray, session: int) -> np.ndarray:
         """Indices of the images with at least one label of the session's classes and, where images are disjoint, none
-        of a later one; of a session that was added all that came with it. labels (n, C) in learning order."""
+        of a later one; of a session that was added all that came with it, those that show nothing too. labels (n, C)
+        in learning order."""
         current, place = self.sessions[session], self.arrival(session)
         if place and self.arrived is not None:
-            return np.flatnonzero((self.arrived == place) & (labels != 0).any(axis=1))  # what is held out shows nothing
+            return np.flatnonzero(self.arrived == place)
         chosen = (labels[:, current.columns] > 0).any(axis=1)
         if self.images == "disjoint":
             chosen &= ~(labels[:, current.stop :] > 0).any(axis=1)

@@ -11,7 +11,7 @@ from .machine.distributed import World
 from .memory import Memory
 from .methods import Method
 from .protocol import Protocol, View, session_view
-from .runs.folder import Ahead
+from .runs.folder import Ahead, Run
 
 Predict = Callable[[np.ndarray, np.ndarray | None], tuple[np.ndarray, np.ndarray | None]]
 
@@ -28,6 +28,20 @@ class Remembering:
     world: World
     seed: int
     log: Callable[[str], None]
+    run: Run
+
+    def before(self, index: int, view: View, ahead: Ahead | None, predict: Callable[[np.ndarray], np.ndarray]) -> Ahead:
+        """What the old model says to a session's images: as it was looked ahead, or, where that is not to be had (the
+        images have come since, a file is damaged), made now and written down. predict: by the old model."""
+        ids = self.ids[view.rows]
+        if ahead is not None and np.array_equal(ahead.ids, ids):
+            return ahead
+        self.log("scores of the old model on this session's images are not to be had: made again")
+        rows, places = np.unique(view.rows, return_inverse=True)
+        made = Ahead(ids, predict(rows)[places])
+        if self.world.main:
+            made.write(self.run.session_folder(index - 1) / "ahead.npz")
+        return made
 
     def after(self, index: int, view: View, predict: Predict) -> Ahead | None:
         """Choose exemplars for the classes just learned; score the next session's images if the method asks for it.

@@ -91,7 +91,7 @@ class _Training:
         set_seed(e.seed)
         self.method, self.memory = method_class(e.method)(e.options, e), memory_of(e.replay)
         shown = self.protocol, self.train_labels, self.train_set.ids
-        self.remembering = Remembering(self.memory, self.method, *shown, self.world, e.seed, progress.log)
+        self.remembering = Remembering(self.memory, self.method, *shown, self.world, e.seed, progress.log, run)
         self.calibrating = Calibrating.of(run, self.halves, self.protocol, self.method, self.world, progress.log)
         self.model, self.weights = first_network(e, runtime, allow_leak, progress.log, self.going.weights)
         self._open_stores()
@@ -105,7 +105,8 @@ class _Training:
         e, run = self.experiment, self.run
         with self.world.main_first():
             self.train_set = (halves := open_halves(e.data, self.going.exemplars)).train
-        self.protocol = protocol_of(e.protocol, self.train_set.classes, len(e.data.added)).on(self.train_set)
+        protocol = protocol_of(e.protocol, self.train_set.classes, len(e.data.added))
+        self.protocol = protocol.on(self.train_set, ~halves.held)
         check_knows(e.method, self.train_set)
         self.train_labels = learned_labels(self.protocol, halves)
         self.progress.log(
@@ -255,11 +256,10 @@ class _Training:
         """What the session learns with; no learner for a method that fits in closed form."""
 
         def old_scores() -> np.ndarray:
-            if self.ahead is not None and np.array_equal(self.ahead.ids, self.train_set.ids[view.rows]):
-                return self.ahead.scores
-            self.progress.log("scores of the old model on this session's images are not to be had: made again")
-            rows, places = np.unique(view.rows, return_inverse=True)
-            return self._predict(rows, model=self.old_model)[0][places]
+            said = self.remembering.before(
+                session.index, view, self.ahead, lambda rows: self._predict(rows, model=self.old_model)[0]
+            )
+            return said.scores
 
         def images(places: np.ndarray | slice = slice(None)) -> Iterator[Batch]:
             return batches(self.train_store, view.rows[places], view.labels[places], t.eval_batch_size, self.runtime)

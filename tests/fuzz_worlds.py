@@ -1,8 +1,10 @@
 """What the fuzzer mutates and reads: a small world of every kind of file that comes from outside."""
 
+import contextlib
 import io
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -16,21 +18,27 @@ from safetensors.torch import save_file
 
 from benchmarks.made_up_runs import finished
 from krt_core.config import Data, load_experiment, load_experiments
-from krt_core.data import open_dataset
+from krt_core.data import open_dataset, open_halves
 from krt_core.data.store import load_image
 from krt_core.errors import KRTError
+from krt_core.lab import analysis, figures
 from krt_core.lab.bench.matrix import expand, load_matrix
 from krt_core.lab.bench.state import JobFiles
-from krt_core.lab.report import collect, runs_table, summary_table
+from krt_core.lab.report import collect, labels_of, runs_table, summary_table
 from krt_core.lab.report.html import html_report
 from krt_core.lab.report.latex import latex_report
 from krt_core.presets import preset_names
+from krt_core.runs.calibration import Calibration
+from krt_core.runs.card import card
 from krt_core.runs.folder import Run
+from krt_core.runs.inherit import inherit
+from krt_core.session import train
+from krt_core.tagger.extend import check_method, extend, grown_experiment, look_at_new
 from krt_core.weights.checkpoint import inspect
 
 BY_NAME = {
     ".json": mutate.json_of, "DONE": mutate.json_of, ".jsonl": mutate.json_lines_of, ".yaml": mutate.yaml_of,
-    ".xml": mutate.xml_of, ".txt": mutate.lines_of, ".csv": mutate.table_of,
+    ".xml": mutate.xml_of, ".txt": mutate.lines_of, ".csv": mutate.table_of, ".tsv": mutate.table_of,
 }  # fmt: skip
 
 
@@ -168,8 +176,29 @@ def _table(folder: Path) -> None:
             Image.new("RGB", (8, 8), (60 * number, 0, 0)).save(folder / form / f"{number}.png")
 
 
-def _read_table(folder: Path, rng: Random) -> None:
-    each(*(lambda form=form: _read_data(folder / form, "table", rng) for form in ("tags", "columns", "rows")))
+def _other_tables(folder: Path) -> None:
+    """The same as other programs write them."""
+    import pyarrow
+    import pyarrow.parquet
+
+    _table(folder)
+    for form in ("tags", "columns"):
+        path = folder / form / "table.csv"
+        lines = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
+        path.unlink()
+        shutil.copytree(folder / form, folder / f"{form}_tsv")
+        text = "\n".join("\t".join(line) for line in lines)
+        (folder / f"{form}_tsv" / "table.tsv").write_text(text, encoding="utf-8")
+        columns = {name: list(column) for name, *column in zip(*lines, strict=True)}
+        if form == "tags":
+            columns["tags"] = [cell.split("|") for cell in columns["tags"]]
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / form / "table.parquet")
+    shutil.rmtree(folder / "rows")
+
+
+def _read_tables(folder: Path, rng: Random) -> None:
+    forms = sorted(path for path in folder.iterdir() if path.is_dir())
+    each(*(lambda form=form: _read_data(form, "table", rng) for form in forms))
 
 
 def _read_cached(folder: Path, rng: Random) -> None:
@@ -240,6 +269,11 @@ def _run(folder: Path) -> None:
     for line in lines:
         run.append_epoch(line)
     of_others = dict.fromkeys(("learner", "method", "made_with", "best"))
+    for session, isotonic in ((0, False), (1, True)):
+        classes = 2 * (session + 1)
+        curves = tuple(np.array([[-1.0, 0, 2], [-2.0, 0.5, 1]]) for _ in range(classes)) if isotonic else ()
+        made = Calibration(*np.full((3, classes), 0.5), np.arange(classes) > 0, curves, 12.0, np.full(classes, 4.0))
+        made.write(run.session_folder(session) / "calibration.json")
     resume = {"session": 1, "epoch": 1, "model": {"a": torch.ones(2)}, "seconds": 1.0, **of_others}
     torch.save(resume, run.folder / "resume.pt")
 
@@ -261,7 +295,75 @@ def _read_run(folder: Path, rng: Random) -> None:
         read(lambda run: run.epochs), read(lambda run: run.leak), read(lambda run: run.curve()),
         read(lambda run: [run.scores(t) for t in range(run.finished_sessions)]), read(lambda run: run.forgetting()),
         read(lambda run: run.method_state(0)), read(lambda run: run.load_resume()), report,
+        read(lambda run: [run.calibration(t).probabilities(run.scores(t).scores) for t in (0, 1)]),
+        read(lambda run: run.calibrated()), read(lambda run: rng.random() < 0.1 and figures.reliability(run)),
     )  # fmt: skip
+
+
+# ---- runs that have grown ----
+
+
+@contextlib.contextmanager
+def at_home(folder: Path) -> Iterator[None]:
+    """Home is beside the data, which are named from there: where the world lies makes no difference."""
+    before = os.environ.get("KRT_HOME")
+    os.environ["KRT_HOME"] = str(folder / "home")
+    try:
+        yield
+    finally:
+        os.environ.pop("KRT_HOME") if before is None else os.environ.update(KRT_HOME=before)
+
+
+def _grown(folder: Path) -> None:
+    """A run of ant and bee that has grown by a table with cat, calibrated; and more data for it to grow by."""
+    write_coco(folder / "first", train=24, test=6)
+    for name, seed in (("second", 5), ("third", 7)):
+        source = open_dataset(Data(dataset="coco", root=str(write_coco(folder / "source", 16, 4, seed))), "train")
+        (folder / name).mkdir()
+        rows = ["path,tags,split"]
+        for row in range(len(source)):
+            shutil.copy(source.path(row), folder / name)
+            shown = [tag for tag, there in zip(source.classes[:3], source.labels[row], strict=False) if there]
+            rows.append(f"{source.path(row).name},{'|'.join(shown)},{'train' if row < 12 else 'test'}")
+        (folder / name / "tags.csv").write_text("\n".join(rows), encoding="utf-8")
+        shutil.rmtree(folder / "source")
+    with at_home(folder):
+        about = {"data.root": "../first", "data.classes": ["ant", "bee"], "method": "ridge", "data.validation": 0.4}
+        run = train(load_experiment("digits_demo", {**TINY, **about}), "../old", show="none", device="cpu")
+        new = extend(run, "../second", folder="../run", show="none", device="cpu")
+        shutil.rmtree(run.folder)
+        for path in [*new.folder.rglob("*.json"), new.folder / "experiment.yaml"]:
+            path.write_text(path.read_text(encoding="utf-8").replace(str(folder.resolve()), ".."), encoding="utf-8")
+        new = Run(new.folder)
+        new.write_json("DONE", new.final_summary())
+    shutil.rmtree(folder / "home")
+
+
+def _read_grown(folder: Path, rng: Random) -> None:
+    def grow() -> None:
+        run = Run(folder / "run")
+        sessions = len(run.protocol.sessions)
+        found = look_at_new(run, sessions, "../third", {}, {}, (), "refuse", None)
+        experiment = grown_experiment(run, sessions, found, {})
+        check_method(run, sessions, experiment)
+        inherit(run, sessions, experiment, folder / "new", found.notes)
+
+    def look(read: Callable[[Run], object]) -> Callable[[], object]:
+        return lambda: read(Run(folder / "run"))
+
+    def split(kind: str) -> Callable[[], object]:
+        return look(lambda run: open_dataset(run.experiment.data, kind).digest())
+
+    with at_home(folder):
+        each(
+            split("train"), split("test"), split("validation"),
+            look(lambda run: open_halves(run.experiment.data).notes),
+            look(lambda run: labels_of([run])), look(lambda run: summary_table(runs_table([run]))),
+            look(lambda run: [run.calibration(t) for t in (0, 1)]),
+            look(lambda run: [run.epochs_of(t) for t in (0, 1)]), look(lambda run: analysis.lost_images(run, 0)),
+            look(lambda run: card(run, run.final_summary())),
+            look(lambda run: train(run.experiment, run.folder, show="none", device="cpu")), grow,
+        )  # fmt: skip
 
 
 def _job(folder: Path) -> None:
@@ -284,10 +386,12 @@ KINDS = {
     "matrix": World(_matrix, _read_matrix, 0.5),
     "coco": World(_coco, _read_coco, 3),
     "voc": World(_voc, _read_voc, 3),
-    "table": World(_table, _read_table, 3),
+    "table": World(_table, _read_tables, 3),
+    "tables": World(_other_tables, _read_tables, 2),
     "cache": World(lambda folder: _coco(folder / "coco"), _read_cached, 0.5),
     "image": World(_image, _read_images, 1.5),
     "weights": World(_weights, _read_weights, 1.5),
     "run": World(_run, _read_run, 1.5),
+    "grown": World(_grown, _read_grown, 1),
     "job": World(_job, _read_job, 0.5),
 }

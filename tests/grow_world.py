@@ -36,7 +36,7 @@ def grown_ups(tmp_path_factory):
     root = write_coco(home / "old")
 
     def run(method, **changes):
-        key = method, *sorted(changes.items())
+        key = method, repr(sorted(changes.items()))
         if key not in made:
             dotted = {name.replace("__", "."): value for name, value in changes.items()}
             about = {"data.root": str(root), "data.classes": ["ant", "bee", "cat"], "protocol.increment": 1}

@@ -127,7 +127,8 @@ def lines_of(rng: Random, content: bytes, others: list[bytes]) -> bytes:
 
 def table_of(rng: Random, content: bytes, others: list[bytes]) -> bytes:
     """A cell changed or left out, a row or a column twice, another mark between cells or tags."""
-    rows = [line.split(",") for line in content.decode("utf-8", "replace").splitlines()] or [[""]]
+    mark = "\t" if b"\t" in content else ","
+    rows = [line.split(mark) for line in content.decode("utf-8", "replace").splitlines()] or [[""]]
     row, kind = rng.choice(rows), rng.randrange(7)
     at = rng.randrange(len(row))
     if kind < 3:
@@ -140,7 +141,7 @@ def table_of(rng: Random, content: bytes, others: list[bytes]) -> bytes:
         rows.insert(rng.randrange(len(rows) + 1), list(rng.choice(rows)))
     elif kind == 5:
         rows = [cells + cells[at : at + 1] for cells in rows]
-    text = rng.choice(("\n", "\n", "\r\n", "\r")).join((";" if kind == 6 else ",").join(cells) for cells in rows)
+    text = rng.choice(("\n", "\n", "\r\n", "\r")).join((";" if kind == 6 else mark).join(cells) for cells in rows)
     return (text.replace("|", rng.choice(" ;,")) if rng.random() < 0.2 else text).encode("utf-8", "surrogatepass")
 
 

@@ -407,3 +407,69 @@ def test_the_log_says_what_is_no_plain_case():
     assert said[1] == "calibration: too few validation images show, or lack, dog: their scores stay as they are"
     assert said[2].startswith("calibration: no threshold holds a precision of 0.999 for ant (0.") and len(said) == 3
     assert found.fitted.tolist() == [True, True, True, False] and found.thresholds[3] == 0.5
+
+
+# ---- a class alone ----
+
+
+def alone(kind="platt", aim="f1", **more):
+    """Three old classes that are calibrated, and a session whose images all show a fourth: 40 held out and 60 learned
+    from, after 300. Returns what comes of it, the held-out scores, and what the log says."""
+    rng, said = np.random.default_rng(3), []
+    z = rng.normal(0, 1.5, (400, 3))
+    labels = np.zeros((400, 4), bool)
+    labels[:300, :3] = rng.random((300, 3)) < sigmoid([1.0, 2, 3] * z[:300] + [-1.0, 0, 1])
+    labels[300:, 3] = True
+    before = fit(sigmoid(z[:300]), labels[:300, :3], kind).calibration
+    held = np.arange(400) >= 360
+    protocol = make_protocol(CLASSES, 3, 1)
+    run = SimpleNamespace(calibration=lambda session: before)
+    method = SimpleNamespace(sees="session", drift=lambda: None, without=lambda rows: None)
+    calibrating = Calibrating(
+        Calibrate(kind, aim, **more), protocol, method, labels, held, run, World(), said.append, True
+    )
+    scores = np.hstack([sigmoid(z), sigmoid(rng.normal(1, 1, (400, 1)))])
+    seen = int(labels.any(axis=1).sum())
+    return calibrating.after(1, None, lambda rows: scores[rows]), scores[held], before.for_images(seen), seen, said
+
+
+def test_a_class_that_no_image_lacks_takes_the_middle_of_the_others():
+    found, scores, old, seen, said = alone()
+    assert found.fitted.tolist() == [True] * 4 and found.images == seen and found.shown[3] == 100
+    odds = np.log(old.shown / (seen - old.shown))
+    assert found.a[3] == pytest.approx(np.median(old.a))
+    assert found.b[3] == pytest.approx(np.median(old.b - odds) + np.log(100 / (seen - 100)))
+    p = found.probabilities(scores)[:, 3]
+    assert (p > found.thresholds[3]).sum() == 20  # half of the images that show it
+    assert said == [
+        "calibration: too few validation images lack dog: the middle of the old classes' calibrations is taken, at its "
+        "own frequency, and 50% of the images that show it are named"
+    ]
+
+
+def test_the_middle_of_curves_is_a_line():
+    found, scores, old, seen, _ = alone("isotonic")
+    z = logit(scores[:, :3])
+    lines = np.array([np.polyfit(z[:, c], old.logits(z)[:, c], 1) for c in range(3)])
+    assert found.a[3] == pytest.approx(np.median(lines[:, 0].clip(0.1, 10)), rel=1e-6)
+    assert found.curves[3].shape == (2, 1) and 0 < found.thresholds[3] < 1
+
+
+def test_a_recall_is_held_by_a_class_alone():
+    found, scores, *_, said = alone(aim="recall", at=0.8)
+    assert (found.probabilities(scores)[:, 3] > found.thresholds[3]).mean() == 0.8
+    assert said[-1].endswith("and 80% of the images that show it are named")
+
+
+def test_without_calibrated_classes_before_it_a_class_alone_stays_as_it_is(small):
+    run = train(small(method="ridge", protocol__increment=1), show="none", device="cpu")
+    log = (run.folder / "log.txt").read_text()
+    for name in CLASSES:
+        assert f"too few validation images show, or lack, {name}: their scores stay as they are" in log
+    assert not run.calibration(3).fitted.any() and run.calibration(3).thresholds.tolist() == [0.5] * 4
+
+
+def test_a_simulated_session_of_one_class(small):
+    run = train(small(method="ridge", protocol__sizes=[3, 1]), show="none", device="cpu")
+    found, first = run.calibration(1), run.calibration(0)
+    assert first.fitted[:3].any() and found.fitted[3] and found.b[3] != 0 and found.thresholds[3] != 0.5

@@ -24,7 +24,7 @@ def test_what_is_in_order_is_read():
             for name, content in fuzz._files(kind).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(content)
-            if kind in ("coco", "voc", "table", "cache", "run", "job", "matrix", "preset"):
+            if kind in ("coco", "voc", "table", "tables", "cache", "run", "grown", "job", "matrix", "preset"):
                 world.read(folder, fuzz.Random(0))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from krt_core.config import Data
 from krt_core.data import open_dataset
-from krt_core.machine.home import data_dir
+from krt_core.machine.home import data_dir, resolve
 
 TAGS, IMAGES = ("nine", "zero"), {"train": 200, "test": 100}
 
@@ -42,4 +42,4 @@ def _link(image: Path, new: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(resolve(sys.argv[1]))

@@ -11,6 +11,10 @@ et al., *Neural Computation*, 2002). N grows with each session, and so it goes o
 scored before and after: a straight line from what is said now to what was said before leads back to the old
 calibration. Ridge regression knows that line from its sums, over all images that it ever saw.
 
+*One class alone.* Where all images of a session show its class, none of them tells what is said where it is absent. The
+class then takes the middle of the old classes' calibrations, at its own frequency, and the threshold above which half
+of the images held out lie.
+
 A method that sees all images calibrates all its classes on all images that were held out of them.
 """
 
@@ -30,11 +34,13 @@ from ..protocol import Protocol
 from ..runs.calibration import Calibration, logit
 from ..runs.folder import Run
 from .fit import FEWEST, Fitted, fit
-from .thresholds import aimed_threshold
+from .thresholds import aimed_threshold, threshold_for
 
+Middle = tuple[float, float]  # slope, and offset at even odds
 Line = tuple[np.ndarray, np.ndarray]  # slopes and offsets (C old,), from logits now to logits before
 Predict = Callable[[np.ndarray], np.ndarray]  # rows (m,) of the training set → scores (m, ≥ C)
 FOLDS = 5  # in which training images are left out
+HALF = 0.5  # of the images that show a class are named where no image tells more: docs/calibration.md
 SLOPES = (0.1, 10.0)  # of a line of drift: what few images, or scores that have all become one, tell beyond is chance
 
 
@@ -66,6 +72,7 @@ class Calibrating:
     world: World
     log: Callable[[str], None]
     on: bool
+    of_held: Protocol | None = None  # `Protocol.on` the images that were held out alone
     last: np.ndarray | None = None  # scores, where the model stays
 
     @classmethod
@@ -73,17 +80,18 @@ class Calibrating:
         cls, run: Run, halves: Halves, protocol: Protocol, method: Method, world: World, log: Callable[[str], None]
     ) -> Calibrating:  # fmt: skip
         config, labels = run.experiment.calibrate, protocol.reorder(halves.train.truth)
+        protocol, held = protocol.on(halves.train), protocol.on(halves.train, halves.held)
         carried = run.experiment.data.added and run.finished_sessions  # old classes' go on, whatever the new data have
         able = bool(halves.held.any()) or (carried and run.calibration(run.finished_sessions - 1).fitted.any())
         on = config.kind != "none" and bool(able) and halves.test is not None
-        return cls(config, protocol, method, labels, halves.held, run, world, log, on)
+        return cls(config, protocol, method, labels, halves.held, run, world, log, on, held)
 
     def rows(self, session: int) -> np.ndarray:
         """(m,) the images held out of those that a session shows."""
-        held, sees = self.labels * self.held[:, None], self.method.sees
+        held, sees, protocol = self.labels * self.held[:, None], self.method.sees, self.of_held or self.protocol
         if sees == "all":
             return np.flatnonzero((held > 0).any(axis=1))
-        return (self.protocol.train_images if sees == "session" else self.protocol.shown_images)(held, session)
+        return (protocol.train_images if sees == "session" else protocol.shown_images)(held, session)
 
     def before(self, session: int, predict: Predict) -> np.ndarray | None:
         """What the old model says to these images, for `after`; None where nobody will ask."""
@@ -110,8 +118,16 @@ class Calibrating:
         fitted_on, said = rows, scores[:, own.columns]
         if more is not None:
             fitted_on, said = np.append(rows, more[0]), np.concatenate([said, more[1][:, own.columns]])
-        new = self._fitted(own.columns, fitted_on, said, shown, seen)
-        return self._moved(session, scores, before).for_images(seen).then(new) if session else new
+        if not session:
+            return self._fitted(own.columns, fitted_on, said, shown, seen)
+        old = self._moved(session, scores, before).for_images(seen)
+        line = self._middle(old, scores[:, : own.start])
+        return old.then(self._fitted(own.columns, fitted_on, said, shown, seen, line))
+
+    @property
+    def _share(self) -> float:
+        """Of the images that show a class, named where no image is without it."""
+        return self.config.at if self.config.aim == "recall" else HALF
 
     def _left_out(self, session: int, rows: np.ndarray, predict: Predict) -> tuple[np.ndarray, np.ndarray] | None:
         """Rows (m,) of the session's images that were learned from, and their scores (m, ≥ C), each by a model that was
@@ -119,7 +135,8 @@ class Calibrating:
         columns = self.protocol.sessions[session].columns
         held = self.labels[rows][:, columns]
         few = np.minimum((held > 0).sum(axis=0), (held == 0).sum(axis=0)) < FEWEST
-        learned = self.protocol.train_images(self.labels * ~self.held[:, None], session)
+        learned = self.protocol.train_images(self.labels, session)
+        learned = learned[~self.held[learned]]
         if not few.any() or len(learned) < 2 * FEWEST:
             return None
         order = learned[np.lexsort(self.labels[learned][:, columns].T)]  # images of one kind stand side by side
@@ -141,10 +158,12 @@ class Calibrating:
 
     def _seen(self, session: int) -> int:
         """How many images the sessions so far have shown; those before one that was added are told by the calibration
-        that these have left."""
+        that these have left, or else by what they have shown to learn from."""
         if not self.protocol.arrival(session):
             return len(self.protocol.shown_images(self.labels, session))
-        return round(self.run.calibration(session - 1).images) + len(self.protocol.train_images(self.labels, session))
+        shown = (self.run.session_state(session - 1).get("shown") or {}).get("images", [])
+        before = self.run.calibration(session - 1).images or max(filter(np.isfinite, shown), default=0)
+        return round(before) + len(self.protocol.train_images(self.labels, session))
 
     def _moved(self, session: int, scores: np.ndarray, before: np.ndarray | None) -> Calibration:
         """That of the old classes, for what the model says now."""
@@ -154,24 +173,52 @@ class Calibrating:
             known = moments(logit(scores[:, : len(old.a)]), logit(before))
         return old.moved(*straight(*known)) if known else old
 
-    def _fitted(self, columns: slice, rows: np.ndarray, scores: np.ndarray, shown: int, seen: int) -> Calibration:
-        """Classes on rows (m,) of ``shown`` images, for as many as were ``seen``, with their thresholds."""
+    def _middle(self, old: Calibration, scores: np.ndarray) -> Middle | None:
+        """Of the old classes' calibrations, for what is said of them now (m, C old); None where none tells."""
+        of = old.fitted & (old.shown > 0) & (old.shown < old.images)
+        line = straight(*known) if old.curves and (known := moments(z := logit(scores), old.logits(z))) else None
+        if not of.any() or (old.curves and line is None):
+            return None
+        slopes, offsets = line or (old.a, old.b)
+        odds = np.log(old.shown[of] / (old.images - old.shown[of]))
+        return float(np.median(slopes[of])), float(np.median(offsets[of] - odds))
+
+    def _fitted(
+        self, columns: slice, rows: np.ndarray, scores: np.ndarray, shown: int, seen: int, middle: Middle | None = None
+    ) -> Calibration:
+        """Classes on rows (m,) of ``shown`` images, for as many as were ``seen``, with their thresholds. middle: for
+        those that no image, or too few, are without."""
         labels, names = self.labels[rows][:, columns], np.array(self.protocol.classes[columns])
         found = fit(scores, labels, self.config.kind)
         share = found.calibration.shown / np.maximum((labels >= 0).sum(axis=0), 1)
         made = replace(found.calibration, images=float(shown), shown=share * shown).for_images(seen)
+        made, alone = self._alone(made, seen, middle)
         p, thresholds, missed = made.probabilities(scores), made.thresholds.copy(), []
+        for c in np.flatnonzero(alone):
+            thresholds[c] = threshold_for(p[labels[:, c] > 0, c], self._share)
         others = (seen - made.shown) / np.maximum(shown - made.shown, 1e-9)  # for which each without the class stands
-        for c in np.flatnonzero(made.fitted):
+        for c in np.flatnonzero(made.fitted & ~alone):
             known, y = p[labels[:, c] >= 0, c], labels[labels[:, c] >= 0, c]
             aimed = aimed_threshold(known, np.where(y > 0, 1.0, others[c]), self.config)
             thresholds[c] = aimed.threshold
             if not aimed.held:
                 missed.append(f"{names[c]} ({aimed.expected:.2f})")
-        self._tell(names, found, made, missed)
+        self._tell(names, found, made, missed, alone)
         return replace(made, thresholds=thresholds)
 
-    def _tell(self, names: np.ndarray, found: Fitted, made: Calibration, missed: list[str]) -> None:
+    def _alone(self, made: Calibration, seen: int, middle: Middle | None) -> tuple[Calibration, np.ndarray]:
+        """With the middle of the old classes' for those (C,) bool that cannot be fitted, though images show them."""
+        alone = ~made.fitted & (made.shown > 0) & (made.shown < seen)
+        if middle is None or not alone.any():
+            return made, np.zeros_like(alone)
+        slope, offset = middle
+        odds = np.log(np.where(alone, made.shown, 1) / np.where(alone, seen - made.shown, 1))
+        a, b = np.where(alone, slope, made.a), np.where(alone, offset + odds, made.b)
+        return replace(made, a=a, b=b, fitted=made.fitted | alone), alone
+
+    def _tell(
+        self, names: np.ndarray, found: Fitted, made: Calibration, missed: list[str], alone: np.ndarray
+    ) -> None:  # fmt: skip
         """What is to be known of the classes that are no plain case."""
         left, others = ~made.fitted, found.among & ~found.few
         said = {
@@ -180,6 +227,8 @@ class Calibrating:
             f"too few validation images show, or lack, {', '.join(names[left])}: their scores stay as they are": (
                 left.any()
             ),
+            f"too few validation images lack {', '.join(names[alone])}: the middle of the old classes' calibrations is "
+            f"taken, at its own frequency, and {self._share:.0%} of the images that show it are named": alone.any(),
             f"no threshold holds a {self.config.aim} of {self.config.at:g} for {', '.join(missed)}: the closest is "
             "taken": missed,
         }

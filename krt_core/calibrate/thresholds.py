@@ -49,3 +49,14 @@ def aimed_threshold(probabilities: np.ndarray, weights: np.ndarray, config: Cali
     steps = np.append(p[last], 0.0)
     threshold = float(steps[best] + steps[best + 1]) / 2
     return Aimed(threshold, float(expected[best]), config.aim == "f1" or len(enough) > 0)
+
+
+def threshold_for(probabilities: np.ndarray, share: float) -> float:
+    """The highest threshold above which at least such a share of the images lie; probabilities (n,), n ≥ 1.
+
+    >>> round(threshold_for(np.array([0.9, 0.6, 0.2, 0.1]), 0.5), 2)
+    0.4
+    """
+    p = np.sort(probabilities.astype(np.float64))[::-1]
+    last = p[int(np.ceil(share * len(p) - 1e-9)) - 1]
+    return float((last + p[p < last].max(initial=0)) / 2)

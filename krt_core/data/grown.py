@@ -59,7 +59,9 @@ class Grown:
                 f"{self.config.added[-1].root}: nothing is there to test on, neither images of these data nor of those "
                 "before. Hold some of them out, such as test=0.2."
             )
-        return replace(learned, notes=tuple(self.notes)), out, self.joined(tests, "test")
+        _, _, test = self.part(self.last)
+        notes = *self.notes, *train.notes, *(test.notes if test is not None else ())
+        return replace(learned, notes=notes), out, self.joined(tests, "test")
 
     def whole(self, split: Split) -> MultiLabelDataset:
         """All images of a half that are there, to be looked at."""
@@ -181,7 +183,7 @@ class Grown:
         last, every = parts[-1], np.concatenate(unknown)
         arrived = [np.zeros(len(part), np.int64) if part.arrived is None else part.arrived for part in parts]
         return MultiLabelDataset(
-            last.name, split, last.root,
+            " + ".join(dict.fromkeys(part.name for part in parts)), split, last.root,
             np.concatenate([part.ids for part in parts]),
             np.array([str(part.path(row)) for part in parts for row in range(len(part))]),
             np.concatenate(labels), classes, np.concatenate(boxes), (), last.source, every if every.any() else None,

@@ -71,6 +71,15 @@ class Context:
         own = self.session.stop - self.session.start
         return self.session.stop / (self.protocol.increment or own or self.session.stop)
 
+    def annotated(self, batch: Batch) -> Tensor:
+        """(B, C) bool: labels that somebody has looked for, of images that came with data of their own (`krt extend`).
+        What is absent there is absent, and not only hidden from the session."""
+        place, arrived = self.protocol.arrival(self.session.index), self.protocol.arrived
+        if not place or arrived is None:
+            return torch.zeros_like(batch.labels, dtype=torch.bool)
+        own = torch.from_numpy(arrived[batch.rows] == place).to(batch.labels.device)
+        return own[:, None] & (batch.labels >= 0)
+
     def ask_old(self, images: Tensor, with_stages: bool = False) -> Output:
         """What the old model says to images (B, 3, S, S): plain numbers without gradient."""
         assert self.old_model is not None, "the first session has no old model"  # a slip of a method's own  # nosec B101

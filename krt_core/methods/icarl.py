@@ -44,6 +44,8 @@ class ICaRL(Method):
         parts = {"classification": self.scale * new}
         if self.context.old_model is not None:
             old = torch.sigmoid(self.context.ask_old(batch.images).logits)  # (B, C_old)
+            told = self.context.annotated(batch)[:, : own.start]
+            old = torch.where(told, batch.labels[:, : own.start], old)
             apart = binary_cross_entropy(output.logits[:, : own.start], old)
             parts["distillation"] = self.options.weight * self.scale * apart
         return {"loss": sum(parts.values()), "parts": parts, "logits": output.logits}

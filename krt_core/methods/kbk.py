@@ -138,7 +138,8 @@ class KBK(OwnHead):
         logits = self.head.classify(embedded)
         if self.old_head is not None:
             if self.options.thresholds != "none":
-                labels = self.restore(labels, self.ask_old_head(batch.images))
+                restored = self.restore(labels, self.ask_old_head(batch.images))
+                labels = torch.where(context.annotated(batch), labels, restored)
             if self.options.balance:
                 weights = self.balance(logits, labels)
         parts = {"classification": self.scale * asymmetric_loss(logits, labels, weights=weights)}

@@ -59,6 +59,7 @@ class KRT(Method):
         record = find_thresholds(scores, expected, self.options.rule, shares if self.options.per_class else None, last)
         self.records[index] = record
         how = f"{record.found:.2f} pseudo labels per image (expected {record.target:.2f}, {record.steps} steps)"
+        how += ", given where nobody has annotated the class" if context.protocol.arrival(index) else ""
         if record.converged:
             context.log(f"DPL threshold {record.threshold:.3f}: {how}")
         else:
@@ -83,7 +84,7 @@ class KRT(Method):
         labels, distillation = self.targets(batch), None
         if context.old_model is not None:
             old = context.ask_old(batch.images)
-            labels = self.restore(labels, old.logits)
+            labels = torch.where(context.annotated(batch), labels, self.restore(labels, old.logits))
             if self.options.token_weight:
                 weight = self.options.token_weight * batch.share * math.sqrt(context.growth)
                 distillation = weight * token_distillation(old.tokens, output.tokens)

@@ -24,6 +24,7 @@ from .scores import Scores
 
 MARK = "growing"  # a file in a folder that is being made
 FILES = ("model.safetensors", "method.safetensors", "ap.npz", "calibration.json")  # as they are
+AHEAD = "ahead.npz"  # too, but after the last: it speaks of images that come no more
 
 
 def inherit(run: Run, sessions: int, experiment: Experiment, folder: Path, notes: Sequence[str] = ()) -> None:
@@ -44,7 +45,7 @@ def inherit(run: Run, sessions: int, experiment: Experiment, folder: Path, notes
     for session in range(sessions):
         own, new = run.session_folder(session), folder / f"session_{session:02d}"
         new.mkdir(exist_ok=True)
-        for name in FILES:
+        for name in (*FILES, *([AHEAD] if session + 1 < sessions else [])):
             if (own / name).is_file():
                 _share(own / name, new / name)
         with contextlib.suppress(RunError):  # missing or damaged: AP tells enough
@@ -56,7 +57,8 @@ def inherit(run: Run, sessions: int, experiment: Experiment, folder: Path, notes
         state.pop("made_with", None)
         if "shown" not in state and learned is not None:  # of an older version, or imported
             state["shown"] = shown_by(run.protocol, learned, session).as_dict()
-        state |= {"classes": list(classes), "inherited": state.get("inherited") or str(run.folder)}
+        about = {"inherited": str(run.folder), "made_by": run.experiment.method}
+        state |= {"classes": list(classes), **about, **{key: state[key] for key in about if key in state}}
         atomic_write(new / "state.json", to_json(state, indent=1))
     made = [epoch for epoch in run.epochs if epoch["session"] < sessions]
     atomic_write(folder / "metrics.jsonl", "".join(to_json(one) + "\n" for one in made))

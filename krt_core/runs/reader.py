@@ -163,6 +163,12 @@ class Reader:
             lines.append(made)
         return lines
 
+    def epochs_of(self, session: int) -> int:
+        """How many epochs a session has. One of the run that this one has grown from may have others than it."""
+        if self.experiment.data.added and session + 1 < len(self.experiment.protocol.sizes):
+            return max((made["epoch"] + 1 for made in self.epochs if made["session"] == session), default=1)
+        return self.experiment.train.epochs
+
     @cached_property
     def protocol(self) -> Protocol:
         """The protocol as this run used it, from the classes stored with its first session."""

@@ -26,6 +26,18 @@ class Scores:
         packed = np.packbits(self.labels, axis=1) if self.labels.dtype == bool else self.labels.astype(np.int8)
         atomic_write(path, lambda file: np.savez(file, ids=self.ids, scores=self.scores, labels=packed))
 
+    def on(self, ids: np.ndarray) -> Scores:
+        """The same for these images, (m,) ids: of one that has no scores they are NaN, and its labels unknown. A run
+        that has grown is tested on more images than before."""
+        if np.array_equal(ids, self.ids):
+            return self
+        place = {one: row for row, one in enumerate(self.ids.tolist())}
+        rows = np.array([place.get(one, -1) for one in ids.tolist()], dtype=np.int64)
+        scores = np.full((len(ids), self.scores.shape[1]), np.nan, self.scores.dtype)
+        labels = np.full((len(ids), self.labels.shape[1]), -1, np.int8)
+        scores[rows >= 0], labels[rows >= 0] = self.scores[rows[rows >= 0]], self.labels[rows[rows >= 0]]
+        return Scores(ids, scores, labels)
+
     @classmethod
     def read(cls, path: Path, classes: int, way_out: str) -> Scores:
         ids, scores, packed = read_arrays(path, {"ids": "U1", "scores": "f2", "labels": "u2 i2"}, way_out)

@@ -23,7 +23,7 @@ STATE = {
     "peak_memory_mb": NUMBER, "metrics": {str: NUMBER, "AP_seen": {str: NUMBER}}, "method": dict, "memory": dict,
     "exemplar_ids": [[str]], "weights": WEIGHTS, "made_with": (MADE_WITH, None), "starts": [int],
     "replayed_images": int, "reported_epoch": int, "epoch_chosen_on": str, "oracle": bool,
-    "exemplar_bytes": NUMBER, "method_bytes": NUMBER, "shown": {str: [NUMBER]}, "inherited": str,
+    "exemplar_bytes": NUMBER, "method_bytes": NUMBER, "shown": {str: [NUMBER]}, "inherited": str, "made_by": str,
 }  # fmt: skip
 SUMMARY = {
     "method": str, "dataset": str, "protocol": str, "seed": int, "average_mAP": NUMBER, "last_mAP": NUMBER,

@@ -46,7 +46,8 @@ def ap_of_session(
 
     ``fixed``: the whole test set after every session; ``seen``: images with a class seen so far; ``own``: images with a
     class of the scored class's own session. Of a run that has grown (then ids are needed), ``fixed`` is the test images
-    that were there when a class was learned, and the AP of a class that none of them shows is NaN.
+    that were there when a class was learned, and the AP of a class that none of them shows, or all, is NaN; on ``own``
+    that of one that none shows.
     """
     stop = protocol.sessions[session].stop
     found = {pool: np.zeros(stop) for pool in POOLS}
@@ -61,7 +62,8 @@ def ap_of_session(
             fixed = slice(None) if arrived is None else (arrived <= protocol.arrival(earlier.index))[order]
             for pool, chosen in (("fixed", fixed), ("seen", seen[order]), ("own", own[order])):
                 of = ranked[chosen]
-                found[pool][c] = np.nan if arrived is not None and not (of > 0).any() else precision_in_order(of)
+                told = (of > 0).any() and (pool == "own" or (of == 0).any())
+                found[pool][c] = np.nan if arrived is not None and not told else precision_in_order(of)
     return found
 
 

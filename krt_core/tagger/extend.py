@@ -17,7 +17,7 @@ from ..config import Data, Experiment, experiment_from
 from ..data import MultiLabelDataset, open_dataset
 from ..data.layouts import layout_of
 from ..data.overlap import present, rows_of_both
-from ..errors import ConfigError, DataError, RunError, did_you_mean
+from ..errors import ConfigError, DataError, RunError, did_you_mean, printable
 from ..launch import launch
 from ..machine.home import file_digest, outputs_dir, resolve
 from ..methods import method_class
@@ -40,6 +40,7 @@ class New:
     added: Added
     classes: tuple[str, ...]  # names that the run does not know, in learning order
     notes: list[str] = field(default_factory=list)
+    alone: tuple[str, ...] = ()  # of the new ones those that every image to learn from shows
 
 
 def extend(
@@ -79,6 +80,14 @@ def extend(
     path = resolve(folder) if folder else outputs_dir() / experiment.run_name()
     if path == run.folder:
         raise ConfigError(f"--folder {path} is the run itself, which stays as it is: choose another.")
+    if found.alone and not method_class(experiment.method).has_own("fit"):
+        found.notes.append(
+            f"every image to learn from shows {', '.join(found.alone)}: nothing tells {experiment.method} where it is "
+            "absent, and it learns to see it everywhere. Bring images without it, too, or extend a run of ridge or "
+            "census, which count the old images as not showing it"
+        )
+    for note in found.notes if show != "none" else ():
+        print(printable(note), flush=True)
     inherit(run, sessions, experiment, path, found.notes)
     return launch(experiment, path, processes, device, show=show)
 
@@ -151,7 +160,8 @@ def look_at_new(
     weights = file_digest(run.session_folder(sessions - 1) / "model.safetensors")
     one = replace(one, without=_known(run, train, known, notes), run=str(run.folder))
     one = replace(one, digest=f"{train.digest()}-{weights[:16]}")
-    return New(one, fresh, notes)
+    lacking = dict(zip(called, (train.truth == 0).any(axis=0), strict=True))
+    return New(one, fresh, notes, tuple(name for name in fresh if not lacking[name]))
 
 
 def _tested(one: Added, part: Data, notes: list[str]) -> Added:

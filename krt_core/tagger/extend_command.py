@@ -73,7 +73,10 @@ def what_changed(run: Run) -> str:
         parts.append(f"{tested.sum()} old classes: mAP {was:.1f} before, {now:.1f} now, on the same test images")
     fresh = after[old:]
     if len(new):
-        known = ~np.isnan(fresh)
-        scored = f"mAP {fresh[known].mean():.1f}" if known.any() else "no image to test on"
-        parts.append(f"{len(new)} new ({', '.join(new[:6])}{', ...' if len(new) > 6 else ''}): {scored}")
+        known, shown = ~np.isnan(fresh), (labels := run.scores(last).labels[:, old : old + len(new)]) > 0
+        alone = [name for name, y, there in zip(new, labels.T, shown.T, strict=True) if there.any() and (y != 0).all()]
+        scored = [f"mAP {fresh[known].mean():.1f}"] if known.any() else []
+        scored += [f"every image to test on shows {', '.join(alone)}, which says nothing of it"] if alone else []
+        names = f"{', '.join(new[:6])}{', ...' if len(new) > 6 else ''}"
+        parts.append(f"{len(new)} new ({names}): {' and '.join(scored) or 'no image to test on'}")
     return "; ".join(parts)

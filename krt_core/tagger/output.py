@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import ConfigError, printable
-from ..machine.home import atomic_write
+from ..machine.home import atomic_write, resolve
 from .tags import Tags
 
 Tagged = Iterable[tuple[Path, Tags]]
 
 
 def check_place(path: str | Path) -> Path:
-    """ConfigError where no file can be written there, before anything is computed for it."""
-    path = Path(path).expanduser()
+    """The whole path of a file to write; ConfigError where none can be, before anything is computed for it."""
+    path = resolve(path)
     try:
         if path.is_dir():
             raise IsADirectoryError(0, "it is a folder")

@@ -17,6 +17,7 @@ from ..data.finder import EXTENSIONS
 from ..data.images import load_image, pixels
 from ..errors import DataError, shown
 from ..machine.cluster import cores
+from ..machine.home import home
 
 SHOWN = (*EXTENSIONS, "heic", "heif")  # the last two cannot be read, which is said of each
 
@@ -31,23 +32,24 @@ class Found(NamedTuple):
 
 
 def find(names: Sequence[str | Path]) -> Found:
-    """Photos by file, by folder (all below it, by their endings) and by pattern, as ``holiday/**/*.jpg``. DataError
-    where there is none at all."""
+    """Photos by file, by folder (all below it, by their endings) and by pattern, as ``holiday/**/*.jpg``; relative ones
+    are meant from `home`, and stay relative. DataError where there is none at all."""
     photos: dict[str, Path] = {}
     lacking, others, again = [], 0, 0
     for name in names:
         places = _places(str(name))
         if not places:
             pattern = ", and no file is named by this pattern" if glob.has_magic(str(name)) else ""
-            lacking.append(f"{name}: there is no such file or folder{pattern}")
+            lacking.append(f"{name}: there is no such file or folder{pattern}{_elsewhere(str(name))}")
         for place in places:
-            files = list(_below(place)) if place.is_dir() else [place]
-            images = [file for file in files if _is_image(file)] if place.is_dir() else files
+            folder = (home() / place).is_dir()
+            files = list(_below(place)) if folder else [place]
+            images = [file for file in files if _is_image(file)] if folder else files
             others += len(files) - len(images)
             if not images:
                 lacking.append(f"{place}: the folder holds no image (looked for .{', .'.join(SHOWN)})")
             for image in images:
-                again += (key := os.path.realpath(image)) in photos
+                again += (key := os.path.realpath(home() / image)) in photos
                 photos.setdefault(key, image)
     if not photos:
         raise DataError(f"There are no photos to tag. {'; '.join(lacking)}.")
@@ -56,21 +58,28 @@ def find(names: Sequence[str | Path]) -> Found:
 
 def _places(name: str) -> list[Path]:
     path = Path(name).expanduser()
-    if "\0" in name or os.path.lexists(path):  # a pattern's letters may stand in a file's name
+    if "\0" in name or os.path.lexists(home() / path):  # a pattern's letters may stand in a file's name
         return [] if "\0" in name else [path]
-    return [Path(found) for found in sorted(glob.glob(str(path), recursive=True))]
+    return [Path(found) for found in sorted(glob.glob(str(path), root_dir=home(), recursive=True))]
+
+
+def _elsewhere(name: str) -> str:
+    """Where a relative name was looked for, if that is not where the user is: a shell completes names from there."""
+    if os.path.isabs(os.path.expanduser(name)) or home() == Path.cwd().resolve():
+        return ""
+    return f" in {home()}, from where relative names are meant"
 
 
 def _below(folder: Path) -> Iterator[Path]:
     """Files in a folder and all folders below it, links too, each folder once."""
-    seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    seen, base = set(), home() / folder
+    for place, folders, files in os.walk(base, followlinks=True):
         if (real := os.path.realpath(place)) in seen:
             folders.clear()
             continue
         seen.add(real)
         folders.sort()
-        yield from (Path(place, file) for file in sorted(files))
+        yield from (folder / Path(place).relative_to(base) / file for file in sorted(files))
 
 
 def _is_image(path: Path) -> bool:
@@ -100,7 +109,7 @@ def pixels_of(image: Any, size: int) -> np.ndarray:
     """(S, S, 3) uint8 of a path, a PIL image, an array (h, w, 3) uint8 or a tensor (3, h, w), uint8 or float in [0, 1]
     which is rounded to 8 bits. Decoded, turned and resized as in a training. DataError for what is none of these."""
     if isinstance(image, (str, os.PathLike)):
-        return load_image(Path(image).expanduser(), size, listed=False)
+        return load_image(home() / Path(image).expanduser(), size, listed=False)
     if isinstance(image, Tensor):
         image = _of_tensor(image)
     if isinstance(image, np.ndarray):

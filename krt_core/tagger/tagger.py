@@ -152,8 +152,10 @@ def which_session(run: Run, session: int | None) -> int:
 
 def reported_before(run: Run, session: int) -> int | None:
     """The epoch, 1 is the first, whose scores the run wrote down, where that is not the last, whose weights it has."""
-    last = run.experiment.train.epochs - 1
-    epoch = run.session_state(session).get("reported_epoch", last)
+    last, state = run.epochs_of(session) - 1, run.session_state(session)
+    if "inherited" in state and "epoch_chosen_on" not in state:  # of the run it grew from: its last one
+        return None
+    epoch = state.get("reported_epoch", last)
     return None if epoch == last else epoch + 1
 
 

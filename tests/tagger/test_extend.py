@@ -471,3 +471,58 @@ def test_how_to_read_a_table_is_said_anew_for_each(own, march, tmp_path):
     assert again.experiment.data.added[1].tags == "" and again.done
     with pytest.raises(ConfigError, match="tags says how to read a table, and .*march has coco layout"):
         extend(run, march, ["tags=about"], show="none")
+
+
+# ---- one new class alone ----
+
+
+@pytest.fixture
+def only_dog(march):
+    """New data whose images all show dog, and of which nothing else is known."""
+    return annotated(march, ("dog",))
+
+
+def test_one_new_class_that_every_image_shows(own, only_dog, capsys):
+    run = own("ridge", data__validation=0.25)
+    calibration = run.calibration(2)
+    assert not calibration.fitted.any()  # each session of this run had one class, too
+    assert main(["extend", str(run.folder), str(only_dog), "--folder", "outputs/new"]) == 0
+    said = capsys.readouterr()
+    assert "1 new (dog): every image to test on shows dog, which says nothing of it" in said.err
+    assert "nothing tells" not in said.out
+    new = Run("outputs/new")
+    assert np.isnan(new.session_state(3)["metrics"]["AP_seen"]["dog"]) and np.isnan(new.ap(3)["fixed"][3])
+    assert np.isfinite(new.curve()).all()
+
+
+def test_one_new_class_of_a_run_whose_classes_are_calibrated(own, only_dog):
+    run = own("ridge", data__validation=0.5, protocol__increment=3)
+    assert run.calibration(0).fitted.all()
+    new = extend(run, only_dog, show="none")
+    found = new.calibration(1)
+    assert found.fitted.all() and 0 < found.thresholds[3] < 0.5 and found.b[3] != 0
+    assert "the middle of the old classes' calibrations is taken" in (new.folder / "log.txt").read_text()
+
+
+def test_what_learns_by_gradients_is_not_to_be_taught_one_class_alone(own, only_dog, capsys):
+    new = extend(own("masked"), only_dog)
+    words = "every image to learn from shows dog: nothing tells masked where it is absent"
+    assert words in capsys.readouterr().out and words in (new.folder / "log.txt").read_text()
+
+
+def test_images_are_counted_though_the_run_was_not_calibrated(own, march):
+    run = own("ridge")
+    new = extend(run, march, {"data.validation": 0.25}, show="none")
+    seen = max(run.session_state(2)["shown"]["images"])
+    came = (krt.open_dataset(new).arrived == 1).sum() + (krt.open_dataset(new, "validation").arrived == 1).sum()
+    assert new.calibration(3).images == seen + came
+
+
+def test_what_was_said_of_the_new_data_is_in_the_log(own, march):
+    path = march / "annotations" / "instances_train2014.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    new = extend(own("ridge"), march, {"data.validation": 0.25}, show="none")
+    log = (new.folder / "log.txt").read_text()
+    assert "data: " in log and "crowd" in log and "are held out for validation" in log

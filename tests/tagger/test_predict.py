@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_listed_at_the_end(trained, tmp_path, photos, cap
     ],
 )
 def test_photos_are_found_by_name_folder_and_pattern(photos, monkeypatch, names, found):
-    monkeypatch.chdir(photos)
+    monkeypatch.setenv("KRT_HOME", str(photos))
     if names == ["link"]:
         (photos / "link").symlink_to(photos / "deep")
         (photos / "deep" / "round").symlink_to(photos / "deep")  # a circle ends

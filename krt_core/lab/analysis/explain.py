@@ -23,7 +23,7 @@ def choose_images(dataset: MultiLabelDataset, protocol: Protocol, ids: Sequence[
             if str(image) not in known:
                 raise DataError(f"{dataset.name} {dataset.split} has no image {image!r}.{did_you_mean(image, known)}")
         return [known[str(image)] for image in ids]
-    labels = protocol.reorder(dataset.labels)
+    labels = protocol.on(dataset).reorder(dataset.labels)
     sessions = np.stack([labels[:, s.columns].any(axis=1) for s in protocol.sessions], axis=1)
     worth = 10 * sessions[:, 0] + sessions[:, 1:].sum(axis=1).clip(max=2)
     return np.argsort(-worth, kind="stable")[:count].tolist()

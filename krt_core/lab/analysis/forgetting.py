@@ -57,13 +57,14 @@ def confusions(run: Run, column: int, session: int) -> pd.DataFrame:
     *said instead*: score of n after the session on images with c but not n, above its score on images with neither;
     *change with it*, *change without it*: of c's score in the session on images with c, with and without n;
     *change on it alone*: of c's score on images with n but not c, where a rise is a false alarm.
-    NaN where there is no such image; images of which c or n is unknown are left out. Raises RunError if the class was
-    not learned before.
+    NaN where there is no such image; images of which c or n is unknown are left out, and of the changes those that
+    were not there before. Raises RunError if the class was not learned before.
     """
     taught = run.protocol.sessions[session]
     if column >= taught.start or not session:
         raise RunError(f"{run.protocol.classes[column]} was not learned before session {session + 1}.")
-    then, now = run.scores(session - 1).scores, run.scores(session)
+    now = run.scores(session)
+    then = run.scores(session - 1).on(now.ids).scores
     n, c = now.labels[:, taught.columns], now.labels[:, column, None]  # (n, new), (n, 1)
     score, shift = 100 * now.scores[:, taught.columns], 100 * (now.scores[:, column] - then[:, column])
     with_both, with_c = (c > 0) & (n > 0), (c > 0) & (n == 0)
@@ -72,7 +73,7 @@ def confusions(run: Run, column: int, session: int) -> pd.DataFrame:
         {
             "new class": run.protocol.classes[taught.columns],
             "said instead": _means(score, with_c) - _means(score, neither),
-            "together": 100 * with_both.sum(axis=0) / np.maximum((with_both | with_c).sum(axis=0), 1),
+            "together": _means(100.0 * (n > 0), with_both | with_c),
             "change with it": _means(shift[:, None], with_both),
             "change without it": _means(shift[:, None], with_c),
             "change on it alone": _means(shift[:, None], with_n),
@@ -83,7 +84,8 @@ def confusions(run: Run, column: int, session: int) -> pd.DataFrame:
 
 
 def _means(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """(k,) means of values (n, k) or (n, 1) over the chosen (n, k); NaN where nothing is chosen."""
+    """(k,) means of values (n, k) or (n, 1), where they are known, over the chosen (n, k); NaN where there is none."""
+    chosen = chosen & np.isfinite(values)
     count = chosen.sum(axis=0)
     total = np.where(chosen, values, 0).sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
@@ -93,10 +95,12 @@ def lost_images(run: Run, column: int, session: int | None = None, threshold: fl
     """Test images that show a class, right once and wrong now, those whose score fell most first.
 
     Right once: score > threshold after the class's own session; wrong now: score ≤ threshold after ``session`` (None:
-    the last finished). Columns: image (id), before, now (probabilities), fall, row (of the scores).
+    the last finished); images that came later are none of them. Columns: image (id), before, now (probabilities), fall,
+    row (of the scores).
     """
     session = run.finished_sessions - 1 if session is None else session
-    then, now = run.scores(int(run.first_session[column])), run.scores(session)
+    now = run.scores(session)
+    then = run.scores(int(run.first_session[column])).on(now.ids)
     before, after = then.scores[:, column], now.scores[:, column]
     rows = np.flatnonzero((now.labels[:, column] > 0) & (before > threshold) & (after <= threshold))
     rows = rows[np.argsort(after[rows] - before[rows], kind="stable")]

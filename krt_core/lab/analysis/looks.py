@@ -81,7 +81,7 @@ def look_at(run: Run, images: Sequence[str] = (), count: int = 3) -> list[Looked
     """
     dataset, protocol, models = opened_once(run.experiment.data, "test"), run.protocol, Models()
     side, looked = max(run.experiment.data.image_size, SMALLEST), []
-    labels = protocol.reorder(dataset.labels)
+    labels = protocol.on(dataset).reorder(dataset.labels)
     for row in choose_images(dataset, protocol, listed("images", images, str), count):
         looks = [models.look(run, session, dataset, row) for session in range(run.finished_sessions)]
         present = {protocol.classes[column]: int(column) for column in np.flatnonzero(labels[row])}

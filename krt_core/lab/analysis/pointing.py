@@ -39,7 +39,7 @@ def pointing_game(run: Run, dataset: MultiLabelDataset, session: int, images: in
     for row, kind, *box in dataset.boxes:
         if int(kind) in column_of:
             boxes.setdefault((int(row), column_of[int(kind)]), []).append(np.array(box))
-    labels = protocol.reorder(dataset.labels)[:, : protocol.sessions[session].stop]
+    labels = protocol.on(dataset).reorder(dataset.labels)[:, : protocol.sessions[session].stop]
     rows, lines = np.arange(len(dataset))[: images or None], []
     for start in range(0, len(rows), batch):
         chosen = rows[start : start + batch]

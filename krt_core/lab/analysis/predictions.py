@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 
+from ...data.grown import arrived_of
 from ...errors import RunError, did_you_mean
 from ...metrics import F1_THRESHOLD
 from ...runs.folder import Run, Scores
@@ -104,13 +105,17 @@ def _kept(run: Run, session: int, changed: int) -> Scores:
 def paired(run_a: Run, run_b: Run, session: int) -> tuple[Scores, Scores, int]:
     """The scores of two runs for the same images, both with the columns of run_a, and the session of run_b.
 
-    A run that has fewer sessions is taken after its last. Classes that run_b has not learned by then are NaN. Raises
-    RunError where the runs were not tested on the same images with the same labels: ids alone may be mere numbers.
+    A run that has fewer sessions is taken after its last. Classes that run_b has not learned by then are NaN. Of a run
+    that has grown and the one it grew from it is the images on which both were tested. Raises RunError where the runs
+    were not tested on the same images with the same labels: ids alone may be mere numbers.
     """
     session_b = min(session, run_b.finished_sessions - 1)
     a, b = scores_of(run_a, session), scores_of(run_b, session_b)
     names_a, names_b = run_a.protocol.classes, run_b.protocol.classes
-    if a is not b and not _tested_alike(a, b, names_a, names_b):
+    if grown := run_a.experiment.data.added != run_b.experiment.data.added:
+        a, b = _of_both(a, b)
+    comparable = grown or set(names_a) == set(names_b)
+    if a is not b and not (comparable and _tested_alike(a, b, names_a, names_b)):
         (data_a, _), (data_b, _) = setting_of(run_a), setting_of(run_b)
         raise RunError(
             f"{run_a.folder.name} ({data_a}) and {run_b.folder.name} ({data_b}) were not tested on the same images, "
@@ -125,11 +130,19 @@ def paired(run_a: Run, run_b: Run, session: int) -> tuple[Scores, Scores, int]:
     return a, Scores(b.ids, scores, a.labels), session_b
 
 
+def _of_both(a: Scores, b: Scores) -> tuple[Scores, Scores]:
+    """Those of the first data that both have: images that were added are of one of them alone."""
+    ids = a.ids[np.isin(a.ids, b.ids) & (arrived_of(a.ids) == 0)]
+    return a.on(ids), b.on(ids)
+
+
 def _tested_alike(a: Scores, b: Scores, names_a: Sequence[str], names_b: Sequence[str]) -> bool:
-    if set(names_a) != set(names_b) or not np.array_equal(a.ids, b.ids):
+    """The same images, with the same labels as far as both know them."""
+    if not len(a.ids) or not np.array_equal(a.ids, b.ids):
         return False
-    same = names_a == names_b
-    return np.array_equal(a.labels, b.labels if same else b.labels[:, [names_b.index(name) for name in names_a]])
+    both = [name for name in names_a if name in names_b]
+    of_a, of_b = (y[:, [names.index(name) for name in both]] for y, names in ((a.labels, names_a), (b.labels, names_b)))
+    return bool(both) and bool(((of_a == of_b) | (of_a < 0) | (of_b < 0)).all())
 
 
 def check_learned(run: Run, session: int, column: int) -> None:

@@ -28,12 +28,15 @@ KINDS = {  # of all old classes together
     "right": "only right labels, the most certain first",
     "wrong": "a wrong label, the most certain first",
     "missed": "a label missed, the least certain first",
+    "unknown": "a label of which nobody knows whether it is right, the most certain first",
 }
 KINDS_OF_ONE = {  # of one class: the labels of the others do not matter
     "right": "its label is right, the most certain first",
     "wrong": "its label is wrong, the most certain first",
     "missed": "its label is missed, the least certain first",
+    "unknown": "it has the label, and nobody knows whether that is right, the most certain first",
 }
+NOBODY = "Nobody has annotated these images with old classes: which of their pseudo labels are right is not known."
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,9 @@ class PseudoLabels:
 
     rows (n,) of the training set ``dataset``; scores (n, C_old) float32; thresholds (C_old,); truth (n, C_old) bool,
     or int8 with -1 where it is unknown; visible (n, C_old) bool: labels that the session shows anyway (exemplars have
-    some). A pseudo label on one of these changes nothing, and of one whose truth is unknown nobody can say whether it
-    is right, so they count neither as given nor as hidden.
+    some; of images that were added all that are annotated, absent ones too). A pseudo label on one of these changes
+    nothing, and of one whose truth is unknown nobody can say whether it is right, so they count neither as given nor as
+    hidden: ``unknown`` has the latter.
     """
 
     run: Run
@@ -93,6 +97,11 @@ class PseudoLabels:
     @cached_property
     def missed(self) -> np.ndarray:
         return self.hidden & ~self.given
+
+    @cached_property
+    def unknown(self) -> np.ndarray:
+        """(n, C_old) labels that they add where nobody knows the truth."""
+        return (self.scores > self.thresholds) & ~self.visible & (self.truth < 0)
 
     def per_class(self) -> pd.DataFrame:
         """A line per old class: class, learned (its session, from 1), threshold, hidden, given, right, and precision,
@@ -158,9 +167,10 @@ def quality(run: Run, train_set: MultiLabelDataset | None = None, class_name: st
 
     Columns: threshold (the mean where classes have their own); converged: did the search meet its band, 1 or 0, NaN
     where that is not known; per image: expected, found (what the search counted, shown labels included), hidden and
-    given; precision, recall and F1 in percent over all labels together (micro) and as means over those classes for
-    which they are defined (macro). class_name: of one class alone, for the sessions in which it is old; without
-    expected and found, which are totals over all classes, and micro and macro are the same. Raises as `pseudo_labels`.
+    given, NaN where nobody knows what the images hide; precision, recall and F1 in percent over all labels together
+    (micro) and as means over those classes for which they are defined (macro). class_name: of one class alone, for the
+    sessions in which it is old; without expected and found, which are totals over all classes, and micro and macro are
+    the same. Raises as `pseudo_labels`.
     """
     lines = {}
     for session in sessions_with_old(run):
@@ -178,7 +188,8 @@ def quality(run: Run, train_set: MultiLabelDataset | None = None, class_name: st
                 line["threshold"] = record["per_class"][column]
                 if not record["converged"]:  # the search of some class failed, of this one or of another
                     line["converged"] = float("nan")
-        line |= {"hidden": counts[0].sum() / images, "given": counts[1].sum() / images}
+        known = images or float("nan")
+        line |= {"hidden": counts[0].sum() / known, "given": counts[1].sum() / known}
         lines[session + 1] = line | averages(counts)
     return pd.DataFrame.from_dict(lines, orient="index").rename_axis("session")
 
@@ -273,9 +284,10 @@ def _found(run: Run, session: int, record: dict, dataset: MultiLabelDataset) -> 
     old = slice(0, ahead.scores.shape[1])
     # Compared as the search and the training compare: in the precision of the scores.
     thresholds = np.broadcast_to(np.array(record["per_class"] or record["threshold"], ahead.scores.dtype), old.stop)
-    return PseudoLabels(
-        run, session, dataset, rows, view.own, ahead.scores, thresholds, labels[rows, old], view.labels[:, old] > 0
-    )
+    visible = view.labels[:, old] > 0
+    if protocol.arrival(session):
+        visible[: view.own] = view.labels[: view.own, old] >= 0
+    return PseudoLabels(run, session, dataset, rows, view.own, ahead.scores, thresholds, labels[rows, old], visible)
 
 
 def _ahead_file(run: Run, session: int) -> Path:
@@ -314,8 +326,10 @@ def _kept_counts(folder: str, session: int, changed: tuple[int, int]) -> tuple[i
 
 
 def _counts(found: PseudoLabels) -> tuple[int, np.ndarray]:
-    """Number of images, and hidden, given and right labels per class: (3, C_old)."""
-    return len(found.rows), np.stack([part.sum(axis=0) for part in (found.hidden, found.given, found.right)])
+    """Number of images, 0 where nobody knows what they hide; hidden, given and right labels per class: (3, C_old)."""
+    return len(found.rows) * bool(found.judged.any()), np.stack(
+        [part.sum(axis=0) for part in (found.hidden, found.given, found.right)]
+    )
 
 
 def _counted(counts: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from ...data import MultiLabelDataset
@@ -10,9 +11,13 @@ from ...protocol import Protocol
 
 def split_table(protocol: Protocol, train: MultiLabelDataset, test: MultiLabelDataset) -> pd.DataFrame:
     """A line per session, from 1: its new classes, its training images, and the test images on which the seen and the
-    new classes are scored."""
-    labels, test_labels = protocol.reorder(train.labels), protocol.reorder(test.labels)
-    subsets = [protocol.test_subsets(test_labels, s.index) for s in protocol.sessions]
+    new classes are scored, as far as they had come by then."""
+    protocol, test_labels = protocol.on(train), protocol.on(test).reorder(test.labels)
+    labels = protocol.reorder(train.truth)
+    came = np.zeros(len(test)) if test.arrived is None else test.arrived
+    subsets = [
+        protocol.test_subsets(test_labels[came <= protocol.arrival(s.index)], s.index) for s in protocol.sessions
+    ]
     columns = {
         "new classes": [", ".join(protocol.class_names(s.index)) for s in protocol.sessions],
         "training images": [len(protocol.train_images(labels, s.index)) for s in protocol.sessions],

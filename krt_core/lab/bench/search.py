@@ -17,6 +17,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ...errors import ConfigError, RunError, did_you_mean
+from ...machine.home import resolve
 from ...options import LISTED, STRICT, Number, Seed
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def recorded_trials(path: str | Path) -> dict[str, Recorded]:
     import pandas as pd
 
     try:
-        table = pd.read_csv(path)
+        table = pd.read_csv(resolve(path))
         table = table[table["average_mAP"].notna()]
         found = {}
         for _, row in table.iterrows():

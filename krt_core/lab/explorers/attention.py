@@ -110,7 +110,8 @@ class AttentionExplorer(Explorer):
         return self._orders.get((run.folder, column), lambda: self._rank(run, column))
 
     def _rank(self, run: Run, column: int) -> np.ndarray:
-        then, now = run.scores(self._own_session()), run.scores(len(run.protocol.sessions) - 1)
+        now = run.scores(len(run.protocol.sessions) - 1)
+        then = run.scores(self._own_session()).on(now.ids)  # NaN, of an image that came later: behind all others
         rows = np.flatnonzero(now.labels[:, column] > 0)
         rows = rows[np.argsort(now.scores[rows, column] - then.scores[rows, column], kind="stable")][:IMAGES]
         place = {image: row for row, image in enumerate(self.dataset(run).ids.tolist())}
@@ -131,6 +132,10 @@ class AttentionExplorer(Explorer):
 
     def _look(self, run: Run, session: int) -> Look:
         return self.models.look(run, session, self.dataset(run), self._row_in(run))
+
+    def _session_of(self, run: Run) -> int:
+        """The chosen session; of a run that has fewer, its last."""
+        return min(self.value("session"), len(run.protocol.sessions)) - 1
 
     def _looks(self, run: Run) -> list[Look]:
         return [self._look(run, t) for t in range(len(run.protocol.sessions))]
@@ -160,11 +165,18 @@ class AttentionExplorer(Explorer):
                         time.sleep(0.01)  # so that whoever waits for a look gets his turn
 
     def _both(self) -> dict[str, Run]:
-        """The run, and the one beside it where that knows the same classes."""
+        """The run, and the one beside it where that knows the same classes, or one of the two has grown by more."""
         chosen = {self.value("run"): self.run}
         if (other := self.value("beside")) != "–":
-            if self.runs[other].protocol.classes != self.run.protocol.classes:
+            mine, others = self.run.protocol.classes, self.runs[other].protocol.classes
+            both, grown = (
+                min(len(mine), len(others)),
+                self.run.experiment.data.added or self.runs[other].experiment.data.added,
+            )
+            if mine[:both] != others[:both] or (len(mine) != len(others) and not grown):
                 raise RunError(f"{other} learned other classes, or in another order: it cannot stand beside this run.")
+            if self.value("column") >= len(others):
+                raise RunError(f"{other} has not learned {self.class_name}: choose a class that both know.")
             chosen[other] = self.runs[other]
         return chosen
 
@@ -199,10 +211,10 @@ class AttentionExplorer(Explorer):
 
     def patches(self) -> Result:
         """Patch attention of one token per head: the newest, where the chosen one was not there yet."""
-        session = self.value("session") - 1
-        token, shown = min(self.value("token") - 1, session), []
+        shown = []
         for name, run in self._both().items():
-            seen = self._look(run, session)
+            session = self._session_of(run)
+            token, seen = min(self.value("token") - 1, session), self._look(run, session)
             at = min(token, seen.patches.shape[1] - 1)
             title = f"{self._title()}\n{_folded(name)}\nsession {session + 1}, token {at + 1}"
             shown.append(figures.patch_maps(self._image(), seen, at, title))
@@ -210,9 +222,9 @@ class AttentionExplorer(Explorer):
 
     def tokens(self) -> Result:
         """The map of every session's token, side by side."""
-        session = self.value("session") - 1
         shown = []
         for name, run in self._both().items():
+            session = self._session_of(run)
             title = f"{self._title()}\n{_folded(name)}\nafter session {session + 1}"
             shown.append(figures.maps_per_token(self._image(), self._look(run, session), title))
         return [*shown, "Mean over heads, as shares among the patches, all to one scale."]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ipywidgets as widgets
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -25,6 +26,10 @@ from .gallery import named
 METRICS = ("mAP_seen", "mAP_base", "mAP_new", "CF1", "OF1")
 FALLEN = 8  # classes in the picture of confusions
 IMAGES = 9  # lost ones shown
+NO_BOTH = (
+    "No test image is annotated both with a class that fell and with the new ones of session {session}: what is said "
+    "in their place cannot be told."
+)
 
 
 class ForgettingExplorer(Explorer):
@@ -186,11 +191,17 @@ class ForgettingExplorer(Explorer):
         table = falls([run], session, self.value("pool"))
         table = table[table.column.isin(self.columns)]
         shown = [figures.falls_in_session(table, session, name)]
+        if not run.protocol.class_names(session):
+            return [
+                *shown,
+                f"Session {session + 1} brought more images of old classes, and no class to confuse them with.",
+            ]
         fallen = table[table.change < 0].head(FALLEN)
         if len(fallen):
             rows = {old: confusions(run, column, session)
                     for old, column in zip(fallen["class"], fallen.column, strict=True)}  # fmt: skip
-            shown.append(figures.said_instead(rows, session))
+            known = any(table["said instead"].notna().any() for table in rows.values())
+            shown.append(figures.said_instead(rows, session) if known else NO_BOTH.format(session=session + 1))
         if self.value("column") < run.protocol.sessions[session].start:
             old = run.protocol.classes[self.value("column")]
             details = confusions(run, self.value("column"), session).drop(columns="column").round(1)
@@ -211,10 +222,12 @@ class ForgettingExplorer(Explorer):
         if session == own:
             return f"{name} was learned in the last session: it has had no time to be lost."
         table = lost_images(run, column, session, threshold)
-        total = int((run.scores(session).labels[:, column] > 0).sum())
+        now = run.scores(session)
+        tested = np.isin(now.ids, run.scores(own).ids)[now.labels[:, column] > 0]
         words = (
-            f"{name}, learned in session {own + 1}: {len(table)} of {total} images were above {threshold:.2f} then "
-            f"and are not after session {session + 1}."
+            f"{name}, learned in session {own + 1}: {len(table)} of {tested.sum()} images were above {threshold:.2f} "
+            f"then and are not after session {session + 1}."
+            + (f" {(~tested).sum()} more came later." if not tested.all() else "")
         )
         if not len(table):
             return words

@@ -13,6 +13,7 @@ from .. import figures
 from ..analysis.pseudo_labels import (
     KINDS,
     KINDS_OF_ONE,
+    NOBODY,
     PseudoLabels,
     averages,
     gives_pseudo_labels,
@@ -137,11 +138,14 @@ class LabelInspector(Explorer):
         shown = table.round({key: 3 if key == "threshold" else 2 for key in table})
         shown["converged"] = shown["converged"].map({1: "yes", 0: "no"})
         about = ABOUT_ALL if name is None else ABOUT_ONE.format(name=name)
-        return [figures.pseudo_label_threshold(found, table, column, name=self.value("run")), about, shown]
+        notes = [about, *self._notes(found)]
+        return [figures.pseudo_label_threshold(found, table, column, name=self.value("run")), *notes, shown]
 
     def classes(self) -> Result:
         """Precision and recall of each old class in the session."""
         found = self.found
+        if notes := self._notes(found):
+            return notes
         table = found.per_class().set_index("class")
         mean = averages(table[["hidden", "given", "right"]].to_numpy().T)
         words = ", ".join(f"{key} {value:.1f} %" for key, value in mean.items())
@@ -158,13 +162,18 @@ class LabelInspector(Explorer):
 
     def per_image(self) -> Result:
         """How many old labels an image hides and how many it gets."""
-        return figures.pseudo_labels_per_image(self.found, name=self.value("run"))
+        found = self.found
+        return self._notes(found) or figures.pseudo_labels_per_image(found, name=self.value("run"))
 
     def images(self) -> Result:
         """Training images on which the pseudo labels were right, wrong or missing."""
-        return figures.pseudo_label_images(
-            self.found, self.value("kind"), self.column, self.value("count"), name=self.value("run")
-        )
+        found, kind = self.found, self.value("kind")
+        figure = figures.pseudo_label_images(found, kind, self.column, self.value("count"), name=self.value("run"))
+        return figure if kind == "unknown" else [*self._notes(found), figure]
+
+    def _notes(self, found: PseudoLabels) -> list[str]:
+        """What is to be said where no pseudo label can be judged."""
+        return [] if found.judged.any() else [f"{NOBODY} Look at them: images of kind unknown."]
 
 
 def _kinds(kinds: dict[str, str]) -> list[tuple[str, str]]:

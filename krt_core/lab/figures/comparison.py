@@ -50,7 +50,9 @@ def stability_chart(lines: Sequence[Line]) -> Figure:
     after the first. Best is bottom right."""
 
     def learned(line: Line) -> np.ndarray:
-        return np.array([run.curve("mAP_new")[1:].mean() for run in line.runs])
+        curves = [run.curve("mAP_new")[1:] for run in line.runs]
+        known = [curve[np.isfinite(curve)] for curve in curves]  # sessions without a class of their own have none
+        return np.array([curve.mean() if len(curve) else np.nan for curve in known])
 
     shown = [line for line in lines if line.runs and len(line.values["forgetting"])]
     return _scatter(

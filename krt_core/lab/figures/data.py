@@ -13,19 +13,23 @@ from .figure import PALETTE, new_figure, plain
 
 
 def session_sizes(protocol: Protocol, labels: np.ndarray) -> Figure:
-    """Per session: images it trains on, and how many of their labels it may see (labels (n, C) in learning order)."""
-    labels = labels > 0
+    """Per session: images it trains on, and how many of their labels it may see (labels (n, C) in learning order).
+
+    protocol: of a run that has grown, `Protocol.on` its data.
+    """
     figure, (left, right) = new_figure(10, 3.4, 1, 2)
     sessions = protocol.sessions
     rows = [protocol.train_images(labels, s.index) for s in sessions]
+    first = [_first_visible(protocol, s.index) for s in sessions]
+    labels = labels > 0
     names = [str(s.index + 1) for s in sessions]
     left.bar(names, [len(r) for r in rows], color=PALETTE[0])
     left.set(xlabel="session", ylabel="training images", title="Images per session")
     parts = {
-        "visible: the session's own classes": [
-            labels[r][:, s.columns].sum() for r, s in zip(rows, sessions, strict=True)
+        f"visible: the session's own classes{', all of added data' * bool(protocol.added)}": [
+            labels[r][:, c : s.stop].sum() for r, c, s in zip(rows, first, sessions, strict=True)
         ],
-        "hidden: classes learned before": [labels[r][:, : s.start].sum() for r, s in zip(rows, sessions, strict=True)],
+        "hidden: classes learned before": [labels[r][:, :c].sum() for r, c in zip(rows, first, strict=True)],
         "hidden: classes still to come": [labels[r][:, s.stop :].sum() for r, s in zip(rows, sessions, strict=True)],
     }
     bottom = np.zeros(len(sessions))
@@ -40,9 +44,10 @@ def session_sizes(protocol: Protocol, labels: np.ndarray) -> Figure:
 
 def co_occurrence(protocol: Protocol, labels: np.ndarray) -> Figure:
     """Share of the images with the row's class, and the column's class not unknown, that also show that one; lines
-    separate the sessions."""
+    separate the sessions. White: of no image both are known."""
     present = (labels > 0).astype(float)
-    share = 100 * (present.T @ present) / np.maximum(present.T @ (labels >= 0), 1)
+    known = present.T @ (labels >= 0)
+    share = np.where(known > 0, 100 * (present.T @ present) / np.maximum(known, 1), np.nan)
     np.fill_diagonal(share, np.nan)
     names = [plain(name) for name in protocol.classes]
     size = max(4.5, 0.28 * len(protocol.classes) + 2)
@@ -60,17 +65,17 @@ def sample_images(
     dataset: MultiLabelDataset, protocol: Protocol, per_session: int = 6, size: int = 128, seed: int = 0
 ) -> Figure:
     """A few training images of each session; visible labels stand plain, hidden ones in brackets."""
-    labels, rng = protocol.reorder(dataset.labels), np.random.default_rng(seed)
-    sessions = protocol.sessions
+    protocol, rng = protocol.on(dataset), np.random.default_rng(seed)
+    labels, truth, sessions = protocol.reorder(dataset.labels), protocol.reorder(dataset.truth), protocol.sessions
     figure, axes = new_figure(1.75 * per_session, 2.05 * len(sessions), len(sessions), per_session, squeeze=False)
     for session, line in zip(sessions, axes, strict=True):
-        rows = rng.permutation(protocol.train_images(labels, session.index))[:per_session]
+        rows = rng.permutation(protocol.train_images(truth, session.index))[:per_session]
         for axis in line:
             axis.set_axis_off()
         for row, axis in zip(rows, line, strict=False):
             axis.imshow(load_image(dataset.path(int(row)), size))
             present = np.flatnonzero(labels[row])
-            own = range(session.start, session.stop)
+            own = range(_first_visible(protocol, session.index), session.stop)
             names = [protocol.classes[c] if c in own else f"({protocol.classes[c]})" for c in present]
             axis.set_title(
                 "\n".join(", ".join(names[i : i + 2]) for i in range(0, len(names), 2)), fontsize=7, parse_math=False
@@ -85,3 +90,8 @@ def sample_images(
             ha="right",
         )
     return figure
+
+
+def _first_visible(protocol: Protocol, session: int) -> int:
+    """Column from which on a session sees labels: those of its own classes, and of data that were added all."""
+    return 0 if protocol.arrival(session) else protocol.sessions[session].start

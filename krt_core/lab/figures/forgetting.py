@@ -85,7 +85,9 @@ def forgetting_summary(runs: Sequence[Run]) -> Figure:
     axis.set_ylim(len(groups) - 0.4, -0.6)
     axis.axvline(0, color="0.3", lw=0.8)
     axis.grid(axis="x", alpha=0.3)
-    axis.set(xlabel="forgetting (points of AP)", title="Forgetting: best earlier AP − last AP, whole test set")
+    axis.set(
+        xlabel="forgetting (points of AP)", title=f"Forgetting: best earlier AP − last AP, {pool_words('fixed', runs)}"
+    )
     return figure
 
 
@@ -126,7 +128,7 @@ def class_session_heatmap(
         axis.set_yticks([])
     name_rows(axes[0], [names[column] for column in columns])
     bar = figure.add_axes((1 - 0.8 / width, 0.55 / height, 0.16 / width, 1 - 1.05 / height))
-    figure.colorbar(image, cax=bar, label="change of AP (points)" if change else f"AP (%), {POOLS[pool]}")
+    figure.colorbar(image, cax=bar, label="change of AP (points)" if change else f"AP (%), {pool_words(pool, runs)}")
     return figure
 
 
@@ -135,6 +137,12 @@ POOLS = {
     "seen": "test images with a seen class",
     "own": "test images of the class's own session",
 }
+
+
+def pool_words(pool: str, runs: Sequence[Run]) -> str:
+    """`POOLS`, and what the whole test set is of runs that have grown: see `krt_core.runs.summary.ap_of_session`."""
+    grown = pool == "fixed" and any(run.experiment.data.added for run in runs)
+    return "test images of its time" if grown else POOLS[pool]
 
 
 def class_curves(
@@ -188,7 +196,7 @@ def class_curves(
     axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 1), fontsize=7, ncols=2, frameon=False,
                 borderaxespad=0)  # fmt: skip
     axis.text(across - 0.08, -0.45, f"each box: sessions 1 to {sessions} from left to right, AP 0 to 100 % upwards\n"
-              f"({POOLS[pool]}); the line stands at the session that taught the class",
+              f"({pool_words(pool, runs)}); the line stands at the session that taught the class",
               fontsize=7, ha="right", va="center", color="0.3")  # fmt: skip
     return axis.figure
 
@@ -259,7 +267,7 @@ def forgetting_bars(
     axis.set_xlim(-0.7, len(columns) - 0.3)
     axis.grid(axis="y", alpha=0.3)
     meaning = "best − last" if kind == "max" else "own session − last"
-    axis.set(ylabel="AP lost (points)", title=f"Forgetting per class ({meaning}, {POOLS[pool]})")
+    axis.set(ylabel="AP lost (points)", title=f"Forgetting per class ({meaning}, {pool_words(pool, runs)})")
     figure.legend(fontsize=8, loc="lower center", ncols=2)
     return figure
 

@@ -94,7 +94,8 @@ def lost_images(
     """The images of `lab.analysis.forgetting.lost_images` with what was said after session ``since`` and is said after
     ``session``. dataset and name: as in `gallery`."""
     classes = run.protocol.classes
-    sides = (("then", PALETTE[0], scores_of(run, since)), ("now", PALETTE[1], scores_of(run, session)))
+    now = scores_of(run, session)
+    sides = (("then", PALETTE[0], scores_of(run, since).on(now.ids)), ("now", PALETTE[1], now))
     cards = _cards(dataset, table.row, classes, column, threshold, *sides)
     title = f"{classes[column]}: then is after session {since + 1}, now after session {session + 1}"
     marks = _marks(cards, classes[column], threshold)

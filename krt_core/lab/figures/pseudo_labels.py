@@ -262,7 +262,9 @@ def pseudo_labels_per_image(found: PseudoLabels, *, name: str = "") -> Figure:
     figure.colorbar(image, cax=figure.add_axes((0.95, 0.13, 0.012, 0.7)))
     exact = (~found.wrong & ~found.missed).all(axis=1)[hide := counts["hidden"] > 0]
     words = f"{hide.sum()} of {len(hide)} images hide old labels"
-    if len(exact):
+    if not found.judged.any():
+        words = "what these images hide is not known"
+    elif len(exact):
         words += f"; on {100 * exact.mean():.0f} % of these all are restored and none is wrong"
     title = f"{_title(found, name)}: {words}."
     figure.suptitle(title, fontsize=_size(figure, title), x=0.01, ha="left", parse_math=False)
@@ -279,11 +281,13 @@ def pseudo_label_images(
     rows, cards = found.images(kind, column), []
     for row in rows[:count]:
         lines = []
-        for verdict in ("wrong", "missed", "right"):
+        for verdict in ("wrong", "missed", "right", "unknown"):
             columns = np.flatnonzero(getattr(found, verdict)[row])
             columns = columns[np.argsort(-found.scores[row, columns], kind="stable")]
             lines += [(verdict, found.classes[c], float(found.scores[row, c])) for c in columns]
-        lines += [("shown", found.classes[c], None) for c in np.flatnonzero(found.visible[row])]
+        lines += [
+            ("shown", found.classes[c], None) for c in np.flatnonzero(found.visible[row] & (found.truth[row] > 0))
+        ]
         score = None if column is None else float(found.scores[row, column])
         told = Said(lines, score, None if column is None else float(found.thresholds[column]))
         main, note = None if column is None else found.classes[column], " (exemplar)" if row >= found.own else ""
@@ -292,7 +296,8 @@ def pseudo_label_images(
     words = (KINDS if column is None else KINDS_OF_ONE)[kind]
     title = f"{_title(found, name)}, {of}: {words}; {len(cards)} of {len(rows)} images"
     bars = "" if column is None else f"bars: {found.classes[column]}, tick: its threshold     "
-    marks = f"{bars}✓ right   ✗ wrong   ○ missed   = shown anyway     numbers: the old model's probability"
+    unknown = "   ? nobody knows" if found.unknown.any() else ""
+    marks = f"{bars}✓ right   ✗ wrong   ○ missed   = shown anyway{unknown}     numbers: the old model's probability"
     return sheet(cards, f"{title}\n{marks}")
 
 

@@ -17,13 +17,13 @@ from .figure import PALETTE, new_figure, style_of
 def training_loss(runs: Sequence[Run]) -> Figure:
     """Mean loss of every epoch; vertical lines separate the sessions. What is learned in closed form has none."""
     figure, axis = new_figure(9, 3.8)
-    per_session = runs[0].experiment.train.epochs
     for i, (run, name) in enumerate(zip(runs, names_of(runs), strict=True)):
-        epochs = [(e["session"] * per_session + e["epoch"] + 1, e["loss"]) for e in run.epochs if "loss" in e]
+        begins = _begins(run)
+        epochs = [(begins[e["session"]] + e["epoch"] + 1, e["loss"]) for e in run.epochs if "loss" in e]
         if epochs:
             axis.plot(*zip(*epochs, strict=True), color=PALETTE[i % len(PALETTE)], label=name)
-    for t in range(1, len(runs[0].protocol.sessions)):
-        axis.axvline(t * per_session + 0.5, color="0.8", lw=1)
+    for begin in _begins(runs[0])[1:]:
+        axis.axvline(begin + 0.5, color="0.8", lw=1)
     axis.set(xlabel="epoch, over all sessions", ylabel="loss (summed over a batch)", title="Training loss")
     if axis.get_legend_handles_labels()[0]:
         axis.set_yscale(_scale(runs))
@@ -40,7 +40,7 @@ def training_progress(runs: Sequence[Run]) -> Figure:
     axis counts epochs, or sessions where the runs differ in epochs per session; it is as long as the whole training.
     """
     figure, (above, below) = new_figure(9, 5.6 + 0.12 * len(runs), 2, 1, sharex=True)
-    lengths = {run.experiment.train.epochs for run in runs}
+    lengths = {run.epochs_of(t) for run in runs for t in range(_sessions(run))}
     same = len(lengths) == 1
     unit, shift = (lengths.pop(), 0.5) if same else (1, 0.0)  # per session; a line stands half an epoch after its last
     validated = drawn = False
@@ -86,12 +86,18 @@ def _scale(runs: Sequence[Run]) -> str:
 def _per_epoch(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Position in sessions, loss and mAP of the seen classes in percent (NaN where not validated) of (n,) epochs."""
     epochs = run.epochs
-    x = [e["session"] + (e["epoch"] + 1) / run.experiment.train.epochs for e in epochs]
+    lengths = [run.epochs_of(t) for t in range(max((e["session"] + 1 for e in epochs), default=0))]
+    x = [e["session"] + (e["epoch"] + 1) / lengths[e["session"]] for e in epochs]
     return (
         np.array(x, dtype=float),
         np.array([e.get("loss", np.nan) for e in epochs], dtype=float),
         np.array([e.get("mAP_seen", np.nan) for e in epochs], dtype=float),
     )
+
+
+def _begins(run: Run) -> list[int]:
+    """How many epochs lie before each session."""
+    return np.cumsum([0, *(run.epochs_of(t) for t in range(_sessions(run) - 1))]).tolist()
 
 
 def _sessions(run: Run) -> int:

@@ -29,10 +29,15 @@ AUTHORS = " Dashed grey: the KRT authors' own training logs (published; alphabet
 
 SESSIONS = f"mAP seen after each session, in percent: the values of the figure above. {SPREAD}"
 
+GROWN = (
+    " Of a run that has grown (krt extend) the whole test set is, for each class, the test images that were there when "
+    "the class was learned."
+)
+
 FORGETTING = (
     "Forgetting in points: for each class the best AP after an earlier session minus the AP after the last,"
     " on the whole test set, averaged over the classes of all sessions but the last. Bar: mean over runs; "
-    "whisker: one standard deviation (n − 1); marks: single runs. Below zero: gained."
+    f"whisker: one standard deviation (n − 1); marks: single runs. Below zero: gained.{GROWN}"
 )
 
 FORGETTING_BY_DEFINITION = (
@@ -41,13 +46,13 @@ FORGETTING_BY_DEFINITION = (
     "averaged over the classes of a session. fixed: AP on the whole test set after every session; seen: on "
     "the images with a class seen so far, which grow in number, so that even a model that never changes "
     "loses; own: on the images with a class of the class's own session. The headline is max class fixed. "
-    f"{SPREAD}"
+    f"{SPREAD}{GROWN}"
 )
 
 CLASSES = (
     "AP in percent of every class after the last session, on the whole test set; {order}; classes in the "
     "order in which they were learned. A value is the mean over a method's runs in this class order; their "
-    "number stands in brackets."
+    f"number stands in brackets.{GROWN}"
 )
 
 F1 = f"CF1 and OF1 after the last session at score > {F1_THRESHOLD} and at 0.5. {SPREAD}"

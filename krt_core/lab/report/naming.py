@@ -172,7 +172,12 @@ def _megabytes(size: float) -> str:
 
 
 def _method(run: Run) -> str:
-    return short_name(run.experiment.method) + FROZEN.get(run.experiment.model.freeze, "")
+    """Of a run that has grown by another method than it was begun with: "finetune, then lwf"."""
+    own = short_name(run.experiment.method) + FROZEN.get(run.experiment.model.freeze, "")
+    earlier = range(run.finished_sessions) if run.experiment.data.added else ()
+    names = [run.session_state(t).get("made_by") or run.experiment.method for t in earlier]
+    before = [name for name, then in zip(names, [*names[1:], run.experiment.method], strict=False) if name != then]
+    return "".join(f"{short_name(name)}, then " for name in before) + own
 
 
 def _plain_label(run: Run) -> str:

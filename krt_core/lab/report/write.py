@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...machine.home import atomic_write
+from ...machine.home import atomic_write, resolve
 from ...runs.folder import Run
 from .f1 import Chosen
 from .finding import LeftOut
@@ -31,7 +31,7 @@ def write_report(
     recorded rows, which stand beside the runs everywhere but in the tables that hold one line per run."""
     written = []
     if csv:
-        path = Path(csv)
+        path = resolve(csv)
         written.append(atomic_write(path, runs_table(runs, thresholds).to_csv(index=False)))
         sessions = path.with_name(f"{path.stem}_sessions{path.suffix}")
         written.append(atomic_write(sessions, sessions_table(runs).to_csv(index=False)))
@@ -42,9 +42,9 @@ def write_report(
     if latex:
         from .latex import latex_report
 
-        written.append(atomic_write(latex, latex_report(runs, earlier)))
+        written.append(atomic_write(resolve(latex), latex_report(runs, earlier)))
     if html:
         from .html import html_report
 
-        written.append(atomic_write(html, html_report(runs, left_out, chosen, thresholds or {}, earlier)))
+        written.append(atomic_write(resolve(html), html_report(runs, left_out, chosen, thresholds or {}, earlier)))
     return written
