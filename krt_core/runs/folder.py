@@ -173,10 +173,12 @@ def find_runs(folder: str | Path = "outputs", **wanted: Any) -> list[Run]:
     for path in sorted(resolve(folder).rglob("experiment.yaml")):
         try:
             run = Run(path.parent)
-            if all(getattr(run.experiment, key) == value for key, value in wanted.items()):
-                runs.append(run)
+            experiment = run.experiment
         except KRTError as error:
             warnings.warn(f"left out: {path.parent.name}: {error}", stacklevel=2)
+            continue
+        if all(getattr(experiment, key) == value for key, value in wanted.items()):
+            runs.append(run)
     return in_order(runs)
 
 

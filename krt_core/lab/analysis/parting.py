@@ -196,7 +196,10 @@ class _Session:
                for r, c in zip(rows, columns, strict=True)]  # fmt: skip
         labels, scores = ([getattr(own, key)[at] for own, at in zip(found, cut, strict=True)]
                           for key in ("labels", "scores"))  # fmt: skip
-        if labels[0].size and (other := int((labels[0].astype(np.int8) != labels[1].astype(np.int8)).sum())):
+        if not labels[0].size:
+            yield self._said("scores", "no test image and class in common")
+            return
+        if other := int((labels[0].astype(np.int8) != labels[1].astype(np.int8)).sum()):
             yield self._said("labels of test images", f"{other} differ")
         yield from self._numbers("scores", *({"": torch.from_numpy(np.ascontiguousarray(own))} for own in scores))
 
