@@ -1,4 +1,4 @@
-"""``krt train | bench | data | inspect | import | export | predict | report | methods | presets``: what can be typed.
+"""``krt train | bench | data | inspect | import | export | extend | predict | report | compare | methods | presets``.
 
 A command imports what it needs when it runs, after its configuration is read: help and a misspelt key answer at once.
 """
@@ -269,6 +269,19 @@ def _report(options: argparse.Namespace) -> None:
         print(printable(f"epochs chosen on the test images (train.report=best): {', '.join(dict.fromkeys(on_test))}"))
     for path in write_report(runs, left_out, options.html, options.csv, options.latex, earlier=earlier):
         print(path)
+
+
+@command(
+    "compare", "are two runs the same to the last bit, where do they part, and why",
+    arg("one", metavar="RUN", help="a run folder"), arg("two", metavar="RUN", help="another"),
+)  # fmt: skip
+def _compare(options: argparse.Namespace) -> int:
+    with loading():
+        from .lab.analysis import compared
+
+    found = compared(options.one, options.two)
+    print(printable(found.words()), end="")
+    return 0 if found.same else 1
 
 
 @command(

@@ -15,6 +15,10 @@ class ConfigError(KRTError):
     """A preset, an override or a notebook parameter has a wrong key, type or value."""
 
 
+class NewerError(ConfigError):
+    """A run folder is of a newer version of the workbench, which this one would misread."""
+
+
 class DataError(KRTError):
     """A data folder, annotation or image is missing or broken."""
 

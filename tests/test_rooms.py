@@ -46,7 +46,8 @@ def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             start = base[: len(base) - node.level + 1] if node.level else []
             source = ".".join([*start, *([node.module] if node.module else [])])
-            found |= {s if (s := f"{source}.{alias.name}") in known else source for alias in node.names}
+            names = [alias.name for alias in node.names if alias.name != "__version__"]  # which loads nothing
+            found |= {s if (s := f"{source}.{name}") in known else source for name in names}
     return {other for other in found if other in known and other != name}
 
 

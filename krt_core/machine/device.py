@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 import resource
 import subprocess
@@ -12,13 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from PIL import features
 
+from .. import __version__
 from ..errors import ConfigError
 from .cluster import cores, place
 from .cpu import keep_freed_memory
 from .distributed import World, join_world
 from .gpus import check_kernels, check_processes, driver_version, why_no_gpu
 from .precision import set_tf32
+
+# What computes, or makes pixels and labels of files: another version may round otherwise.
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "pycocotools", "scikit-learn", "pandas")
+# Variables by which the libraries below PyTorch and NumPy choose how they compute.
+STEERING = ("ATEN_CPU_", "CUBLAS_", "CUDNN_", "DNNL_", "MKL_", "NVIDIA_TF32_", "ONEDNN_", "OPENBLAS_", "TORCH_ALLOW_")
 
 
 @dataclass(frozen=True)
@@ -130,15 +138,19 @@ def cpu_name() -> str:
 
 
 def environment(runtime: Runtime) -> dict:
-    """What a reader needs to judge a number: versions, hardware, commit, reasons."""
-    versions = {}
-    for package in ("krt-core", "torch", "torchvision", "timm", "numpy", "pillow", "pycocotools", "scikit-learn"):
+    """What a reader needs to judge a number, and what may break the equality of two runs: versions, hardware, threads,
+    what the CPU can do, commit, reasons, and of the environment what steers the libraries that compute."""
+    versions = {"krt-core": __version__}
+    for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     hardware = {"cpu": cpu_name(), "cores": len(cores()), "threads": torch.get_num_threads()}
+    hardware["capability"] = torch.backends.cpu.get_cpu_capability()  # which kernels PyTorch chooses
+    if jpeg := features.version("libjpeg_turbo") or features.version("jpg"):  # which decodes photos
+        versions["libjpeg"] = jpeg
     if runtime.device.type == "cuda":
         hardware |= {"gpu": torch.cuda.get_device_name(runtime.device), "driver": driver_version()}
-        versions["cuda"] = torch.version.cuda
+        versions |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
     return {
         "python": platform.python_version(),
         "versions": versions,
@@ -146,6 +158,7 @@ def environment(runtime: Runtime) -> dict:
         "host": platform.node(),
         "commit": git_commit(),
         "reasons": runtime.reasons,
+        "steered": {key: value for key, value in sorted(os.environ.items()) if key.startswith(STEERING)},
     }
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from safetensors import safe_open
 
 from ..config import BESIDE, Experiment, experiment_from, parse_yaml
-from ..errors import KRTError, RunError
+from ..errors import ConfigError, KRTError, RunError
 from ..machine.home import atomic_write
 from .files import damaged
+from .newer import check_not_newer, told
 
 NAME = "experiment.yaml"
 START, END = "---\n", "...\n"  # a file that has the one has lost its end where it lacks the other
@@ -26,7 +27,8 @@ def write(folder: Path, experiment: Experiment) -> None:
 
 
 def read(folder: Path) -> Experiment:
-    """Raises RunError where the file is damaged, ConfigError where a key or value in it is not known."""
+    """Raises RunError where the file is damaged, NewerError where the folder is of a newer version."""
+    check_not_newer(folder)
     path = folder / NAME
     way_out = f"start the same experiment again with --folder {folder}, which writes it anew."
     try:
@@ -36,7 +38,10 @@ def read(folder: Path) -> Experiment:
         raise damaged(path, error, way_out) from None
     if not content or (text.startswith(START) and not text.endswith(END)):
         raise damaged(path, "its end is missing", way_out)
-    return experiment_from(content, str(path), stored=True)
+    try:
+        return experiment_from(content, str(path), stored=True)
+    except ConfigError as error:
+        raise told(folder, error) from None
 
 
 def taken(folder: Path, stored: Experiment, asked: Experiment, precision: str | None) -> tuple[Experiment, list[str]]:

@@ -16,6 +16,7 @@ import io
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..config import Experiment
-from ..errors import RunError
+from ..errors import KRTError, RunError
 from ..machine.home import atomic_write, outputs_dir, resolve
 from ..machine.locks import only_one
 from ..options import METHODS
@@ -164,9 +165,21 @@ class Run(Reader):
 
 
 def find_runs(folder: str | Path = "outputs", **wanted: Any) -> list[Run]:
-    """Every run under ``folder``, `in_order`; ``method="krt"`` and such keep those whose experiment has it."""
-    runs = [Run(path.parent) for path in sorted(resolve(folder).rglob("experiment.yaml"))]
-    return in_order([r for r in runs if all(getattr(r.experiment, key) == value for key, value in wanted.items())])
+    """Every run under ``folder``, `in_order`; ``method="krt"`` and such keep those whose experiment has it.
+
+    A folder that cannot be read, as one of a newer version, is left out with a warning.
+    """
+    runs = []
+    for path in sorted(resolve(folder).rglob("experiment.yaml")):
+        try:
+            run = Run(path.parent)
+            experiment = run.experiment
+        except KRTError as error:
+            warnings.warn(f"left out: {path.parent.name}: {error}", stacklevel=2)
+            continue
+        if all(getattr(experiment, key) == value for key, value in wanted.items()):
+            runs.append(run)
+    return in_order(runs)
 
 
 def in_order(runs: list[Run]) -> list[Run]:

@@ -36,7 +36,7 @@ SUMMARY = {
 START = {
     "python": str, "versions": {str: str}, "hardware": {str: (str, int, float, type(None))}, "host": str,
     "commit": TEXT, "reasons": {str: str}, "weights": (WEIGHTS, None), "at": str, "augmentation": TEXT, "code": OBJECT,
-    "made_with": (MADE_WITH, None), "oracle": bool, "inherited": bool,
+    "steered": ({str: str}, None), "made_with": (MADE_WITH, None), "oracle": bool, "inherited": bool,
 }  # fmt: skip
 ENVIRONMENT = {**START, "starts": [START]}
 EPOCH = {"session": int, "epoch": int, str: (int, float, str, bool, type(None), list, dict), "loss": NUMBER,

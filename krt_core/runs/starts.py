@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -95,15 +95,20 @@ def precision_of(starts: Sequence[dict[str, Any]]) -> str | None:
 
 def mixed_of(starts: Sequence[dict[str, Any]]) -> list[str]:
     """In what the starts that made a run differ, in words, as in "commit: abc, then def"; empty for one of a piece."""
+    differing = {key: values for key, values in all_facts(starts).items() if len(values) > 1}
+    if "commit" in differing:
+        differing.pop("code of krt_core", None)  # says the same
+    return [f"{key}: {', then '.join(values)}" for key, values in differing.items()]
+
+
+def all_facts(starts: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
+    """`facts` of several starts, each value once, in order."""
     found: dict[str, list[str]] = {}
     for start in starts:
         for key, value in facts(start).items():
             if value not in (values := found.setdefault(key, [])):
                 values.append(value)
-    differing = {key: values for key, values in found.items() if len(values) > 1}
-    if "commit" in differing:
-        differing.pop("code of krt_core", None)  # says the same
-    return [f"{key}: {', then '.join(values)}" for key, values in differing.items()]
+    return found
 
 
 def facts(start: dict[str, Any]) -> dict[str, str]:
@@ -113,18 +118,25 @@ def facts(start: dict[str, Any]) -> dict[str, str]:
     hardware, reasons = start.get("hardware") or {}, start.get("reasons") or {}
     machine = [start.get("host"), hardware.get("gpu") or hardware.get("cpu")]
     made_with, weights = start.get("made_with") or {}, start.get("weights") or {}
+    steered = start.get("steered")
+    device = str(reasons.get("device", "")).split(":")[0]
     told = {
         "record": "there",
         "commit": start.get("commit"),
         "precision": made_with.get("precision") or str(reasons.get("precision", "")).split(":")[0],
-        "device": str(reasons.get("device", "")).split(":")[0],
+        "device": device,
         "tf32": str(reasons.get("tf32", "")).split(":")[0],
         "processes": reasons.get("processes"),
+        "threads": hardware.get("threads") if device == "cpu" else None,  # each sums a part, so they decide rounding
         "machine": " ".join(str(part) for part in machine if part),
+        "CPU capability": hardware.get("capability") if device == "cpu" else None,
         "python": start.get("python"),
         **(start.get("versions") or {}),
         "first weights": str(weights.get("sha256") or weights.get("weights") or "")[:12],
         "times of the images": (made_with.get("images") or {}).get("times"),
+        "variables": None
+        if steered is None
+        else (" ".join(f"{key}={value}" for key, value in steered.items()) or "none"),
         **{f"code of {place}": digest for place, digest in (start.get("code") or {}).items()},
     }
     return {key: str(value) for key, value in told.items() if value}

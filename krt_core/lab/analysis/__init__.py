@@ -6,6 +6,7 @@ from .explain import evidence, look
 from .forgetting import confusions, falls, lost_images
 from .growing import session_photos, tag_changes
 from .looks import attentive_run, look_at
+from .parting import Comparison, compared
 from .pointing import pointing_game, pointing_table
 from .pseudo_labels import quality
 from .splits import split_table, split_words

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ...errors import ConfigError, RunError, did_you_mean
+from ...errors import ConfigError, KRTError, did_you_mean
 from ...machine.home import resolve
 from ...options import LISTED, STRICT, Number, Seed
 
@@ -176,7 +176,7 @@ class Contest:
 
         if job.id in self.recorded:
             return self.recorded[job.id].thresholds
-        with contextlib.suppress(RunError, ValueError):  # its scores were deleted, or its images show no class
+        with contextlib.suppress(KRTError, ValueError):  # its scores were deleted, or its images show no class
             return Run(job.run_folder).best_thresholds()
         return None
 
@@ -239,7 +239,7 @@ def score_of(folder: str) -> Score | None:
     """What a finished run says; None where it is not finished."""
     from ...runs.folder import Run
 
-    with contextlib.suppress(RunError):
+    with contextlib.suppress(KRTError):
         summary = Run(folder).summary
         if summary is not None:
             return Score(*(float(summary[key]) for key in Score._fields))

@@ -14,7 +14,7 @@ from typing import IO, Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from ...errors import RunError
+from ...errors import KRTError, RunError
 from ...machine.home import atomic_write, resolve, stamp
 from ...machine.locks import is_locked, try_lock
 from ...options import STRICT
@@ -137,10 +137,11 @@ class JobFiles:
         now = [stamp(folder / name) for name in ("experiment.yaml", "DONE")]
         if now != self._seen:
             run, finished = None, ""
-            with contextlib.suppress(RunError):
-                run = Run(folder)
-                if run.done:
+            with contextlib.suppress(KRTError):  # of a newer version, say: its training says so when it is started
+                found = Run(folder)
+                if found.done:
                     finished = (folder / "DONE").read_text(encoding="utf-8")
+                run = found
             self._run, self._finished, self._seen = run, finished, now
 
     # ---- one process per job ----

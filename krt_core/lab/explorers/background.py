@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 from ...config import Experiment
-from ...errors import RunError
+from ...errors import KRTError, RunError
 from ...machine.home import atomic_write, resolve
 from ...machine.locks import holder, only_one
 from ...machine.processes import TRAINING, Minder, lives
@@ -166,6 +166,6 @@ def _holder(folder: Path) -> Training | None:
 
 def _tidy(folder: Path) -> None:
     """Remove files that a killed process left half written."""
-    with contextlib.suppress(RunError), Run(folder).lock():  # whoever holds the lock may be writing some
+    with contextlib.suppress(KRTError), Run(folder).lock():  # whoever holds the lock may be writing some
         for path in folder.rglob(".*.tmp"):
             path.unlink(missing_ok=True)
