@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -80,6 +81,8 @@ class ImageStore:
             with only_one(path.with_suffix(".lock")):
                 if not is_whole(path, shape, np.uint8):
                     self._build(path, progress)
+        with contextlib.suppress(OSError):  # of a build that was killed as it was done
+            path.with_suffix(".done").unlink(missing_ok=True)
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def _build(self, path: Path, progress: Progress | None) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import glob
 import hashlib
 import os
 import re
@@ -48,13 +51,13 @@ def outputs_dir() -> Path:
 def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes | str, flush: bool = True) -> Path:
     """Write to a temporary file beside ``path``, flush to disk, then rename: a reader sees the old file or the new.
 
-    flush false: without waiting for the disk, for what is written often and missed by nobody if the power fails.
+    flush false: without waiting for the disk, for what is written often and missed by nobody if the power fails. What
+    a process that was killed has left of the same file is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Made with the rights that any new file has: results are to be shared, and asking for the mask would change it.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    sweep(path.parent, path.name)
+    temporary, handle = _temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
             if callable(write):
@@ -64,13 +67,40 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes 
             file.flush()
             if flush:
                 os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)  # still open, and so still locked
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # so that "No space left on device" says where
         raise
     return path
+
+
+def _temporary(path: Path) -> tuple[Path, int]:
+    """A new file beside ``path``, open to be written, and locked so that `sweep` sees that somebody is at it."""
+    while True:
+        # Made with the rights that any new file has: results are to be shared, and asking for the mask would change it.
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks: then nothing is swept there either
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return temporary, handle
+        os.close(handle)  # somebody has swept it up between the two
+
+
+def sweep(folder: Path, name: str = "", deep: bool = False) -> None:
+    """Remove what killed processes have left half written in a folder (and, deep, in those below it), of one file or
+    of all. Whoever is writing holds a lock on it, which ends with him."""
+    pattern = f".{glob.escape(name) or '*'}.*.tmp"
+    for path in folder.rglob(pattern) if deep else folder.glob(pattern):
+        with contextlib.suppress(OSError):  # it is locked, gone, or cannot be
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+            finally:
+                os.close(handle)
 
 
 def stamp(path: Path) -> tuple[int, int]:

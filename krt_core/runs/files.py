@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..errors import RunError
+from ..machine.home import atomic_write
 from .shapes import misfit
 
 
@@ -91,6 +92,27 @@ def read_tensors(path: Path, way_out: str) -> dict[str, Tensor]:
         return load_file(path)
     except Exception as error:  # SafetensorError, and what Rust makes of headers that are none
         raise _told(error, path, way_out) from None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
+    """Tensors as safetensors, with texts ``about`` them: the same ones are the same bytes, whose hash may be told.
+    (safetensors itself writes texts in an order that changes from call to call.)"""
+    # As it takes them: on the CPU, none sharing memory with another.
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    content = memoryview(save(plain, about))
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:end]))
+    if about:
+        header["__metadata__"] = about
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of eight
+
+    def write(file: IO[bytes]) -> None:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        file.write(content[end:])
+
+    atomic_write(path, write)
 
 
 def _told(error: Exception, path: Path, way_out: str) -> Exception:

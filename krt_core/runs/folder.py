@@ -12,29 +12,28 @@ in docs/runs.md.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from ..config import Experiment
 from ..errors import KRTError, RunError
-from ..machine.home import atomic_write, outputs_dir, resolve
+from ..machine.home import atomic_write, outputs_dir, resolve, sweep
 from ..machine.locks import only_one
 from ..options import METHODS
 from . import configuration
 from .calibration import Calibration
 from .card import card
-from .files import is_still, to_json
+from .files import is_still, to_json, write_tensors
 from .reader import Reader
 from .scores import Ahead, Scores, write_ap
 from .starts import precision_of
@@ -83,10 +82,14 @@ class Run(Reader):
             log(line)
         self.taken = []
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Hold the folder for one training; RunError if another process does. A killed process releases it."""
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one training; RunError if another process does. A killed process releases it, and what it
+        left half written is removed."""
         taken = RunError(f"{self.folder} is being trained by another process; wait for it or stop it.")
-        return only_one(self.folder / ".lock", taken)
+        with only_one(self.folder / ".lock", taken):
+            sweep(self.folder, deep=True)
+            yield
 
     def append_epoch(self, record: dict) -> None:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -116,6 +119,7 @@ class Run(Reader):
 
     def write_done(self, summary: dict) -> None:
         """The run is complete: its card, and last its numbers, `final_summary`, by which it counts."""
+        self.clear_resume()  # a start that was killed as it had finished the last session has left it
         atomic_write(self.folder / "README.md", card(self, summary))
         self.write_json("DONE", summary)
 
@@ -138,11 +142,8 @@ class Run(Reader):
         if still and session:
             tensors = {name: tensor for name, tensor in tensors.items() if not is_still(name)}
         method, kept = split(state["method"])
-        header = {
-            "format": "pt",
-            "krt": json.dumps({"experiment": self.experiment.to_dict(), "classes": state["classes"]}),
-        }
-        atomic_write(folder / "model.safetensors", save(_plain(tensors), header))
+        header = json.dumps({"experiment": self.experiment.to_dict(), "classes": state["classes"]})
+        write_tensors(folder / "model.safetensors", tensors, {"format": "pt", "krt": header})
         scores.write(folder / "scores.npz")
         ap = ap_of_session(self._protocol(state["classes"]), session, scores.scores, scores.labels, scores.ids)
         write_ap(folder / "ap.npz", ap)
@@ -151,7 +152,7 @@ class Run(Reader):
         if calibration is not None:
             calibration.write(folder / "calibration.json")
         if kept:
-            atomic_write(folder / "method.safetensors", save(_plain(kept)))
+            write_tensors(folder / "method.safetensors", kept)
         size = sum(tensor.nbytes for tensor in kept.values())
         self.write_json(f"{folder.name}/state.json", {**state, "method": method, "method_bytes": size})
 
@@ -194,8 +195,3 @@ def in_order(runs: list[Run]) -> list[Run]:
         return place, e.method, e.replay.per_class, e.replay.budget, kept, -1 if order is None else order, e.seed
 
     return sorted(runs, key=rank)
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As safetensors takes them: on the CPU, none sharing memory with another."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

@@ -35,11 +35,14 @@ def inherit(run: Run, sessions: int, experiment: Experiment, folder: Path, notes
     notes: for the beginning of its log.
     """
     if (folder / "experiment.yaml").is_file():
+        (folder / MARK).unlink(missing_ok=True)  # one that was killed as it was done has left it
         return
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
         raise RunError(f"{folder} is not empty, and no run: choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / MARK, str(run.folder))  # what was begun here may be begun again
+    for begun in folder.glob("session_*"):  # perhaps of another run, or of more sessions of it
+        shutil.rmtree(begun)
     classes = protocol_of(experiment.protocol, tuple(sorted(experiment.protocol.order))).classes
     kept, learned = run.protocol.sessions[sessions - 1].stop, _labels(run)
     for session in range(sessions):

@@ -24,8 +24,8 @@ from pathlib import Path
 import psutil
 
 from ...config import Experiment
-from ...errors import KRTError, RunError
-from ...machine.home import atomic_write, resolve
+from ...errors import RunError
+from ...machine.home import atomic_write, resolve, sweep
 from ...machine.locks import holder, only_one
 from ...machine.processes import TRAINING, Minder, lives
 from ...runs.folder import Run
@@ -125,7 +125,7 @@ def stop(folder: str | Path, grace: float = 10.0) -> bool:
     if ended.asked:
         (path / PROCESS).unlink(missing_ok=True)
     if ended.killed:
-        _tidy(path)
+        sweep(path, deep=True)  # what they have left half written
     return bool(ended.asked)
 
 
@@ -162,10 +162,3 @@ def _holder(folder: Path) -> Training | None:
             own = process.environ().get(TRAINING) == str(folder)
             return Training(folder, pid, socket.gethostname(), process.create_time(), own=own)
     return None
-
-
-def _tidy(folder: Path) -> None:
-    """Remove files that a killed process left half written."""
-    with contextlib.suppress(KRTError), Run(folder).lock():  # whoever holds the lock may be writing some
-        for path in folder.rglob(".*.tmp"):
-            path.unlink(missing_ok=True)
