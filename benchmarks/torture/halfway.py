@@ -23,9 +23,7 @@ def trained(seed: int, folder: Path) -> Counter[str]:
     rng = Random(f"halfway {seed}")
     kinds = (TRAINED[0], STILL[2], CLOSED[2], TRAINED[1], *STILL, *TRAINED, *CLOSED)
     preset = some(kinds, folder, seed, rng, 60)
-    return stopped(
-        rng, folder, lambda home: ["train", str(preset), "--folder", str(home / "run"), "--device", "cpu"]
-    )
+    return stopped(rng, folder, lambda home: ["train", str(preset), "--folder", str(home / "run"), "--device", "cpu"])
 
 
 def extended(seed: int, folder: Path) -> Counter[str]:

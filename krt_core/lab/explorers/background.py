@@ -162,4 +162,3 @@ def _holder(folder: Path) -> Training | None:
             own = process.environ().get(TRAINING) == str(folder)
             return Training(folder, pid, socket.gethostname(), process.create_time(), own=own)
     return None
-
