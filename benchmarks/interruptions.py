@@ -3,7 +3,7 @@
 Runs a matrix twice: once undisturbed, once killed (SIGKILL) at random moments and started again. In turn the victim is
 the runner, the process of a job (papermill), a notebook's kernel, a torchrun process, and everything at once, as when
 the power fails. After each kill of the runner no process may be left after ten seconds. At the end the results of both
-must be equal to the last digit.
+must be equal to the last byte.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from krt_core.lab.bench.matrix import expand, load_matrix
-from krt_core.machine.home import outputs_dir
+from krt_core.machine.home import outputs_dir, resolve
 from krt_core.machine.processes import MARK
 from krt_core.runs.folder import find_runs
 
+from .torture.same import differences
+
 VICTIMS = ("runner", "job", "kernel", "torchrun", "everything")
-PERSONAL = ("seconds", "peak_memory_mb", "commit")  # of a summary: what two equal runs may differ in
 
 
 def start(matrix: str, folder: Path, log: Path) -> subprocess.Popen:
@@ -55,14 +57,14 @@ def is_a(kind: str, process: psutil.Process) -> bool:
     return False
 
 
-def kill(victim: str, runner: subprocess.Popen, folder: Path) -> str:
+def kill(victim: str, runner: subprocess.Popen, folder: Path, rng: random.Random) -> str:
     """Kill a victim; returns which it was ("" where none of its kind is running)."""
     processes = of_matrix(folder)
     chosen = [p for p in processes if is_a(victim, p)]
     if victim == "everything":
         chosen = processes
     elif victim != "runner":
-        chosen = random.sample(chosen, min(1, len(chosen)))
+        chosen = rng.sample(chosen, min(1, len(chosen)))
     if victim in ("runner", "everything"):
         runner.kill()
     for process in chosen:
@@ -81,25 +83,26 @@ def left_after(folder: Path, seconds: float = 10.0) -> float:
     return time.monotonic() - began
 
 
-def results(folder: Path) -> dict[str, dict]:
-    """What every finished run says of itself, without its times."""
-    return {
-        run.folder.name: {key: value for key, value in run.summary.items() if key not in PERSONAL}
-        for run in find_runs(folder)
-        if run.done
-    }
+def apart(one: Path, two: Path) -> dict[str, list[str]]:
+    """Of every run that is finished in either folder of a matrix, in what it differs between the two."""
+    one, two = resolve(one), resolve(two)
+    runs = [{run.folder.relative_to(folder) for run in find_runs(folder) if run.done} for folder in (one, two)]
+    found = {str(name): ["it is finished in one alone"] for name in runs[0] ^ runs[1]}
+    return found | {str(name): differences(one / name, two / name) for name in sorted(runs[0] & runs[1])}
 
 
-def survive(matrix: str, folder: Path, victims: tuple[str, ...], pause: tuple[float, float]) -> list[str]:
+def survive(
+    matrix: str, folder: Path, victims: tuple[str, ...], pause: tuple[float, float], rng: random.Random
+) -> list[str]:
     """Run a matrix, killing the victims one after the other, each a random time (from, to) after the last start."""
     done, log = [], folder.with_suffix(".log")
     runner = start(matrix, folder, log)
     for victim in victims:
-        wait = random.uniform(*pause)
+        wait = rng.uniform(*pause)
         time.sleep(wait)
         if runner.poll() is not None:
             break
-        if killed := kill(victim, runner, folder):
+        if killed := kill(victim, runner, folder, rng):
             done.append(killed)
         if runner.poll() is not None or killed in ("runner", "everything"):
             runner.wait()
@@ -123,24 +126,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pause", type=float, nargs=2, default=(12.0, 40.0), help="seconds between start and kill")
     parser.add_argument("--folder", help="holds both results; default outputs/interruptions")
     options = parser.parse_args(arguments)
-    random.seed(options.seed)
     folder = Path(options.folder or outputs_dir() / "interruptions").resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    torchrun = load_matrix(options.matrix).gpus_per_run > 1
-    kinds = [victim for victim in VICTIMS if torchrun or victim != "torchrun"]
-    victims = tuple(kinds[i % len(kinds)] for i in range(options.kills))
-    if start(options.matrix, folder / "plain", folder / "plain.log").wait():
-        raise RuntimeError(f"the matrix does not even run undisturbed: see {folder / 'plain.log'}")
-    killed = survive(options.matrix, folder / "killed", victims, tuple(options.pause))
-    one, two = results(folder / "plain"), results(folder / "killed")
-    trainings = sum(job.trains for job in expand(load_matrix(options.matrix)))
-    equal = one == two and len(one) == trainings
-    report = {"victims": killed, "runs": len(two), "of": trainings, "equal": equal}
+    report = interrupt(options.matrix, folder, options.kills, options.seed, tuple(options.pause))
     print(json.dumps(report))
-    for name in one:
-        if one[name] != two.get(name):
-            print(name, {k: (v, (two.get(name) or {}).get(k)) for k, v in one[name].items() if v != two[name].get(k)})
-    return 0 if equal else 1
+    return 0 if report["equal"] else 1
+
+
+def interrupt(matrix: str, folder: Path, kills: int, seed: int, pause: tuple[float, float]) -> dict[str, Any]:
+    """Run a matrix undisturbed and killed: which ``victims`` there were, how many ``runs`` of how many there are,
+    whether they are ``equal``, and in what they are ``apart``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torchrun = load_matrix(matrix).gpus_per_run > 1
+    kinds = [victim for victim in VICTIMS if torchrun or victim != "torchrun"]
+    victims = tuple(kinds[i % len(kinds)] for i in range(kills))
+    if start(matrix, folder / "plain", folder / "plain.log").wait():
+        raise RuntimeError(f"the matrix does not even run undisturbed: see {folder / 'plain.log'}")
+    killed = survive(matrix, folder / "killed", victims, pause, random.Random(seed))
+    runs = apart(folder / "plain", folder / "killed")
+    trainings = sum(job.trains for job in expand(load_matrix(matrix)))
+    differing = {name: why for name, why in runs.items() if why}
+    equal = not differing and len(runs) == trainings
+    return {"victims": killed, "runs": len(runs), "of": trainings, "equal": equal, "apart": differing}
 
 
 if __name__ == "__main__":

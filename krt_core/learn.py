@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -210,5 +211,9 @@ def make_schedule(
 
 
 def set_seed(*numbers: int) -> None:
-    """Seed torch from several numbers, such as (seed, session, epoch)."""
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
+    """Seed torch from several numbers, such as (seed, session, epoch); NumPy and Python too, by which a method or a
+    transform of one's own may draw."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)

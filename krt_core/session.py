@@ -226,10 +226,10 @@ class _Training:
     # ---- grow ----
 
     def _grow(self, session: Session) -> None:
+        set_seed(self.experiment.seed, session.index)  # also where nothing is added: a method may draw at its start
         if session.start == session.stop:
             return
         self.model = renewed(self.first, self.model) if self.first else self.model  # each session anew, or on and on
-        set_seed(self.experiment.seed, session.index)
         self.model.add_session(session.stop - session.start)
 
     def _stands_from(self, index: int) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from krt_core.machine.home import outputs_dir
 
-from . import halfway, kills
+from . import halfway, kills, matrix
 from .frame import Attempt, Tally, once, told, torture
 
 ATTEMPTS = [
@@ -22,6 +22,7 @@ ATTEMPTS = [
     Attempt("several", kills.several, share=2),
     Attempt("halfway", halfway.trained, share=3),
     Attempt("halfway-extend", halfway.extended),
+    Attempt("bench", matrix.benched, share=2),
 ]
 
 

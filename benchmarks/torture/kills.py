@@ -15,15 +15,14 @@ from .frame import Lost
 from .same import differences
 from .world import CLOSED, KNOWN, STILL, TRAINED, some, write_images
 
-MOST = 12  # kills of one run, which is then left alone
+MOST, FEWER = 12, 6  # kills of one run, which is then left alone; fewer where a start takes long
 FRESH = 6  # one in so many starts loads everything anew, so that it can be killed while it does
 
 
-def until_done(
-    arguments: Sequence[str], home: Path, usual: float, rng: Random, several: bool = False, most: int = MOST
-) -> Counter[str]:
+def until_done(arguments: Sequence[str], home: Path, usual: float, rng: Random, several: bool = False) -> Counter[str]:
     """Start a command again and again, killed after a part of the ``usual`` seconds, until it ends well."""
     tried: Counter[str] = Counter()
+    most = FEWER if several else MOST
     while True:
         fresh = several or rng.random() < 1 / FRESH
         child = Child(arguments, home, fresh=fresh)
@@ -82,7 +81,7 @@ def several(seed: int, folder: Path) -> Counter[str]:
     rng = Random(f"several {seed}")
     preset = some(TRAINED, folder, seed, rng)
     how = "--device", "cpu", "--processes", "2"
-    return _killed(rng, folder, lambda home: ["train", str(preset), "--folder", str(home / "run"), *how], True, 6)
+    return _killed(rng, folder, lambda home: ["train", str(preset), "--folder", str(home / "run"), *how], True)
 
 
 def extended(seed: int, folder: Path) -> Counter[str]:
@@ -102,10 +101,10 @@ def extended(seed: int, folder: Path) -> Counter[str]:
 
 
 def _killed(
-    rng: Random, folder: Path, arguments: Callable[[Path], Sequence[str]], several: bool = False, most: int = MOST
+    rng: Random, folder: Path, arguments: Callable[[Path], Sequence[str]], several: bool = False
 ) -> Counter[str]:  # fmt: skip
     """A command left alone and one that is killed, each in a home of its own: are they the same?"""
     whole = Child(arguments(folder / "whole"), folder / "whole", fresh=several).well()
-    tried = until_done(arguments(folder / "killed"), folder / "killed", whole.seconds, rng, several, most)
+    tried = until_done(arguments(folder / "killed"), folder / "killed", whole.seconds, rng, several)
     compare(folder)
     return tried

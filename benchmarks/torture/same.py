@@ -48,7 +48,9 @@ def _computed(value: Any) -> Any:
 
 def _apart(one: Any, two: Any, place: str = "") -> str:
     """Where two JSON values part first, and how; empty where they are equal."""
-    if isinstance(one, dict) and isinstance(two, dict) and one.keys() == two.keys():
+    if isinstance(one, dict) and isinstance(two, dict):
+        if alone := one.keys() ^ two.keys():
+            return f"{place}.{min(alone)} is in one alone: {(one | two)[min(alone)]}".lstrip(".")
         return next((why for key in one if (why := _apart(one[key], two[key], f"{place}.{key}"))), "")
     if isinstance(one, list) and isinstance(two, list) and len(one) == len(two):
         parts = enumerate(zip(one, two, strict=True))

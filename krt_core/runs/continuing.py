@@ -57,10 +57,14 @@ class Continuing:
     @property
     def exemplars(self) -> list[str]:
         """Ids of what the sessions before the last have stored and the last is to replay."""
-        replay = self.run.experiment.replay
+        experiment = self.run.experiment
+        replay, before = (
+            experiment.replay,
+            len(experiment.protocol.sizes) - 2,
+        )  # the same once the last is finished, too
         if not self.grown or not self.finished or not (replay.per_class or replay.budget):
             return []
-        return [one for ids in self.run.session_state(self.finished - 1)["exemplar_ids"] for one in ids]
+        return [one for ids in self.run.session_state(before)["exemplar_ids"] for one in ids]
 
     @property
     def weights(self) -> dict[str, Any] | None:

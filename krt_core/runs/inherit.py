@@ -15,7 +15,7 @@ import numpy as np
 from ..config import Experiment
 from ..data import open_halves
 from ..errors import KRTError, RunError
-from ..machine.home import atomic_write
+from ..machine.home import atomic_write, sweep
 from ..protocol import protocol_of, shown_by
 from . import configuration
 from .files import to_json
@@ -37,6 +37,7 @@ def inherit(run: Run, sessions: int, experiment: Experiment, folder: Path, notes
     if (folder / "experiment.yaml").is_file():
         (folder / MARK).unlink(missing_ok=True)  # one that was killed as it was done has left it
         return
+    sweep(folder)  # the mark itself may be half written
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARK).is_file():
         raise RunError(f"{folder} is not empty, and no run: choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)

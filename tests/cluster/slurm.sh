@@ -80,9 +80,10 @@ cat "$folder/slurm.log"
 .venv/bin/python - "$folder/plain" "$folder/slurm" <<'PY'
 import json, sys
 from pathlib import Path
-from benchmarks.interruptions import results
-one, two = (results(Path(folder)) for folder in sys.argv[1:])
+from benchmarks.interruptions import apart
+runs = apart(*map(Path, sys.argv[1:]))
 attempts = [json.loads(p.read_text())["attempts"] for p in Path(sys.argv[2]).glob("jobs/*/state.json")]
-print(json.dumps({"runs": len(two), "equal": one == two, "attempts": sorted(attempts)}))
-sys.exit(not (one and one == two and max(attempts) > 1))
+equal = bool(runs) and not any(runs.values())
+print(json.dumps({"runs": len(runs), "equal": equal, "attempts": sorted(attempts)}))
+sys.exit(not (equal and max(attempts) > 1))
 PY

@@ -27,7 +27,9 @@ def save(figure: Figure, folder: str | Path, name: str) -> Figure:
     with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType: journals refuse Type 3 fonts
         for kind in ("png", "pdf"):
             path = resolve(folder) / f"{name}.{kind}"
-            atomic_write(path, lambda file, kind=kind: figure.savefig(file, format=kind, dpi=150, bbox_inches="tight"))
+            undated = {"CreationDate": None} if kind == "pdf" else None  # the same figure is the same bytes
+            how = {"format": kind, "dpi": 150, "bbox_inches": "tight", "metadata": undated}
+            atomic_write(path, lambda file, how=how: figure.savefig(file, **how))
     return figure
 
 
