@@ -29,7 +29,6 @@ from krt_core.lab.report.html import html_report
 from krt_core.lab.report.latex import latex_report
 from krt_core.presets import preset_names
 from krt_core.runs.calibration import Calibration
-from krt_core.runs.card import card
 from krt_core.runs.folder import Run
 from krt_core.runs.inherit import inherit
 from krt_core.session import train
@@ -351,6 +350,10 @@ def _read_grown(folder: Path, rng: Random) -> None:
     def look(read: Callable[[Run], object]) -> Callable[[], object]:
         return lambda: read(Run(folder / "run"))
 
+    def report() -> None:
+        if runs := collect([folder])[0]:
+            summary_table(runs_table(runs))
+
     def split(kind: str) -> Callable[[], object]:
         return look(lambda run: open_dataset(run.experiment.data, kind).digest())
 
@@ -358,10 +361,9 @@ def _read_grown(folder: Path, rng: Random) -> None:
         each(
             split("train"), split("test"), split("validation"),
             look(lambda run: open_halves(run.experiment.data).notes),
-            look(lambda run: labels_of([run])), look(lambda run: summary_table(runs_table([run]))),
+            look(lambda run: labels_of([run])), report,
             look(lambda run: [run.calibration(t) for t in (0, 1)]),
             look(lambda run: [run.epochs_of(t) for t in (0, 1)]), look(lambda run: analysis.lost_images(run, 0)),
-            look(lambda run: card(run, run.final_summary())),
             look(lambda run: train(run.experiment, run.folder, show="none", device="cpu")), grow,
         )  # fmt: skip
 

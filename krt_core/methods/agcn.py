@@ -83,6 +83,7 @@ class AGCN(OwnHead):
     old_head: ClassGraph | None
     Options = AGCNOptions
     needs_maps = False
+    only_new = True
     knows_unknown = True
     paper = "Du et al., ICME 2022"
     stores = "the correlation of the classes, and the last session's graph"

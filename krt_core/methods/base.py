@@ -112,6 +112,7 @@ class Method:
     sees: ClassVar[Sees] = "session"  # "seen": all images and labels shown so far, each session trained anew from the
     # first weights; "all": every label of every class, in one training
     replays: ClassVar[bool] = True  # are exemplars mixed into later sessions, when replay is configured?
+    only_new: ClassVar[bool] = False  # does its loss look at labels of a session's own classes alone?
     needs_exemplars: ClassVar[bool] = False  # is there nothing to it without them?
     asks_old_scores: bool = False  # does start_session use context.old_scores?
     goes_on_from: ClassVar[tuple[str, ...]] = ()  # keys of `state` without which it cannot learn a further session

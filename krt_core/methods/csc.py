@@ -81,6 +81,7 @@ class ActivationGraph(GrowingHead):
 class CSC(OwnHead):
     head: ActivationGraph
     Options = CSCOptions
+    only_new = True
     knows_unknown = True
     paper = "Zhang et al., ECCV 2024"
     stores = "the last session's graph"

@@ -84,6 +84,7 @@ class Lanes(GrowingHead):
 
 class MultiLane(OwnHead):
     Options = MultiLaneOptions
+    only_new = True
     knows_unknown = True
     hidden = -1
     paper = "De Min et al., CoLLAs 2024"

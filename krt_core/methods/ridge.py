@@ -183,7 +183,7 @@ class Ridge(Method):
     def _set_heads(self, context: Context) -> None:
         assert self.statistics is not None  # nosec B101
         W, b = self.solution(self.statistics)
-        self.old = read_heads(context.model.heads[:-1])
+        self.old = self._old_heads(context)
         set_heads(context.model.heads, W, b)
 
     def without(self, rows: np.ndarray) -> AbstractContextManager[None] | None:
@@ -208,11 +208,17 @@ class Ridge(Method):
         finally:
             heads.load_state_dict(learned)
 
+    @staticmethod
+    def _old_heads(context: Context) -> tuple[Tensor, Tensor] | None:
+        """`read_heads` of the classes before the session; one that brings no class has no head of its own."""
+        heads, own = list(context.model.heads), context.session
+        return read_heads(heads[:-1] if own.start < own.stop else heads)
+
     def drift(self) -> Moments | None:
         """From the sums: no image is needed."""
         if self.statistics is None or self.old is None:
             return None
-        (W, b), now = self.old, read_heads(self.context.model.heads[:-1])
+        (W, b), now = self.old, self._old_heads(self.context)
         assert now is not None  # nosec B101
         moments = W.new_zeros(4, len(b))
         for columns in self.statistics.together(range(len(b))):

@@ -194,7 +194,10 @@ class Reader:
         path = self.session_folder(session) / "scores.npz"
         if not path.is_file():
             raise RunError(f"{path} is missing: session {session + 1} of {self.folder.name} is not finished.")
-        return Scores.read(path, len(self.protocol.classes), self.way_out(session))
+        found, learned = Scores.read(path, len(self.protocol.classes), self.way_out(session)), self.protocol.sessions
+        if found.scores.shape[1] != (stop := learned[session].stop if session < len(learned) else 0):
+            raise damaged(path, f"it must hold scores of {stop} classes", self.way_out(session))
+        return found
 
     def calibration(self, session: int) -> Calibration:
         """How scores after a session become probabilities; of a run that calibrates nothing: as they are."""

@@ -77,15 +77,10 @@ def extend(
     found = look_at_new(run, sessions, data, mine, dict(same or {}), tuple(new), known, ask)
     experiment = grown_experiment(run, sessions, found, others)
     check_method(run, sessions, experiment)
+    check_learns(experiment, found)
     path = resolve(folder) if folder else outputs_dir() / experiment.run_name()
     if path == run.folder:
         raise ConfigError(f"--folder {path} is the run itself, which stays as it is: choose another.")
-    if found.alone and not method_class(experiment.method).has_own("fit"):
-        found.notes.append(
-            f"every image to learn from shows {', '.join(found.alone)}: nothing tells {experiment.method} where it is "
-            "absent, and it learns to see it everywhere. Bring images without it, too, or extend a run of ridge or "
-            "census, which count the old images as not showing it"
-        )
     for note in found.notes if show != "none" else ():
         print(printable(note), flush=True)
     inherit(run, sessions, experiment, path, found.notes)
@@ -258,4 +253,25 @@ def check_method(run: Run, sessions: int, experiment: Experiment) -> None:
         raise ConfigError(
             f"{by_run} and has not kept what {name} goes on from ({', '.join(lacking)}). Extend it by {before.method}, "
             f"or train a run of {name} first."
+        )
+
+
+def check_learns(experiment: Experiment, found: New) -> None:
+    """ConfigError where the method learns nothing from such data; notes on what it cannot learn from them."""
+    name, kind = experiment.method, method_class(experiment.method)
+    old = [of for of in found.added.classes if dict(found.added.same).get(of, of) not in found.classes]
+    if kind.only_new and not found.classes:
+        raise ConfigError(
+            f"method {name} learns from the labels of new classes alone, and these data bring none. Runs of ridge, "
+            "census, krt and most other methods learn more of old classes, too."
+        )
+    if kind.only_new and old:
+        found.notes.append(
+            f"{name} learns from the labels of new classes alone: those of {', '.join(old)} are not used"
+        )
+    if found.alone and not kind.has_own("fit"):
+        found.notes.append(
+            f"every image to learn from shows {', '.join(found.alone)}: nothing tells {name} where it is absent, and "
+            "it learns to see it everywhere. Bring images without it, too, or extend a run of ridge or census, which "
+            "count the old images as not showing it"
         )

@@ -214,6 +214,27 @@ def test_more_images_of_old_classes_alone(own, tmp_path):
         shutil.rmtree(tmp_path / "old")
 
 
+@pytest.mark.parametrize("method", [
+    "ridge", "census", "l3a", "krt", "finetune", "masked", "lwf", "ewc", "pod", "rebll", "kbk",
+])  # fmt: skip
+def test_a_session_without_a_class_of_its_own_is_calibrated_too(own, tmp_path, method):
+    more = annotated(write_coco(tmp_path / "more", seed=7), ("ant", "cat"))
+    run = own(method, data__validation=0.25)
+    new = extend(run, more, show="none")
+    assert new.done and len(new.calibration(3).a) == 3 and new.calibration(3).images > run.calibration(2).images
+    assert np.isfinite(new.curve()).all()
+
+
+@pytest.mark.parametrize("method", ["agcn", "csc", "multilane"])
+def test_methods_that_learn_from_new_classes_alone_say_so(own, march, tmp_path, method):
+    run = own(method)
+    with pytest.raises(ConfigError, match="learns from the labels of new classes alone, and these data bring none"):
+        extend(run, annotated(write_coco(tmp_path / "more", seed=7), ("ant", "cat")))
+    new = extend(run, march, show="none")
+    log = (new.folder / "log.txt").read_text()
+    assert f"{method} learns from the labels of new classes alone: those of cat are not used" in log
+
+
 # ---- what is tested on ----
 
 
