@@ -101,8 +101,8 @@ def _work(arguments: list[str], home: str, seam: Seam | None, mouth: Connection)
     for handle in (1, 2):
         os.dup2(mouth.fileno(), handle)
     mouth.close()  # which ends with this process
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115  # open as long as the process is there
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115  # open as long as the process is there
+    sys.stderr = open(2, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
     import torch
 
     from krt_core import cli
