@@ -48,7 +48,7 @@ def ours(**options):
         context = SimpleNamespace(
             model=SimpleNamespace(width=D, heads=heads), session=Session(index, start, stop), world=World(),
             embeddings=lambda x=x, batch=batch: iter([(torch.from_numpy(x), batch)]), log=lambda text: None,
-            protocol=SimpleNamespace(classes=tuple("abcdef")),
+            protocol=SimpleNamespace(classes=tuple("abcdef")), own=len(x),
         )  # fmt: skip
         method.fit(context)
         found.append([part.numpy() for part in method.statistics.solution(PENALTY)])
