@@ -1,6 +1,6 @@
 """What docs/runs.md promises of two runs with one seed. The same to the last bit: in as many threads on one machine,
-with and without caches. Within a stated tolerance: in other numbers of threads and processes, in other batches of testing,
-and compiled. And the records name what broke it.
+with and without caches. Within a stated tolerance: in other numbers of threads and processes, in other batches of
+testing, and compiled. And the records name what broke it.
 """
 
 import os
