@@ -25,8 +25,11 @@ from .precision import set_tf32
 
 # What computes, or makes pixels and labels of files: another version may round otherwise.
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow", "pycocotools", "scikit-learn", "pandas")
-# Variables by which the libraries below PyTorch and NumPy choose how they compute.
-STEERING = ("ATEN_CPU_", "CUBLAS_", "CUDNN_", "DNNL_", "MKL_", "NVIDIA_TF32_", "ONEDNN_", "OPENBLAS_", "TORCH_ALLOW_")
+# Variables, by their beginnings, that tell the libraries below PyTorch and NumPy how to compute.
+STEERING = {
+    "cpu": ("ATEN_CPU_", "DNNL_", "MKL_", "ONEDNN_", "OPENBLAS_"),
+    "cuda": ("CUBLAS_", "CUDNN_", "NVIDIA_TF32_", "TORCH_ALLOW_"),
+}
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ def environment(runtime: Runtime) -> dict:
     if runtime.device.type == "cuda":
         hardware |= {"gpu": torch.cuda.get_device_name(runtime.device), "driver": driver_version()}
         versions |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+    steering = STEERING.get(runtime.device.type, ())
     return {
         "python": platform.python_version(),
         "versions": versions,
@@ -158,7 +162,7 @@ def environment(runtime: Runtime) -> dict:
         "host": platform.node(),
         "commit": git_commit(),
         "reasons": runtime.reasons,
-        "steered": {key: value for key, value in sorted(os.environ.items()) if key.startswith(STEERING)},
+        "steered": {key: value for key, value in sorted(os.environ.items()) if key.startswith(steering)},
     }
 
 

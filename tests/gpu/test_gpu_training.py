@@ -6,6 +6,7 @@ import pytest
 import torch
 from on_gpu import CUDA, everywhere, needs, on_gpu
 
+from krt_core.lab.analysis import compared
 from krt_core.learn import Learner
 from krt_core.machine.precision import set_tf32
 from krt_core.runs.progress import Progress
@@ -45,6 +46,16 @@ def test_a_small_training(tiny, tmp_path, device, precision):
     if device != "cpu":
         assert hardware["gpu"] and hardware["driver"] and run.environment["versions"]["cuda"]
         assert reasons["tf32"].startswith("off") and not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("method", ["ridge", "census"])
+@everywhere
+def test_closed_forms_are_those_of_the_cpu(tiny, tmp_path, device, method):
+    """Nothing is trained, so that rounding does not grow."""
+    plain = train(tiny(method=method), tmp_path / "plain", show="none", device="cpu")
+    found = compared(plain, train(tiny(method=method), tmp_path / "run", show="none", device=device))
+    assert found.same if device == "cpu" else found.table["scores"].max() < 1e-3, found.words()
+    assert not found.causes or found.causes[0].startswith("device: cpu and cuda")
 
 
 @pytest.mark.parametrize("method", ["pod", "finetune", "joint"])

@@ -61,6 +61,9 @@ def test_a_start_like_the_one_before_makes_no_mixture(tiny, tmp_path):
         ("cpu_name", lambda: "another CPU", "machine: "),
         ("platform.python_version", lambda: "3.99.0", "python: "),
         ("importlib.metadata.version", lambda name: "9.9", "torch: "),
+        ("torch.get_num_threads", lambda: 3, "threads: 1, then 3"),
+        ("torch.backends.cpu.get_cpu_capability", lambda: "DEFAULT", "CPU capability: "),
+        ("os.environ", {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}, "variables: none, then ONEDNN_MAX_CPU_ISA=AVX2"),
     ],
 )
 def test_another_machine_or_version_goes_on_and_is_marked(tiny, tmp_path, monkeypatch, target, value, said):

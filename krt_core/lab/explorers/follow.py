@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +40,13 @@ class Followed:
         elif self._run is None:
             self._run = Run(self.folder)
         return self._run
+
+    @property
+    def opened(self) -> Run | None:
+        """The run folder where its configuration can be read; of a newer version it cannot, which `read` says."""
+        with contextlib.suppress(KRTError):
+            return self.run if self.run and self.run.experiment else None
+        return None
 
     @property
     def leak(self) -> str | None:

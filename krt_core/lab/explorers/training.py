@@ -82,11 +82,11 @@ class TrainingView:
 
     def figure(self) -> Figure:
         """Loss and mAP of all that has begun, see `krt_core.lab.figures.training.training_progress`."""
-        return training_progress([row.run for row in self.rows if row.run])
+        return training_progress([row.opened for row in self.rows if row.opened])
 
     def finished(self) -> list[Run]:
         """Runs that are done, in the order of the rows. Raises RunError while there is none."""
-        runs = [row.run for row in self.rows if row.run and row.run.done]
+        runs = [row.opened for row in self.rows if row.opened and row.opened.done]
         if not runs:
             raise RunError("No training is done yet: press Start all above, wait, and run this cell again.")
         return runs

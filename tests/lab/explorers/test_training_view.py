@@ -331,3 +331,15 @@ def test_a_training_outlives_the_kernel_that_started_it(tiny, home):
     wait_for(lambda: lines(folder) >= 2)
     (folder / PROCESS).unlink()  # as if the kernel had died before it wrote this
     assert find(folder).own and stop(folder) and not of_test(home)
+
+
+def test_a_run_of_a_newer_version_hides_no_other(tiny, home):
+    experiments = [tiny(train__epochs=1, method="finetune"), tiny(method="joint")]
+    view = TrainingView(experiments, "outputs")
+    done, newer = (row.folder for row in view.rows)
+    train(experiments[0], done, show="none")
+    Run.create(experiments[1], newer)
+    (newer / "environment.json").write_text('{"versions": {"krt-core": "99.1.0"}}')
+    assert [run.folder for run in view.finished()] == [done] and view.figure().axes
+    table = view.table()
+    assert table["state"].tolist() == ["done", "failed"] and "was written by version 99.1.0" in table["note"][1]
