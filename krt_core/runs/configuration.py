@@ -13,11 +13,12 @@ from pathlib import Path
 from safetensors import safe_open
 
 from ..config import BESIDE, Experiment, experiment_from, parse_yaml
-from ..errors import KRTError, RunError
+from ..errors import ConfigError, KRTError, RunError
 from ..machine.home import atomic_write
 from .files import damaged
 
 NAME = "experiment.yaml"
+OTHER_VERSION = "If another version of the workbench made this folder, open it with that one."
 START, END = "---\n", "...\n"  # a file that has the one has lost its end where it lacks the other
 
 
@@ -36,7 +37,10 @@ def read(folder: Path) -> Experiment:
         raise damaged(path, error, way_out) from None
     if not content or (text.startswith(START) and not text.endswith(END)):
         raise damaged(path, "its end is missing", way_out)
-    return experiment_from(content, str(path), stored=True)
+    try:
+        return experiment_from(content, str(path), stored=True)
+    except ConfigError as error:
+        raise ConfigError(f"{error} {OTHER_VERSION}") from None
 
 
 def taken(folder: Path, stored: Experiment, asked: Experiment, precision: str | None) -> tuple[Experiment, list[str]]:
