@@ -106,6 +106,11 @@ def class_folders(root: Path, said: Said) -> ClassFolders | None:
         inner = [path for top in halves or (root,) for path in _folders(top / only) if holds_images(path)]
         hint = f"Are the classes in it? Then set data.root to {inner[0].parent}." if inner else WAY_OUT
         raise DataError(f"{root} has no table, and one folder of images alone ({only}), which is one class. {hint}")
+    if all(label.lower().rstrip("0123456789-_ ") in HALVES for label in classes):
+        raise DataError(
+            f"{root} has no annotations, and its folders ({', '.join(sorted(classes))}) are called as halves of a data "
+            f"set are, not as classes. {WAY_OUT}"
+        )
     notes = [f"folders are classes: {len(classes)} of them"]
     if others:
         shown = ", ".join(sorted(others)[:4])

@@ -50,7 +50,9 @@ def layout_of(path: str | Path) -> str:
             return "table"
     except PermissionError as error:
         raise DataError(f"{error.filename or root} cannot be read ({error.strerror}).") from None
-    raise DataError(f"{root} has no annotations. Looked for {LOOKED_FOR}.")
+    raise DataError(
+        f"{root} has no annotations. Looked for {LOOKED_FOR}. For images without any write a table, such as path,tags."
+    )
 
 
 def _or_file(found: dict[str, str]) -> str:

@@ -114,7 +114,7 @@ class Continuing:
         run, finished, resume = self.run, self.finished, self.resume
         ahead = None
         if finished:
-            model.load_state_dict(run.model_state(finished - 1))
+            run.fill(model, finished - 1)
             method.load_state(run.method_state(finished - 1))
             self._remember(memory, method, ids)
             with contextlib.suppress(RunError):  # a damaged one is made again

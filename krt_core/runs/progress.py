@@ -91,7 +91,8 @@ class Progress:
         self.write(force=True, state="done")
         self.log(
             f"done: average mAP {summary['average_mAP']:.2f}, last {summary['last_mAP']:.2f}, "
-            f"forgetting {summary['forgetting']:.2f} (max − last per class, whole test set), {summary['seconds']:.0f} s"
+            f"forgetting {summary['forgetting']:.2f} (max − last per class, on the same test images), "
+            f"{summary['seconds']:.0f} s"
         )
 
     def epoch(self, record: dict[str, Any]) -> None:

@@ -298,6 +298,20 @@ class Reader:
         first = read_tensors(below, self.way_out(0))
         return tensors | {name: tensor for name, tensor in first.items() if name not in tensors and is_still(name)}
 
+    def fill(self, model: torch.nn.Module, session: int) -> None:
+        """Give a network the weights after a session; RunError where they are not of such a network."""
+        tensors = self.model_state(session)
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            path, lines = self.session_folder(session) / "model.safetensors", str(error).splitlines()
+            raise RunError(
+                f"{path} is not of the network that {self.folder / 'experiment.yaml'} describes "
+                f"({''.join(lines[1:2]).strip().rstrip('.')}): it was put there from another run, or made by another "
+                "version of the workbench. Open it with that one, copy the right file there, or "
+                f"{self.way_out(session)}"
+            ) from None
+
     def load_resume(self) -> dict[str, Any] | None:
         """Where an interrupted session goes on; None where there is none. RunError if the file is damaged."""
         path = self.folder / "resume.pt"

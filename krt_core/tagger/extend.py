@@ -27,6 +27,7 @@ from ..presets.checking import convert
 from ..presets.sections import Added
 from ..runs.folder import Run
 from ..runs.inherit import inherit
+from ..weights.convert import load_method, load_model
 from .alike import Ask, spelt_alike
 
 TEST_SHARE = 0.2  # of new data without a test half
@@ -78,6 +79,8 @@ def extend(
     experiment = grown_experiment(run, sessions, found, others)
     check_method(run, sessions, experiment)
     check_learns(experiment, found)
+    if run.leak:
+        found.notes.append(f"LEAK: {run.leak}, and what grows from it is marked, too")
     path = resolve(folder) if folder else outputs_dir() / experiment.run_name()
     if path == run.folder:
         raise ConfigError(f"--folder {path} is the run itself, which stays as it is: choose another.")
@@ -98,8 +101,7 @@ def _sessions(run: Run, session: int | None) -> int:
     weights = run.session_folder(sessions - 1) / "model.safetensors"
     if not weights.is_file():
         raise RunError(f"{weights} is missing: a run grows from its weights. Copy it from where the run was trained.")
-    run.model_state(sessions - 1)
-    run.method_state(sessions - 1)
+    load_method(run, sessions - 1, load_model(run, sessions - 1))
     return sessions
 
 
@@ -191,10 +193,10 @@ def _known(run: Run, train: MultiLabelDataset, known: str, notes: list[str]) -> 
     first = f"{len(rows)} of {len(train)} images are ones that {run.folder.name} has learned from, the first is "
     first += str(train.path(rows[0]))
     if known == "refuse":
-        raise DataError(f"{first}. known=skip leaves them out, known=keep learns from them again.")
+        raise DataError(f"{first}. --known skip leaves them out, --known keep learns from them again.")
     notes.append(f"{first}: {'left out' if known == 'skip' else 'learned from again'}")
     if known == "skip" and len(rows) == len(train):
-        raise DataError(f"{first}: with known=skip none is left.")
+        raise DataError(f"{first}: with --known skip none is left.")
     return tuple(train.ids[rows].tolist()) if known == "skip" else ()
 
 

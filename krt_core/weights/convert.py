@@ -38,7 +38,7 @@ def load_model(run: Run, session: int) -> Network:
     }
     for head in sorted(heads):
         model.add_session(heads[head])
-    model.load_state_dict(tensors)
+    run.fill(model, session)
     if state["classes"] != list(run.protocol.classes):
         raise RunError(f"{run.folder}: classes of session {session + 1} do not follow from the protocol.")
     model.leak = run.leak

@@ -238,3 +238,11 @@ def test_the_loss_of_a_training_that_runs_away_damages_nothing(tmp_path):
     for epoch, loss in enumerate((1.0, 3e25, -4e18, None)):
         run.append_epoch({"session": 0, "epoch": epoch, "loss": loss})
     assert [line["epoch"] for line in run.epochs] == [0, 1, 2, 3]
+
+
+def test_scores_of_another_session_are_named(tmp_path):
+    """The file of an earlier session, put where that of a later one should be, has fewer classes."""
+    run = finished(folder=str(tmp_path / "run"))
+    shutil.copy(run.session_folder(1) / "scores.npz", run.session_folder(2) / "scores.npz")
+    with pytest.raises(RunError, match=r"session_02/scores.npz is damaged \(it must hold scores of 6 classes\)"):
+        Run(run.folder).scores(2)
