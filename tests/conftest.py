@@ -24,6 +24,9 @@ def pytest_collection_modifyitems(items):
         marker = item.get_closest_marker("timeout")
         return marker.args[0] if marker and marker.args else 0
 
+    # The processes of pytest-xdist must collect the same names.
+    if addressed := [item.nodeid for item in items if " at 0x" in item.nodeid]:
+        raise pytest.UsageError(f"a test is named by an address, which differs in each process: {addressed[0]}")
     items.sort(key=lambda item: (item.get_closest_marker("slow") is None, -allowed(item)))
 
 
