@@ -66,8 +66,7 @@ def once(attempt: Attempt, seed: int, folder: Path, tally: Tally, say: Callable[
     else:
         tally.tried += tried
         shutil.rmtree(own, ignore_errors=True)
-        words = ", ".join(f"{count} {what}" for what, count in tried.items())
-        say(f"{attempt.kind} {seed}: {words}; {time.monotonic() - began:.0f} s")
+        say(f"{attempt.kind} {seed}: {_listed(tried)}; {time.monotonic() - began:.0f} s")
     tally.seconds += time.monotonic() - began
 
 
@@ -76,10 +75,13 @@ def told(tallies: dict[str, Tally]) -> str:
     lines, every = [], Counter()
     for kind, tally in tallies.items():
         every += tally.tried
-        words = ", ".join(f"{count} {what}" for what, count in sorted(tally.tried.items())) or "nothing"
         seeds = f"seeds {tally.seeds[0]} to {tally.seeds[-1]}" if tally.seeds else "no seed"
-        lines.append(f"{kind:<14} {len(tally.seeds)} attempts ({seeds}), {tally.seconds:.0f} s: {words}")
+        lines.append(f"{kind:<14} {len(tally.seeds)} attempts ({seeds}), {tally.seconds:.0f} s: {_listed(tally.tried)}")
     lost = [text for tally in tallies.values() for text in tally.lost]
-    lines.append("in all: " + (", ".join(f"{count} {what}" for what, count in sorted(every.items())) or "nothing"))
+    lines.append(f"in all: {_listed(every)}")
     lines.append("lost: " + ("nothing" if not lost else f"{len(lost)} attempts\n" + "\n".join(lost)))
     return "\n".join(lines)
+
+
+def _listed(tried: Counter[str]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in sorted(tried.items())) or "nothing"

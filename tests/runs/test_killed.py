@@ -16,6 +16,7 @@ from safetensors import safe_open
 
 from krt_core.data import open_dataset
 from krt_core.data.store import ImageStore
+from krt_core.lab.figures.figure import new_figure, save
 from krt_core.learn import Learner
 from krt_core.machine.home import atomic_write, sweep
 from krt_core.methods.finetune import Finetune
@@ -106,6 +107,16 @@ def test_the_same_weights_are_the_same_bytes(tmp_path):
     with safe_open(tmp_path / "0.safetensors", "pt") as file:
         assert file.metadata() == about and torch.equal(file.get_tensor("b"), tensors["b"])
         assert file.get_tensor("a").item() == 1
+
+
+def test_the_same_figure_is_the_same_bytes(tmp_path, monkeypatch):
+    for second in ("1", "2"):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", second)  # what matplotlib takes for the date
+        figure, axes = new_figure(2, 2)
+        axes.plot([1, 2])
+        save(figure, tmp_path / second, "loss")
+    for kind in ("png", "pdf"):
+        assert (tmp_path / "1" / f"loss.{kind}").read_bytes() == (tmp_path / "2" / f"loss.{kind}").read_bytes()
 
 
 # ---- a run that was being grown ----
