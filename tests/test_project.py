@@ -10,8 +10,11 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
+OLDEST = ROOT / "tools" / "oldest.txt"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -32,6 +35,17 @@ def test_environment_yml_has_the_pins_of_pyproject():
     pip = next(d["pip"] for d in content["dependencies"] if isinstance(d, dict))
     assert {d for d in pip if d != "-e ."} == newest | set(extras["photos"]) and "-e ." in pip
     assert all(re.fullmatch(r"[\w-]+==[\d.]+", d) for d in newest)
+
+
+def test_the_oldest_versions_are_of_packages_that_are_pinned_and_no_newer():
+    dependencies, _ = _pins()
+    pins = {(one := Requirement(line)).name: one for line in dependencies if "<" not in line.partition(";")[2]}
+    oldest = [Requirement(line) for line in OLDEST.read_text().splitlines() if line[0] != "#"]
+    said = (ROOT / "docs" / "install.md").read_text()
+    for one in oldest:
+        version, pin = (str(line.specifier).removeprefix("==") for line in (one, pins[one.name]))
+        assert Version(version) <= Version(pin), one
+        assert f"{one.name} {version}" in said, f"docs/install.md does not say {one.name} {version}"
 
 
 def test_the_library_needs_nothing_that_is_not_declared():

@@ -16,6 +16,7 @@ from .frame import Attempt, Tally, once, told, torture
 
 ATTEMPTS = [
     Attempt("train", kills.trained, share=3),
+    Attempt("often", kills.often, share=2),
     Attempt("closed", kills.closed),
     Attempt("still", kills.still),
     Attempt("extend", kills.extended),
@@ -37,7 +38,6 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     folder = Path(options.folder or outputs_dir() / "torture").resolve()
     chosen = [attempt for attempt in ATTEMPTS if attempt.kind in options.kinds]
-    os.nice(10)  # whatever else runs here goes first
     say, began = functools.partial(print, flush=True), time.monotonic()
     if options.one is None:
         tallies = torture(chosen, folder, 60 * options.minutes, options.seed, say)
@@ -50,4 +50,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    os.nice(10)  # whatever else runs here goes first
     sys.exit(main())

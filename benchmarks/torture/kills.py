@@ -15,14 +15,17 @@ from .frame import Lost
 from .same import differences
 from .world import CLOSED, KNOWN, STILL, TRAINED, some, write_images
 
-MOST, FEWER = 12, 6  # kills of one run, which is then left alone; fewer where a start takes long
+MOST, FEWER, MANY = 12, 6, 50  # kills of one run, which is then left alone; fewer where a start takes long
 FRESH = 6  # one in so many starts loads everything anew, so that it can be killed while it does
 
 
-def until_done(arguments: Sequence[str], home: Path, usual: float, rng: Random, several: bool = False) -> Counter[str]:
-    """Start a command again and again, killed after a part of the ``usual`` seconds, until it ends well."""
+def until_done(
+    arguments: Sequence[str], home: Path, usual: float, rng: Random, several: bool = False, most: int = MOST
+) -> Counter[str]:
+    """Start a command again and again, killed after a part of the ``usual`` seconds, until it ends well; after ``most``
+    kills it is left alone. The more there are to be, the sooner each comes."""
     tried: Counter[str] = Counter()
-    most = FEWER if several else MOST
+    usual *= MOST / max(most, MOST)
     while True:
         fresh = several or rng.random() < 1 / FRESH
         child = Child(arguments, home, fresh=fresh)
@@ -60,10 +63,18 @@ def compare(folder: Path, whole: str = "whole", killed: str = "killed") -> None:
         raise Lost("\n  ".join(["the killed run is not the other", *found[:12]]))
 
 
-def trained(seed: int, folder: Path, kinds: tuple[dict, ...] = TRAINED, images: int = 60) -> Counter[str]:
+def trained(
+    seed: int, folder: Path, kinds: tuple[dict, ...] = TRAINED, images: int = 60, most: int = MOST
+) -> Counter[str]:
     rng = Random(f"kills {seed}")
     preset = some(kinds, folder, seed, rng, images)
-    return _killed(rng, folder, lambda home: ["train", str(preset), "--folder", str(home / "run"), "--device", "cpu"])
+    how = "--device", "cpu"
+    return _killed(rng, folder, lambda home: ["train", str(preset), "--folder", str(home / "run"), *how], most=most)
+
+
+def often(seed: int, folder: Path) -> Counter[str]:
+    """A training of fifty epochs in five sessions that is killed fifty times."""
+    return trained(seed, folder, tuple({**kind, "train.epochs": 10} for kind in TRAINED), most=MANY)
 
 
 def closed(seed: int, folder: Path) -> Counter[str]:
@@ -81,7 +92,7 @@ def several(seed: int, folder: Path) -> Counter[str]:
     rng = Random(f"several {seed}")
     preset = some(TRAINED, folder, seed, rng)
     how = "--device", "cpu", "--processes", "2"
-    return _killed(rng, folder, lambda home: ["train", str(preset), "--folder", str(home / "run"), *how], True)
+    return _killed(rng, folder, lambda home: ["train", str(preset), "--folder", str(home / "run"), *how], True, FEWER)
 
 
 def extended(seed: int, folder: Path) -> Counter[str]:
@@ -101,10 +112,10 @@ def extended(seed: int, folder: Path) -> Counter[str]:
 
 
 def _killed(
-    rng: Random, folder: Path, arguments: Callable[[Path], Sequence[str]], several: bool = False
+    rng: Random, folder: Path, arguments: Callable[[Path], Sequence[str]], several: bool = False, most: int = MOST
 ) -> Counter[str]:  # fmt: skip
     """A command left alone and one that is killed, each in a home of its own: are they the same?"""
     whole = Child(arguments(folder / "whole"), folder / "whole", fresh=several).well()
-    tried = until_done(arguments(folder / "killed"), folder / "killed", whole.seconds, rng, several)
+    tried = until_done(arguments(folder / "killed"), folder / "killed", whole.seconds, rng, several, most)
     compare(folder)
     return tried

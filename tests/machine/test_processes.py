@@ -127,6 +127,7 @@ def test_a_number_that_another_process_has_now_is_not_it(minder):
     (found,) = minder.processes()
     assert lives(process.pid, found.create_time()) and not lives(process.pid, found.create_time() - 5)
     process.kill()
-    assert gone(process.pid) and not lives(process.pid, found.create_time())  # a zombie, until it is waited for
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie from now on, until it is waited for
+    assert gone(process.pid) and not lives(process.pid, found.create_time())
     process.wait()
     assert not lives(process.pid, found.create_time())

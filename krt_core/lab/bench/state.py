@@ -106,9 +106,11 @@ class JobFiles:
 
     def current(self, inputs: str = "", mine: bool = False) -> State:
         """The state as it is in truth, whatever was written last: done is what the run folder (or the inputs of an
-        analysis) says, running is a job whose process holds its lock. mine: the caller holds it, so nobody runs it."""
+        analysis) says, unless its notebook was cut off after that, before its figures; running is a job whose process
+        holds its lock. mine: the caller holds it, so nobody runs it."""
         state = self.read()
-        done = bool(self.finished) if self.job.trains else state.state == DONE and state.inputs == inputs
+        cut = state.state == RUNNING or (state.state == QUEUED and state.kind)
+        done = self.finished and not cut if self.job.trains else state.state == DONE and state.inputs == inputs
         if done:
             return replace(state, state=DONE, reason="", kind="")
         if not mine and self.held():

@@ -129,6 +129,10 @@ def test_done_is_what_the_run_folder_says(tmp_path, tiny):
     run = train(tiny(train__epochs=1), tmp_path / "run", show="none")
     files.write(state=s.FAILED, kind="error", reason="so it was")
     assert files.current() == s.State(state=s.DONE)
+    for cut in (dict(state=s.RUNNING, kind=""), dict(state=s.QUEUED, kind="stopped")):
+        files.write(**cut)
+        assert files.current().state == s.QUEUED  # its notebook has figures to draw
+    files.write(state=s.FAILED)
     done = json.loads((run.folder / "DONE").read_text())
     (run.folder / "DONE").write_text(json.dumps({**done, "config_hash": "another"}))
     assert files.current().state == s.FAILED
