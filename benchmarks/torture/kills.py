@@ -15,7 +15,7 @@ from .frame import Lost
 from .same import differences
 from .world import CLOSED, KNOWN, STILL, TRAINED, some, write_images
 
-MOST, FEWER, MANY = 12, 6, 50  # kills of one run, which is then left alone; fewer where a start takes long
+MOST, FEWER, MANY = 12, 6, 60  # kills of one run, which is then left alone; fewer where a start takes long
 FRESH = 6  # one in so many starts loads everything anew, so that it can be killed while it does
 
 
@@ -73,7 +73,7 @@ def trained(
 
 
 def often(seed: int, folder: Path) -> Counter[str]:
-    """A training of fifty epochs in five sessions that is killed fifty times."""
+    """A training of fifty epochs in five sessions that is killed some fifty times."""
     return trained(seed, folder, tuple({**kind, "train.epochs": 10} for kind in TRAINED), most=MANY)
 
 
