@@ -137,13 +137,14 @@ def on_all_labels(run: Run, source: str, protocol: Protocol, step: int) -> dict[
     classes that came last, and of the others, by its thresholds and by one half of the scores."""
     test, tagger = open_dataset(Data(dataset="coco", root=source), "test"), Tagger(run, step)
     every = tagger([test.path(row) for row in range(len(test))])
-    assert tagger.classes == protocol.classes[: protocol.sessions[step].stop]
+    # Classes of a session stand as their data name them, which may be in another order.
+    assert set(tagger.classes) == set(protocol.classes[: protocol.sessions[step].stop])
     places = [[tags.names.index(name) for name in tagger.classes] for tags in every]
     scores, p = (
         np.array([getattr(tags, what)[place] for tags, place in zip(every, places, strict=True)])
         for what in ("scores", "probabilities")
     )
-    labels = protocol.reorder(test.labels)
+    labels = test.labels[:, [test.classes.index(name) for name in tagger.classes]]
     found = {"mAP": session_metrics(protocol, step, scores, labels, full=False)["mAP_seen"]}
     if not tagger.calibration.fitted.any():
         return found
