@@ -74,7 +74,8 @@ def set_up(folder: Path, wanted: list[str], interpreter: str) -> str:
         pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, "install", "-r", str(listed)], check=True)
         subprocess.run([*pip, "install", "--no-deps", "-e", str(ROOT)], check=True)
-        found = subprocess.run([*pip, "list", "--format", "json"], check=True, stdout=subprocess.PIPE).stdout
+        listing = [python, "-m", "pip", "--disable-pip-version-check", "list", "--format", "json"]
+        found = subprocess.run(listing, check=True, stdout=subprocess.PIPE).stdout
         versions.write_bytes(found)
     return python
 
