@@ -129,7 +129,8 @@ class Continuing:
             )
         epoch = resume["epoch"] if resume else 0
         if resume or (finished and finished < len(protocol.sessions)):
-            self.log(f"continuing at session {finished + 1}, epoch {epoch + 1}")
+            where = f"epoch {epoch + 1}" if epoch < run.experiment.train.epochs else "after its last epoch"
+            self.log(f"continuing at session {finished + 1}, {where}")
         return ahead
 
     def _remember(self, memory: Memory, method: Method, ids: np.ndarray) -> None:

@@ -83,9 +83,12 @@ class Run(Reader):
         self.taken = []
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for one training; RunError if another process does. A killed process releases it, and what it
-        left half written is removed."""
+    def lock(self, main: bool = True) -> Iterator[None]:
+        """Hold the folder for one training, by its main process; RunError if another one does. A killed process
+        releases it, and what it left half written is removed."""
+        if not main:
+            yield
+            return
         taken = RunError(f"{self.folder} is being trained by another process; wait for it or stop it.")
         with only_one(self.folder / ".lock", taken):
             sweep(self.folder, deep=True)
@@ -155,6 +158,13 @@ class Run(Reader):
             write_tensors(folder / "method.safetensors", kept)
         size = sum(tensor.nbytes for tensor in kept.values())
         self.write_json(f"{folder.name}/state.json", {**state, "method": method, "method_bytes": size})
+
+    def fewer_at_a_time(self) -> str:
+        """What helps where there is too little memory to look at images, in words."""
+        most = self.experiment.train.eval_batch_size
+        if most == 1:
+            return "One image at a time is the least. Free memory, or take a machine with more."
+        return f"Set train.eval_batch_size={most // 2}: so many images are looked at together. The same folder goes on."
 
     def save_resume(self, content: dict[str, Any]) -> None:
         buffer = io.BytesIO()  # torch.save would not say that a disk is full

@@ -224,7 +224,7 @@ def test_resume_from_between_saves_equals_an_uninterrupted_run(tiny, tmp_path):
     experiment = tiny(**{**QUICK, "train__epochs": 5}, replay__per_class=2)
     whole = train(experiment, tmp_path / "whole", show="none", device="cpu")
     parts = train(experiment, begun(experiment, tmp_path / "parts", at=(1, 3)), show="none", device="cpu")
-    assert "continuing at session 2, epoch 2" in log_of(parts.folder)
+    assert "continuing at session 2, epoch 4" in log_of(parts.folder)
     np.testing.assert_array_equal(whole.scores(1).scores, parts.scores(1).scores)
     assert [(e["session"], e["epoch"], e["loss"]) for e in whole.epochs] == [
         (e["session"], e["epoch"], e["loss"]) for e in parts.epochs
