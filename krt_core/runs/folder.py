@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from ..config import Experiment
 from ..errors import KRTError, RunError
-from ..machine.home import atomic_write, outputs_dir, resolve, sweep
+from ..machine.home import append_line, atomic_write, outputs_dir, resolve, sweep
 from ..machine.locks import only_one
 from ..options import METHODS
 from . import configuration
@@ -95,10 +94,8 @@ class Run(Reader):
             yield
 
     def append_epoch(self, record: dict) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(to_json(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # on disk before the resume file that counts on it
+        # On disk before the resume file that counts on it.
+        append_line(self.folder / "metrics.jsonl", to_json(record), flush=True)
 
     def drop_after(self, session: int, epoch: int) -> None:
         """Forget what lies at or after a position: it will be made again. What was left of later sessions, where
