@@ -328,7 +328,7 @@ def test_the_record_of_a_start_names_the_code_it_ran(tiny):
 def test_an_interrupt_says_what_is_lost(tiny, tmp_path):
     with stopped_after(0, 0):
         train(tiny(**QUICK), tmp_path / "run", show="none")
-    assert "at most a minute or an epoch before" in log_of(tmp_path / "run")
+    assert "to continue after the last finished epoch" in log_of(tmp_path / "run")
 
 
 def test_the_training_does_not_wait_for_the_disk_to_tell_how_far_it_is(tmp_path, monkeypatch):
