@@ -120,7 +120,12 @@ class ImageStore:
             found[row] = checksum(array[row])
 
         with ThreadPoolExecutor(self.workers) as pool:
-            waiting = np.flatnonzero(done == 0)
+            # A process that was killed may have left an image's checksum half written.
+            sure = np.array(
+                list(pool.map(lambda row: done[row] and checksum(array[row]) == done[row], range(len(done))))
+            )
+            waiting = np.flatnonzero(~sure.astype(bool))
+            done[waiting] = 0
             for block in np.array_split(waiting, max(1, len(waiting) // 512)):
                 list(pool.map(store, block))
                 array.flush()
