@@ -10,6 +10,7 @@ from krt_core import evaluate
 from krt_core.config import load_experiment
 from krt_core.data.pipeline import Batch
 from krt_core.errors import ConfigError, RunError
+from krt_core.launch import launch
 from krt_core.machine.failures import memory_told
 from krt_core.methods.base import Method
 from krt_core.methods.krt import KRT
@@ -161,3 +162,15 @@ def test_pieces_decide_no_hash():
     experiment = load_experiment("digits_demo")
     pieces = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, micro_batch=4))
     assert experiment.hash() == pieces.hash() and "train.micro_batch" not in pieces.changes()
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("method", ["krt", "ewc"])
+def test_two_processes_learn_from_pieces_of_their_shares(tiny, tmp_path, method):
+    """Shares of odd sizes: one process has more pieces than the other, and none waits for ever."""
+    changes = dict(FROZEN, method=method, train__precision="float64", train__batch_size=13)
+    one = train(tiny(**changes), tmp_path / "one", show="none", device="cpu")
+    two = launch(tiny(**changes, train__micro_batch=3), tmp_path / "two", processes=2, device="cpu")
+    for t in range(2):
+        np.testing.assert_allclose(one.scores(t).scores, two.scores(t).scores, atol=1e-7)
+    assert two.starts[0]["pieces"] == "of 3 images"

@@ -146,6 +146,9 @@ class Continuing:
 
     def record(self, experiment: Experiment, runtime: Runtime, weights: dict[str, Any]) -> None:
         """Write down this start and what it asks for, and say in what it differs from the one before."""
+        lines = self.run.folder / "metrics.jsonl"
+        if lines.is_file() and (cut := len(lines.read_bytes().splitlines()) - len(self.run.epochs)) > 0:
+            self.log(f"{lines} is damaged: the lines up to the damage are kept, {cut} are lost")
         self.run.drop_after(self.finished, self.resume["epoch"] if self.resume else 0)  # it will be made again
         self.run.settle(self.log)
         about, starts = about_start(experiment, runtime, weights, self.now), self.run.starts

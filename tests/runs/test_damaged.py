@@ -120,6 +120,8 @@ def test_an_interrupted_run(folders, world, place, harm):
     assert run.done and run.summary["mAP_per_session"] == pytest.approx(
         Run(world[0] / "finished").summary["mAP_per_session"], abs=1e-3
     )
+    if place == "metrics.jsonl" and harm in ("foreign", "zip"):
+        assert "metrics.jsonl is damaged: the lines up to the damage are kept" in log_of(folder)
     if place == "resume.pt":
         assert re.search(r"resume\.pt is damaged \(.*\): the session it belongs to starts anew", log_of(folder))
 
