@@ -163,7 +163,8 @@ def _mended(world: World, path: Path, how: str) -> None:
     found = differences(world.whole / "run", world.killed / "run")
     if path.name == "environment.json":  # the record of earlier starts is lost with it, which marks the run
         found = [why for why in found if not re.search(r"\.mixed is|\.starts", why)]
-    if path.name == "metrics.jsonl":  # as is said, the lines up to the damage are kept
-        found = [why for why in found if not why.startswith("metrics.jsonl")]
+    # What is not needed stays as it is, and of metrics.jsonl, as is said, the lines up to the damage are kept.
+    own = str(path).removeprefix(f"{world.killed / 'run'}/")
+    found = [why for why in found if not why.startswith(f"{own}:")]
     if found:
         raise Lost("\n  ".join([f"{path} {how}: the run is another, and nothing was said", *found[:6]]))
