@@ -149,7 +149,7 @@ def damaged(seed: int, folder: Path) -> Counter[str]:
 
 def _mended(world: World, path: Path, how: str) -> None:
     """Start, and where the file is named, do what is said."""
-    child = Child(world.arguments(world.killed), world.killed)
+    harmed, child = path.read_bytes(), Child(world.arguments(world.killed), world.killed)
     code, said = child.end(), child.words
     if code:
         last = said.strip().splitlines()[-1]
@@ -160,11 +160,13 @@ def _mended(world: World, path: Path, how: str) -> None:
         else:
             path.unlink()
         Child(world.arguments(world.killed), world.killed).well()
+    own = path.relative_to(world.killed)
+    if path.is_file() and path.read_bytes() == harmed:  # nothing needed it
+        shutil.copyfile(world.whole / own, path)
     found = differences(world.whole / "run", world.killed / "run")
     if path.name == "environment.json":  # the record of earlier starts is lost with it, which marks the run
         found = [why for why in found if not re.search(r"\.mixed is|\.starts", why)]
-    # What is not needed stays as it is, and of metrics.jsonl, as is said, the lines up to the damage are kept.
-    own = str(path).removeprefix(f"{world.killed / 'run'}/")
-    found = [why for why in found if not why.startswith(f"{own}:")]
+    if path.name == "metrics.jsonl":  # as is said, the lines up to the damage are kept
+        found = [why for why in found if not why.startswith("metrics.jsonl")]
     if found:
         raise Lost("\n  ".join([f"{path} {how}: the run is another, and nothing was said", *found[:6]]))
