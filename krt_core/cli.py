@@ -65,6 +65,9 @@ def _answer(arguments: list[str] | None) -> int:
         return 130
     except BrokenPipeError:  # `krt report | head`
         return 0
+    except MemoryError as error:
+        print(printable(f"krt: there is too little memory ({error or 'MemoryError'}): free some"), file=sys.stderr)
+        return 2
     except OSError as error:
         if error.filename is None:
             raise

@@ -51,7 +51,10 @@ __all__ = [
 # fmt: on
 
 # What a run may be continued or repeated with differently: none of it decides a result.
-BESIDE = {"name", "seed", "data.cache", "data.workers", "train.eval_batch_size", "train.tensorboard", "train.callbacks"}
+BESIDE = {
+    "name", "seed", "data.cache", "data.workers", "train.micro_batch", "train.eval_batch_size", "train.tensorboard",
+    "train.callbacks",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, config={**STRICT, "strict": False})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import time
@@ -16,11 +17,14 @@ from .config import Train
 from .data.pipeline import Batch, batches, small_work
 from .data.pipeline import steps as steps_of
 from .data.store import ImageStore
-from .errors import ConfigError, RunError
+from .errors import ConfigError
 from .machine.device import Runtime
+from .machine.failures import memory_told
+from .machine.finite import Watch
 from .methods import Context, Method
 from .model import Network
 from .model.inference import for_inference
+from .model.norm import takes_statistics
 from .protocol import View
 
 
@@ -34,6 +38,7 @@ class Learner:
         steps = config.epochs * steps_of(len(view.rows), config.batch_size)
         peak = config.base_lr if first else config.lr
         self.schedule = make_schedule(self.optimiser, config.schedule, peak, steps, config.warmup)
+        self._check_pieces()
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.dtype == torch.float16)
 
     def state(self) -> dict[str, Any]:
@@ -57,9 +62,10 @@ class Learner:
         and epoch, so a repeated epoch is the same epoch.
 
         Steps whose loss overflowed float16, which change no weight, are left out of the means and counted as
-        ``overflowed`` (by each process). Raises RunError where the loss is not finite otherwise, or in every step.
+        ``overflowed`` (by each process). Raises RunError, in all processes and with the ids of a batch's images, where
+        the loss is not finite otherwise, or in every step; and where there is too little memory.
         """
-        with small_work(store, self.runtime.device):
+        with small_work(store, self.runtime.device), memory_told("images are learned from", self._ways_out):
             return self._pass(store, seed, on_step, max_steps)
 
     def _pass(
@@ -68,31 +74,21 @@ class Learner:
         began, sums, images, steps = time.perf_counter(), {}, 0, 0
         skips, finite_steps = self.scaler.is_enabled(), 0
         world, config = self.runtime.world, self.config
+        watch = Watch(world, store.dataset.ids, f"in session {seed[-2] + 1}, epoch {seed[-1] + 1}", skips)
         set_seed(*seed, world.rank)
         self.model.train()
         view = self.view
         for batch in batches(
             store, view.rows, view.labels, config.batch_size, self.runtime, config.augment, seed, shuffle=True
         ):
-            result = self._loss(batch)
-            # Each process has its part of the loss; the wrapper averages gradients, and the parts are to be added.
-            self.scaler.scale(result["loss"] * batch.weight * world.size).backward()
-            world.average_gradients(self.own)
-            if config.clip_norm:
-                self.scaler.unscale_(self.optimiser)
-                learned = (p for group in self.optimiser.param_groups for p in group["params"])
-                nn.utils.clip_grad_norm_(learned, config.clip_norm)
-            self.scaler.step(self.optimiser)
-            self.scaler.update()
-            self.optimiser.zero_grad()
-            self.schedule.step()
-            finite = torch.isfinite(result["loss"].detach())  # stays on the device: asking would wait for it
+            parts = self._step(batch)
+            finite = torch.isfinite(parts["loss"])  # stays on the device: asking would wait for it
             finite_steps += finite
-            for name, part in {"loss": result["loss"], **result["parts"]}.items():
-                part = part.detach() * batch.weight
+            for name, part in parts.items():
                 sums[name] = sums.get(name, 0.0) + (part.where(finite, 0.0) if skips else part)
             images += len(batch.rows) * batch.weight
             steps += 1
+            watch.saw(finite, batch.rows)
             on_step()
             if steps == max_steps:
                 break
@@ -102,14 +98,77 @@ class Learner:
         images = round(world.sum({"images": images})["images"])
         seconds = time.perf_counter() - began
         if not math.isfinite(means["loss"]):
-            raise RunError(
-                f"The loss became {means['loss']} in session {seed[-2] + 1}, epoch {seed[-1] + 1}. Lower train.base_lr "
-                "or train.lr, set train.clip_norm, or train.precision=float32."
-            )
+            watch.end(means["loss"])
+        watch.check_weights(self._learned())
         return {
             **means, **({"overflowed": overflowed} if overflowed else {}), "lr": max(self.schedule.get_last_lr()),
             "images": images, "seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1),
         }  # fmt: skip
+
+    def _step(self, batch: Batch) -> dict[str, Tensor]:
+        """Learn from a batch, piece by piece; returns this process's part of the loss and of what it is made of."""
+        made: dict[str, Tensor] = {}
+        pieces, world = batch.pieces(self.config.micro_batch), self.runtime.world
+        alone = getattr(self.method.context.forward, "no_sync", contextlib.nullcontext)
+        for piece in pieces:
+            # Processes may have different numbers of pieces: gradients are exchanged once, at the last.
+            with contextlib.nullcontext() if piece is pieces[-1] else alone():
+                result = self._loss(piece)
+                # Each process has its part of the loss; the wrapper averages gradients, and the parts are to be added.
+                self.scaler.scale(result["loss"] * batch.weight * world.size).backward()
+            for name, part in {"loss": result["loss"], **result["parts"]}.items():
+                part = part.detach() * batch.weight
+                made[name] = made[name] + part if name in made else part
+        world.average_gradients(self.own)
+        if self.config.clip_norm:
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_(self._learned(), self.config.clip_norm)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad()
+        self.schedule.step()
+        return made
+
+    def _learned(self) -> list[nn.Parameter]:
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
+
+    # ---- pieces of a batch ----
+
+    @property
+    def _share(self) -> int:
+        """Images of a whole batch that are learned from at a time."""
+        share = -(-self.config.batch_size // self.runtime.world.size)
+        return min(self.config.micro_batch or share, share)
+
+    def _no_pieces(self) -> str:
+        """Why a batch cannot be learned from in pieces, with what may be done instead; empty where it can."""
+        if self.method.whole_batch:
+            return (
+                "the method weighs images by what else is in their batch. Take --processes that share it (their count "
+                "may change where train.batch_norm is not batch), a GPU with more memory, or, in a new folder, a "
+                "smaller train.batch_size"
+            )
+        if takes_statistics(self.model):
+            return (
+                f"train.batch_norm={self.config.batch_norm} takes statistics of all images of a batch that a process "
+                "has. Take a GPU with more memory, or, in a new folder, train.batch_norm=frozen or a smaller "
+                "train.batch_size"
+            )
+        return ""
+
+    def _check_pieces(self) -> None:
+        if self._share < -(-self.config.batch_size // self.runtime.world.size) and (why := self._no_pieces()):
+            raise ConfigError(f"train.micro_batch={self.config.micro_batch}: {why}.")
+
+    def _ways_out(self) -> str:
+        if why := self._no_pieces():
+            return f"A batch cannot be learned from in pieces (train.micro_batch): {why}."
+        if self._share > 1:
+            return (
+                f"Set train.micro_batch={self._share // 2}: each batch is learned from in pieces of so many images, "
+                "and the same folder goes on."
+            )
+        return "One image at a time is the least. Free memory, or take smaller images or a smaller network."
 
     def _loss(self, batch: Batch) -> dict[str, Any]:
         try:

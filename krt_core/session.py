@@ -7,7 +7,6 @@ loop on its share of the images; only the main one writes.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from .errors import RunError
 from .evaluate import predict, session_metrics, testers
 from .learn import Learner, embedded, fit, planned_steps, set_seed
 from .machine.device import Runtime, choose_runtime, peak_memory_mb, reset_peak_memory
+from .machine.failures import memory_told
 from .memory import memory_of
 from .methods import Context, check_knows, method_class
 from .methods.start import start_from_ridge
@@ -37,6 +37,7 @@ from .remember import Remembering
 from .runs.callbacks import Callbacks
 from .runs.continuing import Continuing
 from .runs.folder import Ahead, Run
+from .runs.keeping import Keeping
 from .runs.progress import Progress
 from .runs.starts import made_with_of
 from .runs.state import join, split
@@ -70,11 +71,11 @@ def train(
         return run
     progress = Progress(run.folder, show if main else "off", experiment.train.tensorboard)
     try:
-        with run.lock() if main else contextlib.nullcontext():
+        with run.lock(main), memory_told("images are looked at", run.fewer_at_a_time):
             _Training(run, progress, runtime, allow_leak, max_steps).go()
             runtime.world.wait()
     except KeyboardInterrupt:
-        progress.log("interrupted: start the same experiment again to continue, at most a minute or an epoch before")
+        progress.log("interrupted: start the same experiment again to continue after the last finished epoch")
         raise
     finally:
         progress.close()
@@ -85,7 +86,7 @@ class _Training:
     def __init__(self, run: Run, progress: Progress, runtime: Runtime, allow_leak: bool, max_steps: int | None):
         e = self.experiment = run.experiment
         self.run, self.progress, self.runtime, self.world = run, progress, runtime, runtime.world
-        self.max_steps, self.going = max_steps, Continuing(run, progress.log)
+        self.max_steps, self.going, self.keeping = max_steps, Continuing(run, progress.log), Keeping(run)
         self._open_data()
         self.callbacks = Callbacks(e.train.callbacks if self.world.main else (), run, progress.log)
         set_seed(e.seed)
@@ -145,16 +146,17 @@ class _Training:
         steps = [self.steps_of(t) for t in range(len(self.protocol.sessions))]
         begun = steps[first] // self.experiment.train.epochs * resume["epoch"] if resume else 0
         self.progress.plan(sum(steps), sum(steps[:first]) + begun)
-        for index in range(first, len(self.protocol.sessions)):
-            self.session(index, resume)
-            resume = None
-            self.going.next_session()
+        with self.keeping:
+            for index in range(first, len(self.protocol.sessions)):
+                self.session(index, resume)
+                resume = None
+                self.going.next_session()
         if self.world.main:
             self.finish()
 
     def session(self, index: int, resume: dict[str, Any] | None) -> None:
-        began, best, before = time.perf_counter(), None, None
-        self.spent_before = resume["seconds"] if resume else 0.0  # by earlier, interrupted starts, on this session
+        best, before = None, None
+        self.began = time.perf_counter() - (resume["seconds"] if resume else 0.0)  # spent by earlier starts on it
         if self._stands_from(index):
             self._stand_still()
         reset_peak_memory(self.runtime.device)
@@ -191,7 +193,7 @@ class _Training:
             "replayed_images": len(view.rows) - view.own, "test_images": len(scores.ids),
             "reported_epoch": best["epoch"] if best else self.experiment.train.epochs - 1,
             **({"epoch_chosen_on": self.validator.images} if best else {}), **({"oracle": True} if oracle else {}),
-            "seconds": round(self.spent_before + time.perf_counter() - began, 2), "weights": self.weights,
+            "seconds": round(time.perf_counter() - self.began, 2), "weights": self.weights,
             "peak_memory_mb": round(peak_memory_mb(self.runtime.device), 1), "metrics": metrics,
             "method": self.method.state(), "memory": self.memory.state(), "starts": self.going.starts,
             "shown": self.going.shown(self.protocol, self.train_labels, index).as_dict(),
@@ -201,6 +203,7 @@ class _Training:
         if self.world.main:
             what = self.model.state_dict(), scores, state, self.ahead, self.model.still, calibration
             self.run.write_session(index, *what)
+            self.keeping.begin()
             self.run.clear_resume()
             self.callbacks.session(self.run.session_state(index))
         self.progress.log(
@@ -299,8 +302,7 @@ class _Training:
 
     def epochs(self, index: int, learner: Learner, resume: dict[str, Any] | None) -> dict[str, Any] | None:
         """Train the session; returns epoch, mAP and scores of its best epoch where that is what is to be reported."""
-        t, began = self.experiment.train, time.perf_counter()
-        saved = -math.inf  # the first epoch is kept at once
+        t = self.experiment.train
         first, best = (resume["epoch"], resume["best"]) if resume else (0, None)
         same = self.validator is self.tester  # then the last epoch is tested anyway
 
@@ -309,24 +311,22 @@ class _Training:
 
         for epoch in range(first, t.epochs):
             seed = (self.experiment.seed, index, epoch)
-            made = learner.epoch(self.train_store, seed, on_step, self.max_steps)
+            with self.keeping.before(index, epoch, self.world):
+                made = learner.epoch(self.train_store, seed, on_step, self.max_steps)
             self.world.share_buffers(self.model)
             record, last = {"session": index, "epoch": epoch, **made}, epoch + 1 == t.epochs
             if t.evaluate_every and (epoch + 1) % t.evaluate_every == 0 and not (last and same):
                 record.update(self.validator.validate(self.model, index, self.method))
             if t.report == "best" and (last or "mAP_seen" in record):
                 best = self.validator.better(best, self.model, index, epoch, self.method, not same)
-            if not self.world.main:
-                continue
-            self._tell(record)
-            now = time.perf_counter()
-            if not last and now - saved + made["seconds"] > RESUME_EVERY:
-                saved = now
-                self.run.save_resume({
+            if self.world.main:
+                self._tell(record)
+                self.keeping.epoch({
                     "session": index, "epoch": epoch + 1, "made_with": self.going.made_with,
-                    "starts": self.going.starts, "best": best, "seconds": self.spent_before + now - began,
+                    "starts": self.going.starts, "best": best, "seconds": time.perf_counter() - self.began,
                     "model": self.model.state_dict(), "learner": learner.state(), "method": self.method.state(),
-                })  # fmt: skip
+                }, made["seconds"], math.inf if last else RESUME_EVERY, self.model.still)  # fmt: skip
+        set_seed(self.experiment.seed, index, t.epochs)  # what draws after them draws alike if they were made before
         return best
 
     def fit(self, index: int, context: Context, view: View) -> None:

@@ -143,7 +143,7 @@ def test_the_mean_is_over_the_steps_that_are_left(tiny, monkeypatch, tmp_path):
 
 def test_an_epoch_without_a_finite_step_ends_the_run(tiny, monkeypatch):
     overflowing(monkeypatch, range(100))
-    with pytest.raises(RunError, match=r"loss became nan in session 1, epoch 1\. Lower"):
+    with pytest.raises(RunError, match=r"loss became nan in every step .*session 1, epoch 1, .*lower train\.base_lr"):
         train(tiny(**HALF), show="none", device="cpu")
 
 
@@ -151,7 +151,7 @@ def test_an_epoch_without_a_finite_step_ends_the_run(tiny, monkeypatch):
 def test_in_other_precisions_one_such_step_ends_it(tiny, monkeypatch, value):
     """Nothing skips it there: every weight is lost with it."""
     overflowing(monkeypatch, {1}, value)
-    with pytest.raises(RunError, match=r"loss became (inf|nan) in session 1, epoch 1"):
+    with pytest.raises(RunError, match=r"loss became no finite number in session 1, epoch 1, step 2, on the images"):
         train(tiny(**{**HALF, "train__precision": "float32"}), show="none", device="cpu")
 
 

@@ -1,5 +1,6 @@
 """`make torture` in small: the frame, the seam, the comparison; and a few kills of each kind."""
 
+import errno
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from benchmarks.torture import halfway, kills, matrix
+from benchmarks.torture import changes, faults, halfway, ill, kills, matrix
 from benchmarks.torture.__main__ import ATTEMPTS, main
 from benchmarks.torture.child import FORKS
 from benchmarks.torture.frame import Attempt, Lost, Tally, once, told, torture
@@ -182,6 +183,69 @@ def test_a_training_ends_in_the_middle_of_some_files(tmp_path):
         Random(5), tmp_path, lambda home: ["train", str(preset), "--folder", str(home / "run")], most=6
     )
     assert tried == {"kills": 6, "kinds of places": 6}
+
+
+# ---- a few faults of each kind ----
+
+
+def with_ill(sick, home, work, *arguments):
+    process = FORKS.Process(target=_with_ill, args=(sick, home, work, *arguments))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _with_ill(sick, home, work, *arguments):
+    sick.install(home)
+    try:
+        work(home, *arguments)
+        code = 0
+    except OSError as error:
+        code = error.errno
+    sick.tell()
+    os._exit(code)
+
+
+def write_much(home):
+    for i in range(100):
+        atomic_write(home / f"{i}.json", b"x" * 5000)
+
+
+def test_a_small_disk_is_full_and_keeps_what_was_written(tmp_path):
+    if not ill.namespaces():
+        pytest.skip("no user namespaces")
+    (tmp_path / "before.json").write_text("before")
+    assert with_ill(ill.Small(100), tmp_path, write_much) == errno.ENOSPC
+    written = list(tmp_path.glob("[0-9]*.json"))
+    assert 5 < len(written) < 100 and {path.stat().st_size for path in written} == {5000}
+    assert (tmp_path / "before.json").read_text() == "before" and not list(tmp_path.glob(".*.tmp"))
+    assert with_ill(ill.ReadOnly(), tmp_path, write_much) == errno.EROFS
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_refuses_from_a_place_on(tmp_path, code):
+    assert with_ill(ill.Refusing("write #.json", 3, code), tmp_path, write_much) == code
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.json", "1.json", "2.json"]
+
+
+def test_some_faults_of_a_training(tmp_path, monkeypatch):
+    """The shortest of them; all others are slow."""
+    monkeypatch.setattr(faults, "KINDS", (CLOSED[0],))
+    assert faults.unlocked(0, tmp_path) == {"without locks": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("do", ["full", "refused", "read_only", "jumping", "numbers", "unreadable", "shared_memory"])
+def test_faults(do, tmp_path):
+    assert getattr(faults, do)(1, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("do", "seed"), [("data", 0), ("data", 1), ("data", 2), ("damaged", 2)])
+def test_changes(do, seed, tmp_path):
+    assert sum(getattr(changes, do)(seed, tmp_path).values()) >= 4
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from krt_core.machine.home import outputs_dir
 
-from . import halfway, kills, matrix
+from . import changes, faults, halfway, kills, matrix
 from .frame import Attempt, Tally, once, told, torture
 
 ATTEMPTS = [
@@ -24,6 +24,16 @@ ATTEMPTS = [
     Attempt("halfway", halfway.trained, share=3),
     Attempt("halfway-extend", halfway.extended),
     Attempt("bench", matrix.benched, share=2),
+    Attempt("full", faults.full),
+    Attempt("refused", faults.refused),
+    Attempt("read-only", faults.read_only),
+    Attempt("clock", faults.jumping),
+    Attempt("numbers", faults.numbers),
+    Attempt("unreadable", faults.unreadable),
+    Attempt("locks", faults.unlocked, share=0.5),
+    Attempt("shm", faults.shared_memory, share=0.5),
+    Attempt("data", changes.data),
+    Attempt("damaged", changes.damaged, share=2),
 ]
 
 

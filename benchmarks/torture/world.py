@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -90,3 +91,50 @@ def some(kinds: tuple[dict[str, Any], ...], folder: Path, seed: int, rng: Random
     experiment = experiment_of(kinds[seed % len(kinds)], data, rng)
     (preset := folder / "experiment.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
     return preset
+
+
+def as_layout(root: Path, preset: Path, layout: str) -> None:
+    """Turn the table of a data set, and the preset that reads it, into "coco" or "voc"."""
+    with (root / "tags.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    (root / "tags.csv").unlink()
+    write = {"coco": _as_coco, "voc": _as_voc}[layout]
+    write(root, rows)
+    experiment = load_experiment(preset, {"data.dataset": layout})
+    preset.write_text(experiment.to_yaml(), encoding="utf-8")
+
+
+def _as_coco(root: Path, rows: list[dict[str, str]]) -> None:
+    (root / "annotations").mkdir()
+    for half, name in (("train", "train2014"), ("test", "val2014")):
+        (root / name).mkdir()
+        images, annotations = [], []
+        for i, row in enumerate(row for row in rows if row["split"] == half):
+            (root / row["image"]).rename(root / name / row["image"])
+            images.append({"id": i + 1, "file_name": row["image"], "width": SIDE, "height": SIDE})
+            for tag in row["tags"].split("|"):
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": i + 1, "category_id": CLASSES.index(tag) + 1,
+                     "bbox": [0, 0, CELL, CELL], "area": CELL**2, "iscrowd": 0}
+                )  # fmt: skip
+        content = {"images": images, "annotations": annotations}
+        content["categories"] = [{"id": c + 1, "name": name} for c, name in enumerate(CLASSES[:KNOWN])]
+        (root / f"annotations/instances_{name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _as_voc(root: Path, rows: list[dict[str, str]]) -> None:
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    ids: dict[str, list[str]] = {"trainval": [], "test": []}
+    for row in rows:
+        name = Path(row["image"]).stem
+        ids["test" if row["split"] == "test" else "trainval"].append(name)
+        Image.open(root / row["image"]).save(root / f"JPEGImages/{name}.jpg")
+        (root / row["image"]).unlink()
+        box = f"<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>{CELL}</xmax><ymax>{CELL}</ymax></bndbox>"
+        objects = "".join(f"<object><name>{tag}</name>{box}</object>" for tag in row["tags"].split("|"))
+        size = f"<size><width>{SIDE}</width><height>{SIDE}</height></size>"
+        text = f"<annotation>{size}{objects}</annotation>"
+        (root / f"Annotations/{name}.xml").write_text(text, encoding="utf-8")
+    for half, names in ids.items():
+        (root / f"ImageSets/Main/{half}.txt").write_text("\n".join(names) + "\n", encoding="utf-8")

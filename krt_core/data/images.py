@@ -29,6 +29,11 @@ def load_image(path: Path, size: int, listed: bool = True) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return pixels(image, size)
+    except MemoryError:
+        raise DataError(
+            f"Image {path} takes more memory than there is. Make it smaller, free memory, or have fewer images read at "
+            "a time (data.workers=1)."
+        ) from None
     except Exception as error:  # each format's reader has errors of its own for broken files
         way_out = " Replace it or remove it from the annotations." if listed else ""
         raise DataError(f"Image {path} cannot be read ({_reason(path, error)}).{way_out}") from None

@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import zlib
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ..errors import DataError
+from ..machine.home import named
 from ..machine.locks import Claims, only_one
-from .store import allocate, is_whole
+from .store import allocate, checksum, is_whole
 
 HEAD = 8  # words that say what the numbers are of, before the checksums
 
@@ -69,7 +69,7 @@ class Kept:
         array, sums = self._open()
         found = sums[rows]
         for i in np.flatnonzero((found != 0) & ~self.sure[rows]):
-            self.sure[rows[i]] = found[i] == _checksum(array[rows[i]])
+            self.sure[rows[i]] = found[i] == checksum(array[rows[i]])
         return (found != 0) & self.sure[rows]
 
     def begin(self) -> Claims:
@@ -92,7 +92,7 @@ class Kept:
         """Rows (m,) that were written are on disk, and count."""
         array, sums = self._open("r+")
         self.maps[0].flush()
-        sums[rows] = [_checksum(array[row]) for row in rows]
+        sums[rows] = [checksum(array[row]) for row in rows]
         self.maps[1].flush()
         self.sure[rows] = True
 
@@ -118,13 +118,10 @@ class Kept:
                 raise DataError(f"{target} is a folder, where a file is to be kept: move it away.")
             part = target.with_name(f"{target.name}.part")
             target.unlink(missing_ok=True)
-            made = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
+            with named(part):
+                made = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
             allocate(part)
             if target == self.sums_path:
                 made[:] = heads
                 made.flush()
             os.replace(part, target)
-
-
-def _checksum(row: np.ndarray) -> int:
-    return zlib.crc32(row.data) or 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -43,6 +43,20 @@ class Batch:
     share: float = 1.0
     weight: float = 1.0
     places: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def pieces(self, size: int) -> list[Batch]:
+        """It in pieces of so many images (0: whole), whose parts of the loss add up to its own."""
+        n = len(self.rows)
+        if not 0 < size < n:
+            return [self]
+        cuts = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        return [
+            replace(
+                self, images=self.images[cut], labels=self.labels[cut], rows=self.rows[cut], places=self.places[cut],
+                share=self.share * (cut.stop - cut.start) / n,
+            )
+            for cut in cuts
+        ]  # fmt: skip
 
 
 def batches(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import hashlib
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..errors import DataError
 from ..machine.cluster import cores
-from ..machine.home import data_dir
+from ..machine.home import data_dir, named
 from ..machine.locks import only_one
 from .dataset import MultiLabelDataset
 from .images import DECODER, load_image, resize
@@ -54,6 +54,8 @@ class ImageStore:
         self.workers = workers or len(cores())
         self.key = key or (image_key(dataset) if cache else "")  # other images, or changed ones, have another
         self.missing = 0  # bytes that the disk has yet to set aside for a cache that is not made
+        self.sums: np.ndarray | None = None  # (n,) checksums of the images in the cache
+        self.sure = np.zeros(len(dataset), bool)  # of these images this process has seen that they fit
         self.array = self._open_cache(progress, build) if cache else None
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
@@ -62,6 +64,12 @@ class ImageStore:
             images = np.stack([load_image(self.dataset.path(row), self.stored) for row in rows])
         else:
             images = self.array[rows]
+            if self.sums is not None and not self.sure[rows].all():
+                for place, row in enumerate(rows):
+                    if not self.sure[row] and checksum(images[place]) != self.sums[row]:  # the disk has damaged it
+                        images[place] = load_image(self.dataset.path(row), self.stored)
+                    else:
+                        self.sure[row] = True
         if self.stored == self.size:
             return images
         return np.stack([resize(Image.fromarray(image), self.size) for image in images])
@@ -73,22 +81,22 @@ class ImageStore:
         place = hashlib.sha256(images).hexdigest()[:16]
         path = folder / f"images-{self.dataset.name}-{self.dataset.split}-{self.stored}px-{place}.npy"
         shape = (len(self.dataset), self.stored, self.stored, 3)
-        if not is_whole(path, shape, np.uint8):
+        if not is_whole(path, shape, np.uint8) or _spoiled(path.with_suffix(".done"), shape[:1]):
             if not build:
                 begun = is_whole(path.with_suffix(".part"), shape, np.uint8)
                 self.missing = 0 if begun else math.prod(shape)
                 return None
             with only_one(path.with_suffix(".lock")):
-                if not is_whole(path, shape, np.uint8):
+                if not is_whole(path, shape, np.uint8) or _spoiled(path.with_suffix(".done"), shape[:1]):
                     self._build(path, progress)
-        with contextlib.suppress(OSError):  # of a build that was killed as it was done
-            path.with_suffix(".done").unlink(missing_ok=True)
+        if is_whole(sums := path.with_suffix(".done"), shape[:1], np.uint32):  # caches of older versions have none
+            self.sums = np.load(sums, allow_pickle=False)
         return np.load(path, mmap_mode="r", allow_pickle=False)
 
     def _build(self, path: Path, progress: Progress | None) -> None:
         shape = (len(self.dataset), self.stored, self.stored, 3)
         part, done_path = path.with_suffix(".part"), path.with_suffix(".done")
-        resume = is_whole(part, shape, np.uint8) and is_whole(done_path, shape[:1], bool)
+        resume = is_whole(part, shape, np.uint8) and is_whole(done_path, shape[:1], np.uint32)
         size, free = math.prod(shape), shutil.disk_usage(path.parent).free
         if not resume and size > free:
             raise DataError(
@@ -98,25 +106,35 @@ class ImageStore:
             )
         if not resume:
             done_path.unlink(missing_ok=True)  # flags of another build must never vouch for an empty array
-        array = np.lib.format.open_memmap(part, mode="r+" if resume else "w+", dtype=np.uint8, shape=shape)
+        mode = "r+" if resume else "w+"
+        with named(part):
+            array = np.lib.format.open_memmap(part, mode=mode, dtype=np.uint8, shape=shape)
         allocate(part, begun=resume)
-        done = np.lib.format.open_memmap(done_path, mode="r+" if resume else "w+", dtype=bool, shape=shape[:1])
+        with named(done_path):
+            done = np.lib.format.open_memmap(done_path, mode=mode, dtype=np.uint32, shape=shape[:1])
         allocate(done_path)
+        found = np.zeros(len(done), np.uint32)
 
         def store(row: int) -> None:
             array[row] = load_image(self.dataset.path(row), self.stored)
+            found[row] = checksum(array[row])
 
         with ThreadPoolExecutor(self.workers) as pool:
-            for block in np.array_split(np.flatnonzero(~done), max(1, int((~done).sum()) // 512)):
+            # A process that was killed may have left an image's checksum half written.
+            sure = np.array(
+                list(pool.map(lambda row: done[row] and checksum(array[row]) == done[row], range(len(done))))
+            )
+            waiting = np.flatnonzero(~sure.astype(bool))
+            done[waiting] = 0
+            for block in np.array_split(waiting, max(1, len(waiting) // 512)):
                 list(pool.map(store, block))
                 array.flush()
-                done[block] = True  # after the pixels are on disk
+                done[block] = found[block]  # after the pixels are on disk
                 done.flush()
                 if progress:
                     what = f"decoding {self.dataset.split} images into {size / 1e9:.2f} GB of cache"
-                    progress(what, int(done.sum()), len(done))
+                    progress(what, int(np.count_nonzero(done)), len(done))
         os.replace(part, path)
-        done_path.unlink()
 
 
 class Several(ImageStore):
@@ -160,6 +178,16 @@ def image_store(
         return ImageStore(dataset, size, cache, workers, progress, cache_size, key, build)
     how = size, cache, workers, progress, cache_size
     return Several(dataset, [ImageStore(part, *how, build=build) for part in dataset.parts])
+
+
+def checksum(row: np.ndarray) -> int:
+    """Of an array of an image's own; never 0."""
+    return zlib.crc32(row.data) or 1
+
+
+def _spoiled(sums: Path, shape: tuple[int, ...]) -> bool:
+    """Is there a file of checksums that is not what was written? Then what it vouches for is made again."""
+    return sums.exists() and not is_whole(sums, shape, np.uint32)
 
 
 def is_whole(path: Path, shape: tuple[int, ...], dtype: type) -> bool:

@@ -6,13 +6,18 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ..errors import RunError
 
 INTERFACE = (
     "Name the network interface by which the machines reach one another: NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME "
     "(`ip address` lists them)."
+)
+# How CUDA, cuBLAS, cuDNN, PyTorch's CPU allocator, NumPy and C++ say that there is no memory.
+NO_MEMORY = (
+    r"out of memory|[Cc]an(no|')t allocate memory|Unable to allocate|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|CUDNN_STATUS_ALLOC_FAILED|bad_alloc"
 )
 # What is found in an error's text, what it means, and what helps.
 FAULTS = (
@@ -41,7 +46,11 @@ FAULTS = (
         "there is too little shared memory",
         "Give a container more (--shm-size=1g), or set NCCL_SHM_DISABLE=1.",
     ),
-    (r"out of memory", "the memory of the GPU is full", "Lower train.batch_size or take more GPUs."),
+    (
+        r"out of memory",
+        "the memory of the GPU is full",
+        "Set train.micro_batch (training) or train.eval_batch_size (tests) to fewer images.",
+    ),
     (
         r"EADDRINUSE|[Aa]ddress already in use",
         "the port is in use",
@@ -95,6 +104,21 @@ def said_plainly() -> Iterator[None]:
         if size == "1" or words is None:
             raise
         raise RunError(f"process {os.environ.get('RANK', '0')} of {size} on {socket.gethostname()}: {words}") from error
+
+
+@contextlib.contextmanager
+def memory_told(doing: str, ways_out: Callable[[], str]) -> Iterator[None]:
+    """RunError, with a way out, where there is too little memory for what is done inside. doing: in words, as in
+    "images are scored"."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(NO_MEMORY, str(error)):
+            raise
+        line = _telling_line(str(error), NO_MEMORY) if str(error) else type(error).__name__
+        size, processes = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        where = f" in process {size} of {processes}" if processes != "1" else ""
+        raise RunError(f"There is too little memory{where} while {doing} ({line}). {ways_out()}") from None
 
 
 def _telling_line(text: str, pattern: str) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -59,7 +59,7 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes 
     sweep(path.parent, path.name)
     temporary, handle = _temporary(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with named(path), os.fdopen(handle, "wb") as file:
             if callable(write):
                 write(file)
             else:
@@ -68,12 +68,31 @@ def atomic_write(path: str | Path, write: Callable[[IO[bytes]], object] | bytes 
             if flush:
                 os.fsync(file.fileno())
             os.replace(temporary, path)  # still open, and so still locked
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # so that "No space left on device" says where
+    except BaseException:
+        with contextlib.suppress(OSError):  # the disk can only be read by now
+            temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+@contextlib.contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Errors inside say of which file they are: "No space left on device" alone does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def append_line(path: Path, text: str, flush: bool = False) -> None:
+    """Add a line to a file; flush: and wait until it is on disk."""
+    with named(path), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(f"{text}\n")
+        if flush:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _temporary(path: Path) -> tuple[Path, int]:

@@ -120,6 +120,8 @@ class Method:
     # Where it does not say so, one from outside the package is given whole maps
     knows_unknown: ClassVar[bool] = False  # can it learn where labels are unknown, -1? Each class says so for itself:
     # what it inherits does not count
+    whole_batch: bool = False  # does its loss weigh images by what else is in their batch, so that pieces of it
+    # (`Batch.pieces`) would give another one?
     hidden: int = 0  # what labels of old classes read in its batches where the session does not show them: 0 or -1
     oracle: ClassVar[str] = ""  # its option that, where true, has the loop show it the true labels of old classes, too:
     # a bound for what restored labels can bring, which every table marks, and no method

@@ -88,6 +88,7 @@ class KBK(OwnHead):
 
     def __init__(self, options: KBKOptions, experiment: Experiment):
         super().__init__(options, experiment)
+        self.whole_batch = options.balance
         self.confidence = torch.zeros(0, 3, dtype=torch.float64)  # of each class learned: sums of p and H(p) over its
         # training positives, and how many
 

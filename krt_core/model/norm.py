@@ -85,6 +85,15 @@ def synchronise(model: nn.Module) -> None:
         convert_sync_batchnorm(model)
 
 
+def takes_statistics(model: nn.Module) -> bool:
+    """Does a layer normalise by the images of a batch while the model learns?"""
+    was = model.training
+    model.train()
+    taken = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training for layer in model.modules())
+    model.train(was)
+    return taken
+
+
 def replace_norms(model: nn.Module, make: Callable[[nn.BatchNorm2d], nn.Module]) -> None:
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.BatchNorm2d):

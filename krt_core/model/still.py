@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import Experiment
-from ..data.features import FeatureStore, Teller, feature_store, say_sizes, wanted
+from ..data.features import BLOCK, FeatureStore, Teller, feature_store, say_sizes, wanted
 from ..data.room import Want
 from ..data.store import ImageStore
 from ..machine.device import Runtime
@@ -32,6 +32,7 @@ class Features:
     runtime: Runtime
     what: What
     digest: str  # of everything that decides them beside the images
+    most: int = BLOCK  # images at a time
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -49,7 +50,7 @@ class Features:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Of images (B, 3, S, S) on the device, on the CPU."""
-        return self.of(images).cpu()
+        return torch.cat([self.of(piece).cpu() for piece in images.split(self.most)])
 
     @torch.inference_mode()
     def of(self, images: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ def kept_features(
     learned = network.still and experiment.model.freeze == "first"
     what = _what(network, method, experiment) if network.still else "cut"
     train, test = (store.images if isinstance(store, FeatureStore) else store for store in (train, test))
-    make = features_of(network, runtime, what)
+    make = replace(features_of(network, runtime, what), most=experiment.train.eval_batch_size)
     stores = _stores(make, experiment, train, test, own if learned else None, tell)
     if runtime.world.main:
         if what == "maps" and _unsaid(network, method, experiment):

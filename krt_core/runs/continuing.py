@@ -129,7 +129,8 @@ class Continuing:
             )
         epoch = resume["epoch"] if resume else 0
         if resume or (finished and finished < len(protocol.sessions)):
-            self.log(f"continuing at session {finished + 1}, epoch {epoch + 1}")
+            where = f"epoch {epoch + 1}" if epoch < run.experiment.train.epochs else "after its last epoch"
+            self.log(f"continuing at session {finished + 1}, {where}")
         return ahead
 
     def _remember(self, memory: Memory, method: Method, ids: np.ndarray) -> None:
@@ -145,6 +146,9 @@ class Continuing:
 
     def record(self, experiment: Experiment, runtime: Runtime, weights: dict[str, Any]) -> None:
         """Write down this start and what it asks for, and say in what it differs from the one before."""
+        lines = self.run.folder / "metrics.jsonl"
+        if lines.is_file() and (cut := len(lines.read_bytes().splitlines()) - len(self.run.epochs)) > 0:
+            self.log(f"{lines} is damaged: the lines up to the damage are kept, {cut} are lost")
         self.run.drop_after(self.finished, self.resume["epoch"] if self.resume else 0)  # it will be made again
         self.run.settle(self.log)
         about, starts = about_start(experiment, runtime, weights, self.now), self.run.starts

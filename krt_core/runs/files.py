@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,8 @@ from torch import Tensor
 from ..errors import RunError
 from ..machine.home import atomic_write
 from .shapes import misfit
+
+SUM = "crc32"  # key of what a file of tensors says of itself: the checksum of all that follows its header
 
 
 def damaged(path: Path, why: object, way_out: str) -> RunError:
@@ -89,9 +92,22 @@ def check_arrays(path: Path, way_out: str) -> None:
 def read_tensors(path: Path, way_out: str) -> dict[str, Tensor]:
     """Tensors of a safetensors file, errors as of `read_arrays`."""
     try:
+        _check_sum(path)
         return load_file(path)
     except Exception as error:  # SafetensorError, and what Rust makes of headers that are none
         raise _told(error, path, way_out) from None
+
+
+def _check_sum(path: Path) -> None:
+    """ValueError where the numbers are not those that were written; files of older versions do not tell."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, path.stat().st_size)))
+        said, found = header.get("__metadata__", {}).get(SUM), 0
+        while said and (piece := file.read(1 << 24)):
+            found = zlib.crc32(piece, found)
+    if said and said != f"{found:08x}":
+        raise ValueError("its numbers are not those that were written")
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str] | None = None) -> None:
@@ -102,8 +118,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str] 
     content = memoryview(save(plain, about))
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(bytes(content[8:end]))
-    if about:
-        header["__metadata__"] = about
+    header["__metadata__"] = {**(about or {}), SUM: f"{zlib.crc32(content[end:]):08x}"}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of eight
 

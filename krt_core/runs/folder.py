@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from ..config import Experiment
 from ..errors import KRTError, RunError
-from ..machine.home import atomic_write, outputs_dir, resolve, sweep
+from ..machine.home import append_line, atomic_write, outputs_dir, resolve, sweep
 from ..machine.locks import only_one
 from ..options import METHODS
 from . import configuration
@@ -83,19 +82,20 @@ class Run(Reader):
         self.taken = []
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for one training; RunError if another process does. A killed process releases it, and what it
-        left half written is removed."""
+    def lock(self, main: bool = True) -> Iterator[None]:
+        """Hold the folder for one training, by its main process; RunError if another one does. A killed process
+        releases it, and what it left half written is removed."""
+        if not main:
+            yield
+            return
         taken = RunError(f"{self.folder} is being trained by another process; wait for it or stop it.")
         with only_one(self.folder / ".lock", taken):
             sweep(self.folder, deep=True)
             yield
 
     def append_epoch(self, record: dict) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(to_json(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # on disk before the resume file that counts on it
+        # On disk before the resume file that counts on it.
+        append_line(self.folder / "metrics.jsonl", to_json(record), flush=True)
 
     def drop_after(self, session: int, epoch: int) -> None:
         """Forget what lies at or after a position: it will be made again. What was left of later sessions, where
@@ -155,6 +155,13 @@ class Run(Reader):
             write_tensors(folder / "method.safetensors", kept)
         size = sum(tensor.nbytes for tensor in kept.values())
         self.write_json(f"{folder.name}/state.json", {**state, "method": method, "method_bytes": size})
+
+    def fewer_at_a_time(self) -> str:
+        """What helps where there is too little memory to look at images, in words."""
+        most = self.experiment.train.eval_batch_size
+        if most == 1:
+            return "One image at a time is the least. Free memory, or take a machine with more."
+        return f"Set train.eval_batch_size={most // 2}: so many images are looked at together. The same folder goes on."
 
     def save_resume(self, content: dict[str, Any]) -> None:
         buffer = io.BytesIO()  # torch.save would not say that a disk is full

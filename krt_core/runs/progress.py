@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError, printable
-from ..machine.home import atomic_write
+from ..machine.home import append_line, atomic_write
 from ..machine.processes import MARK
 from .files import to_json
 
@@ -37,8 +37,7 @@ class Progress:
         """One line, with the time, to log.txt and to the screen."""
         if self.show == "off":
             return
-        with (self.folder / "log.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
+        append_line(self.folder / "log.txt", f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}")
         if self.show != "none":
             say = partial(print, flush=True) if self._bar is None else self._bar.write
             try:

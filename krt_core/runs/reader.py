@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zipfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -318,6 +319,9 @@ class Reader:
         if not path.is_file():
             return None
         try:
+            with zipfile.ZipFile(path) as archive:  # torch itself does not look at the checksums
+                if (spoiled := archive.testzip()) is not None:
+                    raise ValueError(f"{spoiled} is not as it was written")
             content = torch.load(path, map_location="cpu", weights_only=True)
             if {"session", "epoch", "model", "learner", "method", "made_with", "best", "seconds"} <= content.keys():
                 return content

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..config import Experiment
+from ..config import Experiment, Train
 from ..errors import RunError
 from ..machine.device import Runtime, environment
 from ..methods import class_of, is_oracle
@@ -47,8 +47,15 @@ def about_start(
     return {
         **environment(runtime), "weights": weights, "at": datetime.now().isoformat(timespec="seconds"),
         "augmentation": experiment.train.augment, "code": _code(experiment), "made_with": made_with,
+        "pieces": pieces_of(experiment.train, runtime.world.size),
         **({"oracle": True} if is_oracle(class_of(experiment.method), experiment.options) else {}),
     }  # fmt: skip
+
+
+def pieces_of(train: Train, processes: int) -> str:
+    """How a process takes its share of a batch, in words: sums of pieces are rounded differently."""
+    share = -(-train.batch_size // processes)
+    return f"of {train.micro_batch} images" if 0 < train.micro_batch < share else "whole"
 
 
 def check_made_with(folder: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
@@ -127,6 +134,7 @@ def facts(start: dict[str, Any]) -> dict[str, str]:
         "device": device,
         "tf32": str(reasons.get("tf32", "")).split(":")[0],
         "processes": reasons.get("processes"),
+        "pieces of a batch": start.get("pieces"),
         "threads": hardware.get("threads") if device == "cpu" else None,  # each sums a part, so they decide rounding
         "machine": " ".join(str(part) for part in machine if part),
         "CPU capability": hardware.get("capability") if device == "cpu" else None,

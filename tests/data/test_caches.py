@@ -72,6 +72,45 @@ def test_images_that_were_cut_short_are_decoded_again(coco_root, home, size):
     assert (ImageStore(data, 32).rows(np.arange(40)) == wanted).all()
 
 
+@pytest.mark.parametrize("cache", ["npy", "done"])
+def test_a_decoded_image_that_the_disk_has_damaged_is_decoded_again(coco_root, home, cache):
+    data = opened(coco_root)
+    wanted = ImageStore(data, 32).rows(np.arange(40))
+    (path,) = (home / "data/cache").glob(f"images-*.{cache}")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 16  # of the last image, or of its checksum
+    path.write_bytes(content)
+    store = ImageStore(data, 32)
+    assert (store.rows(np.arange(40)) == wanted).all() and (store.rows(np.array([39, 39])) == wanted[[39, 39]]).all()
+    assert store.sure[:39].all() and not store.sure[39]
+
+
+@pytest.mark.parametrize("harm", [b"", b"something else"])
+def test_checksums_that_are_none_vouch_for_nothing(coco_root, home, harm):
+    data = opened(coco_root)
+    wanted = ImageStore(data, 32).rows(np.arange(40))
+    for kind, content in (("npy", None), ("done", harm)):
+        (path,) = (home / "data/cache").glob(f"images-*.{kind}")
+        content = path.read_bytes()[:-9] + b"otherwise" if content is None else content
+        path.write_bytes(content)
+    assert (ImageStore(data, 32).rows(np.arange(40)) == wanted).all()
+
+
+def test_a_cache_of_an_older_version_has_no_checksums_and_is_taken(coco_root, home, monkeypatch):
+    data = opened(coco_root)
+    wanted = ImageStore(data, 32).rows(np.arange(40))
+    (path,) = (home / "data/cache").glob("images-*.done")
+    path.unlink()
+    monkeypatch.setattr("krt_core.data.store.load_image", lambda *a: pytest.fail("decoded again"))
+    assert (ImageStore(data, 32).rows(np.arange(40)) == wanted).all()
+
+
+def test_an_image_that_memory_is_too_small_for_is_no_broken_image(coco_root, monkeypatch):
+    monkeypatch.setattr("PIL.Image.open", lambda path: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(DataError, match=r"train2014_003\.png takes more memory than there is\. .*data\.workers=1"):
+        ImageStore(opened(coco_root), 32, cache=False).rows(np.array([3]))
+
+
 @pytest.mark.parametrize("cut", [".part", ".done"])
 def test_a_half_made_cache_that_was_cut_short_vouches_for_nothing(coco_root, home, cut, monkeypatch):
     data = opened(coco_root)

@@ -224,7 +224,7 @@ def test_resume_from_between_saves_equals_an_uninterrupted_run(tiny, tmp_path):
     experiment = tiny(**{**QUICK, "train__epochs": 5}, replay__per_class=2)
     whole = train(experiment, tmp_path / "whole", show="none", device="cpu")
     parts = train(experiment, begun(experiment, tmp_path / "parts", at=(1, 3)), show="none", device="cpu")
-    assert "continuing at session 2, epoch 2" in log_of(parts.folder)
+    assert "continuing at session 2, epoch 4" in log_of(parts.folder)
     np.testing.assert_array_equal(whole.scores(1).scores, parts.scores(1).scores)
     assert [(e["session"], e["epoch"], e["loss"]) for e in whole.epochs] == [
         (e["session"], e["epoch"], e["loss"]) for e in parts.epochs
@@ -328,7 +328,7 @@ def test_the_record_of_a_start_names_the_code_it_ran(tiny):
 def test_an_interrupt_says_what_is_lost(tiny, tmp_path):
     with stopped_after(0, 0):
         train(tiny(**QUICK), tmp_path / "run", show="none")
-    assert "at most a minute or an epoch before" in log_of(tmp_path / "run")
+    assert "to continue after the last finished epoch" in log_of(tmp_path / "run")
 
 
 def test_the_training_does_not_wait_for_the_disk_to_tell_how_far_it_is(tmp_path, monkeypatch):

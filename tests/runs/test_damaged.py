@@ -1,10 +1,12 @@
 """Every file of a run folder, emptied, cut to half and filled with something else: it is made again, or named with the
 way out, and the way out works."""
 
+import errno
 import json
 import re
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +120,8 @@ def test_an_interrupted_run(folders, world, place, harm):
     assert run.done and run.summary["mAP_per_session"] == pytest.approx(
         Run(world[0] / "finished").summary["mAP_per_session"], abs=1e-3
     )
+    if place == "metrics.jsonl" and harm in ("foreign", "zip"):
+        assert "metrics.jsonl is damaged: the lines up to the damage are kept" in log_of(folder)
     if place == "resume.pt":
         assert re.search(r"resume\.pt is damaged \(.*\): the session it belongs to starts anew", log_of(folder))
 
@@ -238,6 +242,52 @@ def test_the_loss_of_a_training_that_runs_away_damages_nothing(tmp_path):
     for epoch, loss in enumerate((1.0, 3e25, -4e18, None)):
         run.append_epoch({"session": 0, "epoch": epoch, "loss": loss})
     assert [line["epoch"] for line in run.epochs] == [0, 1, 2, 3]
+
+
+def _flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("place", ["resume.pt", "session_01/model.safetensors", "session_01/method.safetensors"])
+def test_a_bit_that_the_disk_has_turned_is_seen(folders, world, place):
+    """The file is as long as it was, and every library reads it."""
+    copy, experiment = folders
+    folder = copy("interrupted")
+    path = folder / place
+    if place == "resume.pt":
+        content = path.read_bytes()
+        tensors = Run(folder).load_resume()["model"].values()
+        weights = max((one for one in tensors if one.dim() == 1), key=len)
+        _flip(path, content.index(weights.numpy().tobytes()) + 40)
+        run = train(experiment, folder, show="none", device="cpu")
+        assert re.search(r"resume\.pt is damaged \(.*not as it was written\): the session it belongs", log_of(folder))
+    else:
+        _flip(path, path.stat().st_size - 2)
+        with pytest.raises(RunError, match=f"{re.escape(str(path))} is damaged .its numbers are not those that were"):
+            train(experiment, folder, show="none", device="cpu")
+        shutil.rmtree(folder / "session_01")  # as it says
+        run = train(experiment, folder, show="none", device="cpu")
+    whole = Run(world[0] / "finished")
+    assert run.done and (run.scores(2).scores == whole.scores(2).scores).all()
+
+
+@pytest.mark.parametrize("name", ["log.txt", "metrics.jsonl"])
+def test_a_full_disk_is_told_with_the_file_that_was_added_to(folders, name, monkeypatch, capsys):
+    """Unlike an error of opening, one of writing has no name of its own."""
+    copy, _ = folders
+    folder, opened = copy("interrupted"), Path.open
+
+    def full(self, mode="r", *arguments, **options):
+        if self.name == name and mode == "a":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(self, mode, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    assert main(["train", str(folder / "experiment.yaml"), "--folder", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert f"krt: {folder / name}: No space left on device. Results go elsewhere with --folder" in said
 
 
 def test_scores_of_another_session_are_named(tmp_path):

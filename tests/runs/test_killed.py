@@ -89,13 +89,13 @@ def test_a_resume_file_does_not_outlive_the_run(tiny, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "resume.pt").exists()
 
 
-def test_the_flags_of_decoded_images_do_not_outlive_their_making(tiny, tmp_path):
+def test_checksums_of_decoded_images_that_are_none_are_made_again(tiny, tmp_path):
     dataset = open_dataset(tiny().data, "train")
     ImageStore(dataset, 32)
-    (array,) = (tmp_path / "data" / "cache").glob("images-*.npy")
-    array.with_suffix(".done").write_bytes(b"of a build that was killed as it was done")
-    pixels = ImageStore(dataset, 32).rows(np.arange(3))
-    assert pixels.any() and not array.with_suffix(".done").exists()
+    (sums,) = (tmp_path / "data" / "cache").glob("images-*.done")
+    written = sums.read_bytes()
+    sums.write_bytes(b"of a build by an older version that was killed as it was done")
+    assert ImageStore(dataset, 32).rows(np.arange(3)).any() and sums.read_bytes() == written
 
 
 def test_the_same_weights_are_the_same_bytes(tmp_path):
@@ -105,7 +105,7 @@ def test_the_same_weights_are_the_same_bytes(tmp_path):
         write_tensors(tmp_path / f"{i}.safetensors", tensors, about)
     assert len({(tmp_path / f"{i}.safetensors").read_bytes() for i in range(4)}) == 1
     with safe_open(tmp_path / "0.safetensors", "pt") as file:
-        assert file.metadata() == about and torch.equal(file.get_tensor("b"), tensors["b"])
+        assert about.items() <= file.metadata().items() and torch.equal(file.get_tensor("b"), tensors["b"])
         assert file.get_tensor("a").item() == 1
 
 

@@ -181,25 +181,25 @@ def test_a_run_whose_sessions_are_all_there_is_not_continued(tiny, tmp_path):
 
 
 def test_seconds_of_all_starts_are_added_up(tiny, tmp_path, monkeypatch):
-    """A clock that moves on by 100.004 s whenever it is looked at: at the start of a session and of its epochs, after
+    """A clock that moves on by 100.004 s whenever it is looked at: at the start of a session, after
     each epoch and at the end."""
     ticks = itertools.count()
     monkeypatch.setattr(session_module, "time", SimpleNamespace(perf_counter=lambda: 100.004 * next(ticks)))
     monkeypatch.setattr(session_module, "peak_memory_mb", lambda device: 12.36)
     experiment = tiny(**{**PLAIN, "train__epochs": 3})
     run = train(experiment, tmp_path / "whole", show="none", device="cpu")
-    assert [run.session_state(t)["seconds"] for t in range(2)] == [500.02, 500.02]
+    assert [run.session_state(t)["seconds"] for t in range(2)] == [400.02, 400.02]
     assert run.session_state(0)["peak_memory_mb"] == 12.4
     folder = begun(experiment, tmp_path / "parts", at=(0, 1))
     assert Run(folder).load_resume()["seconds"] == pytest.approx(
         100.004
-    )  # from the start of the epochs to the first's end
+    )  # from the start of the session to the first epoch's end
     with pytest.MonkeyPatch.context() as patch:
         spied(patch, Run, "save_resume", lambda self, content: kept.append(content["seconds"]))
         kept = []
         parts = train(experiment, folder, show="none", device="cpu")
     assert kept[0] == pytest.approx(200.008)
-    assert [parts.session_state(t)["seconds"] for t in range(2)] == [500.02, 500.02]
+    assert [parts.session_state(t)["seconds"] for t in range(2)] == [400.02, 400.02]
 
 
 # ---- what is looked at first ----
