@@ -40,7 +40,7 @@ def run(method: str, data: Path, folder: Path, increment: int, changes: dict[str
     (folder / "temporary").mkdir(parents=True, exist_ok=True)
     (preset := folder / f"{method}.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
     (lines := folder / f"{method}.jsonl").unlink(missing_ok=True)
-    words = [sys.executable, "-m", "benchmarks.endurance.sessions", str(preset), str(folder / "runs" / method), str(lines)]
+    words = [sys.executable, "-m", "benchmarks.endurance.sessions", preset, folder / "runs" / method, lines]
     environment = {**os.environ, "KRT_HOME": str(folder), "TMPDIR": str(folder / "temporary"), "OMP_NUM_THREADS": "1"}
     began = time.perf_counter()
     with (folder / f"{method}.log").open("w", encoding="utf-8") as log:
@@ -72,7 +72,7 @@ def child(preset: str, folder: str, lines: str) -> int:
 
 def beyond(values: Sequence[float], classes: Sequence[int]) -> float:
     """How many times as high the last tenth of the sessions is as a straight line through the first six says: 1 where
-    a value grows with the classes, or stays. Medians of tenths, so that a session that was held up counts for little."""
+    a value grows with the classes, or stays. Medians of tenths, so that one that was held up counts little."""
     x, y = (np.array([np.median(part) for part in np.array_split(np.asarray(v, float), 10)]) for v in (classes, values))
     slope, offset = np.polyfit(x[:6], y[:6], 1)
     return float(y[-1] / max(offset + max(slope, 0) * x[-1], y[:6].mean(), 1e-9))
@@ -91,7 +91,11 @@ def judged(result: dict[str, Any], largest_mb: float = LARGEST_MB, straight: flo
     if left := max(line["temporary_files"] for line in lines):
         faults.append(f"{method}: {left} temporary files are left after a session")
     total = [sum(line["bytes"].values()) for line in lines]
-    for what, values in {"processor": [line["processor"] for line in lines], "memory_mb": [line["memory_mb"] for line in lines], "bytes": total}.items():
+    for what, values in {
+        "processor": [line["processor"] for line in lines],
+        "memory_mb": [line["memory_mb"] for line in lines],
+        "bytes": total,
+    }.items():
         if (times := beyond(values[1:], classes[1:])) > straight:
             faults.append(f"{method}: {what} of the last sessions are {times:.2f} times what their classes explain")
     return faults

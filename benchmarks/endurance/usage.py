@@ -1,4 +1,4 @@
-"""What a process uses now: memory, file handles, threads, temporary files; and the most that it and its children had."""
+"""What a process uses now: memory, file handles, threads, temporary files; and the most it and its children had."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def usage(temporary: Path, folders: Sequence[Path] = ()) -> dict[str, float]:
     """MB in memory, open file handles and memory maps, threads, and files that are not finished: all below
     ``temporary``, and those in the folders that are called so."""
     process = psutil.Process()
-    files = [path for path in walk(temporary)]
+    files = walk(temporary)
     files += [path for folder in folders for path in walk(folder) if path.endswith(TEMPORARY)]
     return {
         "memory_mb": process.memory_info().rss / 1e6, "handles": process.num_fds(), "threads": process.num_threads(),
@@ -29,7 +29,7 @@ def _mapped_files() -> int:
     """Files of data that are mapped into memory; libraries aside."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-        return len({line.split(maxsplit=5)[-1] for line in lines if line.endswith((".npy", ".done", ".npz", "tensors"))})
+        return len({line.split(maxsplit=5)[-1] for line in lines if line.endswith((".npy", ".done", ".npz"))})
     return 0
 
 
@@ -45,7 +45,7 @@ def size_of(path: str) -> int:
 
 
 class Peak:
-    """Inside, the most memory that a process and its children have had together, looked at ten times a second: ``mb``."""
+    """``mb``: the most memory that a process and its children have had together, looked at ten times a second."""
 
     def __init__(self, pid: int):
         self.pid, self.mb = pid, 0.0
