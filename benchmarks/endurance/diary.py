@@ -77,8 +77,10 @@ def diary(path: Path, run: Path, temporary: Path, others: tuple[Path, ...] = ())
             watch.seconds.clear()
             began = time.perf_counter()
             timed(training, index, resume)
+            state = json.loads((training.run.session_folder(index) / "state.json").read_text(encoding="utf-8"))
             line = {
-                "session": index, "classes": training.protocol.sessions[index].stop, **usage(temporary, (run, *others)),
+                "session": index, "classes": training.protocol.sessions[index].stop,
+                "images": state["train_images"] + state["replayed_images"], **usage(temporary, (run, *others)),
                 "seconds": time.perf_counter() - began, "processor": sum(watch.seconds.values()),
                 "parts": {part: watch.seconds[part] for part in PARTS},
                 "bytes": {name.rpartition("/")[2]: size_of(name) for name in walk(training.run.session_folder(index))},

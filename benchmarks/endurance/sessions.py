@@ -26,7 +26,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ridge": {"data.validation": 0.2},  # calibrated, too
     "census": {},
     "finetune": {},
-    "krt": {"replay.per_class": 2, "krt.target": "estimated"},
+    "krt": {"replay.budget": 300, "replay.selection": "prs", "krt.target": "estimated"},
 }
 LARGEST_MB = 4000
 STRAIGHT = 1.3  # how far above a straight line through earlier sessions the last ones may be

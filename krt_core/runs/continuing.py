@@ -10,6 +10,7 @@ import numpy as np
 
 from ..config import Experiment
 from ..errors import RunError
+from ..machine.cpu import give_back_memory
 from ..machine.device import Runtime
 from ..memory import Memory
 from ..methods import Method
@@ -166,4 +167,5 @@ class Continuing:
             self.log(f"this start is not as the one before, and the run is marked as mixed: {'; '.join(differing)}")
 
     def next_session(self) -> None:
+        give_back_memory()
         self.resume, self.starts = None, self.starts[-1:]
