@@ -6,10 +6,8 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,9 @@ import numpy as np
 
 from krt_core.config import load_experiment
 
+from .child import call
 from .diary import PARTS, diary, read
-from .usage import Peak, size_of, walk
+from .usage import size_of, walk
 from .world import SMALL, write_world
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -28,6 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "finetune": {},
     "krt": {"replay.budget": 300, "replay.selection": "prs", "krt.target": "estimated"},
 }
+LOOKS = ("prepare", "learn", "remember")  # parts that look at the images of a session, and of the next one
 LARGEST_MB = 4000
 STRAIGHT = 1.3  # how far above a straight line through earlier sessions the last ones may be
 
@@ -40,18 +40,13 @@ def run(method: str, data: Path, folder: Path, increment: int, changes: dict[str
     (folder / "temporary").mkdir(parents=True, exist_ok=True)
     (preset := folder / f"{method}.yaml").write_text(experiment.to_yaml(), encoding="utf-8")
     (lines := folder / f"{method}.jsonl").unlink(missing_ok=True)
-    words = [sys.executable, "-m", "benchmarks.endurance.sessions", preset, folder / "runs" / method, lines]
-    environment = {**os.environ, "KRT_HOME": str(folder), "TMPDIR": str(folder / "temporary"), "OMP_NUM_THREADS": "1"}
-    began = time.perf_counter()
-    with (folder / f"{method}.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(words, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        with Peak(process.pid) as peak:
-            code = process.wait()
-    if code:
-        raise RuntimeError(f"{method} ended with {code}: see {folder / method}.log")
+    home, temporary = folder, folder / "temporary"
+    ended = call(
+        "benchmarks.endurance.sessions", preset, folder / "runs" / method, lines, home=home, temporary=temporary
+    )
     done = json.loads((folder / "runs" / method / "DONE").read_text(encoding="utf-8"))
     return {
-        "method": method, "seconds": time.perf_counter() - began, "peak_mb": peak.mb, "sessions": read(lines),
+        "method": method, **ended.numbers(), "sessions": read(lines),
         "average_mAP": done["average_mAP"], "last_mAP": done["last_mAP"],
         "folder_bytes": sum(map(size_of, walk(folder / "runs" / method))),
     }  # fmt: skip
@@ -78,6 +73,12 @@ def beyond(values: Sequence[float], classes: Sequence[int]) -> float:
     return float(y[-1] / max(offset + max(slope, 0) * x[-1], y[:6].mean(), 1e-9))
 
 
+def costs(line: dict[str, Any]) -> float:
+    """Seconds of a processor of a session, of what looks at its images those of each hundred: exemplars become more."""
+    looks = sum(line["parts"][part] for part in LOOKS)
+    return line["processor"] - looks + 100 * looks / max(line["images"], 1)
+
+
 def judged(result: dict[str, Any], largest_mb: float = LARGEST_MB, straight: float = STRAIGHT) -> list[str]:
     """What a run has done that it may not, in words."""
     lines, method = result["sessions"], result["method"]
@@ -92,7 +93,7 @@ def judged(result: dict[str, Any], largest_mb: float = LARGEST_MB, straight: flo
         faults.append(f"{method}: {left} temporary files are left after a session")
     total = [sum(line["bytes"].values()) for line in lines]
     for what, values in {
-        "processor": [line["processor"] for line in lines],
+        "processor": [costs(line) for line in lines],
         "memory_mb": [line["memory_mb"] for line in lines],
         "bytes": total,
     }.items():
@@ -114,7 +115,7 @@ def row(result: dict[str, Any]) -> dict[str, Any]:
     return {
         "method": result["method"], "minutes": result["seconds"] / 60, "peak MB": result["peak_mb"],
         "s/session first": median(first, "processor"), "last": median(last, "processor"),
-        "beyond": beyond([x["processor"] for x in lines[1:]], [x["classes"] for x in lines[1:]]),
+        "beyond": beyond([costs(x) for x in lines[1:]], [x["classes"] for x in lines[1:]]),
         "MB now first": median(first, "memory_mb"), "MB now last": median(last, "memory_mb"),
         "handles": f"{min(x['handles'] for x in lines)}–{max(x['handles'] for x in lines)}",
         "threads": f"{min(x['threads'] for x in lines)}–{max(x['threads'] for x in lines)}",
@@ -136,11 +137,11 @@ def parts(result: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def measure(folder: Path, sessions: int, increment: int, train: int, test: int, methods: Sequence[str]) -> list[dict]:
+def measure(folder: Path, sessions: int, increment: int, train: int, test: int, method: str) -> dict[str, Any]:
     data = folder / "world"
     if not (data / "tags.csv").is_file():
         write_world(data, sessions * increment, train, test)
-    return [run(method, data, folder, increment) for method in methods]
+    return run(method, data, folder, increment)
 
 
 if __name__ == "__main__":

@@ -56,8 +56,9 @@ class Peak:
         while not self._end.wait(0.1):
             with contextlib.suppress(psutil.Error):
                 first = psutil.Process(self.pid)
-                every = [first, *first.children(recursive=True)]
-                self.mb = max(self.mb, sum(_resident(process) for process in every) / 1e6)
+                children = first.children(recursive=True)
+                used = sum(map(_own, [first, *children])) if children else first.memory_info().rss
+                self.mb = max(self.mb, used / 1e6)
 
     def __enter__(self) -> Peak:
         self._thread.start()
@@ -68,7 +69,8 @@ class Peak:
         self._thread.join()
 
 
-def _resident(process: psutil.Process) -> int:
+def _own(process: psutil.Process) -> int:
+    """Bytes of a process, of what several share its part: one that was just forked has all of its parent's."""
     with contextlib.suppress(psutil.Error):
-        return process.memory_info().rss
+        return process.memory_full_info().pss
     return 0
