@@ -14,6 +14,8 @@ from benchmarks.endurance.world import SMALL, write_rows, write_world
 from benchmarks.made_up_runs import finished
 from krt_core.config import Replay, load_experiment
 from krt_core.data.dataset import MultiLabelDataset
+from krt_core.lab.bench.matrix import Job
+from krt_core.lab.bench.state import JobFiles
 from krt_core.lab.report import collect, html, tables
 from krt_core.memory import Ranked
 from krt_core.protocol import Protocol, make_protocol
@@ -189,6 +191,15 @@ def test_a_report_reads_each_state_as_often_for_sixty_runs_as_for_four(sixty, co
     assert report(runs) <= report(collect([sixty])[0][:4]) <= 16
     reads.clear()
     assert len([run.curve(key) for run in runs for key in ("mAP_seen", "mAP_base", "mAP_new")]) == 180 and not reads
+
+
+def test_a_job_that_is_as_it_was_is_not_written_again(tmp_path):
+    job = Job("a", "g", "02_train_sessions", {"seeds": [0]}, str(tmp_path / "run"))
+    path = JobFiles(tmp_path, job).write_job()
+    before = path.stat().st_ino
+    assert JobFiles(tmp_path, job).write_job() == path and path.stat().st_ino == before
+    path.write_text("{")
+    assert JobFiles.of(JobFiles(tmp_path, job).write_job().parent).job.parameters == {"seeds": [0]}
 
 
 def test_a_state_that_was_written_anew_is_read_again(sixty):
