@@ -29,7 +29,7 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
             axis.plot(x, y, ms=4, mec="0.3", mew=0.4, label=result["method"], **style)
             if "handles" in title:
                 most = [line["temporary_files"] for line in lines]
-                axis.plot([line["session"] + 1 for line in lines][::10], most[::10], "x", color="0.3", ms=4)
+                axis.plot([line["session"] + 1 for line in lines][::10], most[::10], "x", color="0.3", ms=5, clip_on=False)
         axis.set_title(title, fontsize=10)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
