@@ -28,8 +28,8 @@ def draw(results: Sequence[dict[str, Any]], path: Path) -> None:
             style = {**style_of(i), "marker": style_of(i)["marker"]}
             axis.plot(x, y, ms=4, mec="0.3", mew=0.4, label=result["method"], **style)
             if "handles" in title:
-                most = [line["temporary_files"] for line in lines]
-                axis.plot([line["session"] + 1 for line in lines][::10], most[::10], "x", color="0.3", ms=5, clip_on=False)
+                crosses = [(line["session"] + 1, line["temporary_files"]) for line in lines[::10]]
+                axis.plot(*zip(*crosses, strict=True), "x", color="0.3", ms=5, clip_on=False)
         axis.set_title(title, fontsize=10)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
