@@ -14,6 +14,7 @@ these are annotated with; what they are not annotated with is unknown.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -113,6 +114,8 @@ class Protocol:
 
     def shown_images(self, labels: np.ndarray, session: int) -> np.ndarray:
         """Indices of the images that came with the sessions up to this one; labels (n, C) in learning order."""
+        if self.images == "shared" and self.arrived is None:  # in one look
+            return np.flatnonzero((labels[:, : self.sessions[session].stop] > 0).any(axis=1))
         return np.unique(np.concatenate([self.train_images(labels, t) for t in range(session + 1)]))
 
     def visible_labels(self, labels: np.ndarray, session: int, hidden: int = 0) -> np.ndarray:
@@ -151,10 +154,8 @@ def make_protocol(
     learned alphabetically, or in a shuffle by ``order_seed``. sizes: classes of each session, instead of base and
     increment. Raises ConfigError if the numbers or names do not fit the list.
     """
-    if len(set(classes)) != len(classes):
-        raise DataError(
-            f"Class names must be unique, found twice: {sorted({c for c in classes if classes.count(c) > 1})}."
-        )
+    if twice := sorted(name for name, times in Counter(classes).items() if times > 1):
+        raise DataError(f"Class names must be unique, found twice: {twice}.")
     base = base or increment
     if sizes and sum(sizes) != len(classes):
         raise ConfigError(f"protocol.sizes add up to {sum(sizes)}, but the data set has {len(classes)} classes.")
@@ -183,17 +184,19 @@ def protocol_of(section: Section, classes: tuple[str, ...], added: int = 0) -> P
 
 def _named(classes: tuple[str, ...], order: tuple[str, ...]) -> list[int]:
     """Columns of the names of ``protocol.order``, each class once."""
+    column = {name: place for place, name in enumerate(classes)}
     for name in order:
-        if name not in classes:
+        if name not in column:
             raise ConfigError(f"protocol.order: there is no class {name!r}.{did_you_mean(name, classes)}")
-    twice, left = [name for name in order if order.count(name) > 1], [c for c in classes if c not in order]
+    twice, there = [name for name, times in Counter(order).items() if times > 1], set(order)
+    left = [name for name in classes if name not in there]
     if twice:
         raise ConfigError(f"protocol.order names {twice[0]!r} twice.")
     if left:
         raise ConfigError(
             f"protocol.order leaves out {', '.join(left)}: name every class, or choose some with data.classes."
         )
-    return [classes.index(name) for name in order]
+    return [column[name] for name in order]
 
 
 def check_labels(protocol: Protocol, labels: np.ndarray, what: str, train: bool = False) -> None:
@@ -272,9 +275,9 @@ def session_view(
     if sees == "seen":
         rows = protocol.shown_images(labels, index)
         return View(rows, labels[rows, : protocol.sessions[index].stop], len(rows))
-    labels = labels.astype(np.int8) if hidden else labels
     rows, seen = protocol.train_images(labels, index), labels[:, : protocol.sessions[index].stop]
-    visible = seen[rows] if oracle else protocol.visible_labels(labels[rows], index, hidden)
+    own = labels[rows].astype(np.int8) if hidden else labels[rows]
+    visible = own[:, : seen.shape[1]] if oracle else protocol.visible_labels(own, index, hidden)
     if memory is None or not len(stored := memory.images):
         return View(rows, visible, len(rows))
     starts, stops = zip(*((s.start, s.stop) for s in protocol.sessions[: index + 1]), strict=True)
@@ -291,51 +294,3 @@ def planned_images(protocol: Protocol, labels: np.ndarray, index: int, memory: M
     old = protocol.sessions[index].start
     stored = (memory.replay.budget or memory.replay.per_class * old) if memory and index else 0
     return len(protocol.train_images(labels, index)) + stored
-
-
-def seen_frequency(protocol: Protocol, labels: np.ndarray, index: int) -> np.ndarray:
-    """(C_old,) how often each class of the sessions before ``index`` was shown, as a share of all images seen so far.
-
-    labels (n, C) of the training set in learning order; of these only what the sessions really showed is used: the
-    positives of a class in its own session, taken to be as frequent where its labels are unknown as where they are
-    known, and which images came by until now. Images of a session are picked by its classes, so an old class is rarer
-    among them where classes seldom meet: this is an estimate, not the truth.
-    """
-    images = len(protocol.shown_images(labels, index))
-    return _positives(protocol, labels, index) / max(images, 1)
-
-
-def _positives(protocol: Protocol, labels: np.ndarray, sessions: int) -> np.ndarray:
-    """(C,) images that the first so many sessions have shown with each of their classes."""
-    own = [labels[protocol.train_images(labels, s.index)][:, s.columns] for s in protocol.sessions[:sessions]]
-    shown = [(y > 0).sum(axis=0) * (len(y) / np.maximum((y >= 0).sum(axis=0), 1)) for y in own]
-    return np.concatenate([np.zeros(0), *shown])
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What the sessions so far have shown: how many images with each class, of how many of which that was known. By it
-    a run goes on whose images are gone."""
-
-    counts: np.ndarray  # (C,)
-    images: np.ndarray  # (C,)
-
-    @property
-    def frequency(self) -> np.ndarray:
-        """(C,) share of the images that were shown with each class."""
-        return self.counts / np.maximum(self.images, 1)
-
-    def as_dict(self) -> dict[str, list[float]]:
-        return {"counts": self.counts.tolist(), "images": self.images.tolist()}
-
-
-def shown_by(protocol: Protocol, labels: np.ndarray, index: int, before: Shown | None = None) -> Shown:
-    """What the sessions up to ``index`` have shown, by labels (n, C) of the training set in learning order; before: up
-    to the one before, of a session that was added."""
-    stop = protocol.sessions[index].stop
-    if before is None:
-        images = len(protocol.shown_images(labels, index))
-        return Shown(_positives(protocol, labels, index + 1), np.full(stop, float(images)))
-    own, new = labels[protocol.train_images(labels, index)][:, :stop], (0, stop - len(before.counts))
-    counts = np.pad(before.counts, new) + (own > 0).sum(axis=0)
-    return Shown(counts, np.pad(before.images, new) + (own >= 0).sum(axis=0))

@@ -15,9 +15,9 @@ from krt_core.protocol import (
     make_protocol,
     planned_images,
     protocol_of,
-    seen_frequency,
     session_view,
 )  # fmt: skip
+from krt_core.runs.shown import Tally
 
 LETTERS = tuple("hgfedcba")
 
@@ -130,7 +130,7 @@ def test_disjoint_sessions_share_no_image_and_hide_no_later_class():
         assert labels[rows][:, session.columns].any(axis=1).all() and not labels[rows][:, session.stop :].any()
         assert not protocol.visible_labels(labels[rows], session.index)[:, : session.start].any()
     shown = sum(labels[rows][:, s.columns].sum() for rows, s in zip(parts[:2], protocol.sessions, strict=False))
-    assert seen_frequency(protocol, labels, 2).sum() == pytest.approx(shown / len(labels))
+    assert Tally(protocol, labels).frequency(2).sum() == pytest.approx(shown / len(labels))
     assert len(parts[0]) < len(make_protocol(tuple("abcdef"), 0, 2).train_images(labels, 0))
 
 
@@ -149,13 +149,13 @@ def test_frequency_of_old_classes_uses_only_what_was_shown():
     labels = np.zeros((10, 4), bool)
     labels[:4, 0] = labels[3:6, 1] = labels[5:, 2] = labels[8:, 3] = True
     protocol = make_protocol(tuple("abcd"), 2, 1)
-    assert seen_frequency(protocol, labels, 1).tolist() == [0.4, 0.3]  # ten images by then: four with a, three with b
+    assert Tally(protocol, labels).frequency(1).tolist() == [0.4, 0.3]  # ten images by then: four with a, three with b
     hidden = labels.copy()
     hidden[:, 3] = ~hidden[:, 3]  # a class of the future
-    assert seen_frequency(protocol, hidden, 1).tolist() == [0.4, 0.3]
-    assert len(seen_frequency(protocol, labels, 0)) == 0
+    assert Tally(protocol, hidden).frequency(1).tolist() == [0.4, 0.3]
+    assert len(Tally(protocol, labels).frequency(0)) == 0
     one = np.eye(1, 4, dtype=bool)  # a single image, of class a
-    assert seen_frequency(protocol, one, 1).tolist() == [1, 0] and seen_frequency(protocol, ~one & one, 1).sum() == 0
+    assert Tally(protocol, one).frequency(1).tolist() == [1, 0] and Tally(protocol, ~one & one).frequency(1).sum() == 0
 
 
 # Six images of four classes, learned as a and b, then c, then d; the last one has no label.
@@ -243,7 +243,7 @@ def test_unknown_labels_choose_no_image_and_are_shown_as_such():
     with pytest.raises(DataError, match="no image is labelled with c"):
         check_labels(p, np.where(labels == 1, [1, 1, -1, 1], labels), "tiny train")
     # Of the 3 images of the first session a is known of all (2 show it), b of 2 (1 shows it); 4 images so far.
-    assert seen_frequency(p, labels, 1).tolist() == [2 / 4, 1.5 / 4]
+    assert Tally(p, labels).frequency(1).tolist() == [2 / 4, 1.5 / 4]
 
 
 def test_an_exemplar_shows_what_is_unknown_of_it():

@@ -33,6 +33,7 @@ from ..methods.base import Moments
 from ..protocol import Protocol
 from ..runs.calibration import Calibration, logit
 from ..runs.folder import Run
+from ..runs.shown import Tally
 from .fit import FEWEST, Fitted, fit
 from .thresholds import aimed_threshold, threshold_for
 
@@ -72,31 +73,35 @@ class Calibrating:
     world: World
     log: Callable[[str], None]
     on: bool
-    of_held: Protocol | None = None  # `Protocol.on` the images that were held out alone
     last: np.ndarray | None = None  # scores, where the model stays
+
+    def __post_init__(self) -> None:
+        self.tally = Tally(self.protocol, self.labels)  # of all images, those held out too
 
     @classmethod
     def of(
         cls, run: Run, halves: Halves, protocol: Protocol, method: Method, world: World, log: Callable[[str], None]
     ) -> Calibrating:  # fmt: skip
         config, labels = run.experiment.calibrate, protocol.reorder(halves.train.truth)
-        protocol, held = protocol.on(halves.train), protocol.on(halves.train, halves.held)
+        protocol = protocol.on(halves.train)
         carried = run.experiment.data.added and run.finished_sessions  # old classes' go on, whatever the new data have
         able = bool(halves.held.any()) or (carried and run.calibration(run.finished_sessions - 1).fitted.any())
         on = config.kind != "none" and bool(able) and halves.test is not None
-        return cls(config, protocol, method, labels, halves.held, run, world, log, on, held)
+        return cls(config, protocol, method, labels, halves.held, run, world, log, on)
 
     def rows(self, session: int) -> np.ndarray:
         """(m,) the images held out of those that a session shows."""
-        held, sees, protocol = self.labels * self.held[:, None], self.method.sees, self.of_held or self.protocol
+        sees, protocol = self.method.sees, self.protocol
         if sees == "all":
-            return np.flatnonzero((held > 0).any(axis=1))
-        return (protocol.train_images if sees == "session" else protocol.shown_images)(held, session)
+            found = np.flatnonzero((self.labels > 0).any(axis=1))
+        else:
+            found = (protocol.train_images if sees == "session" else protocol.shown_images)(self.labels, session)
+        return found[self.held[found]]
 
     def before(self, session: int, predict: Predict) -> np.ndarray | None:
         """What the old model says to these images, for `after`; None where nobody will ask."""
         asked = self.on and self.method.sees == "session" and session
-        return predict(self.rows(session)) if asked and len(self.rows(session)) else None
+        return predict(rows) if asked and len(rows := self.rows(session)) else None
 
     def after(self, session: int, before: np.ndarray | None, predict: Predict) -> Calibration | None:
         """The calibration after a session; before: see there. None where nothing is calibrated, and in processes that
@@ -160,7 +165,7 @@ class Calibrating:
         """How many images the sessions so far have shown; those before one that was added are told by the calibration
         that these have left, or else by what they have shown to learn from."""
         if not self.protocol.arrival(session):
-            return len(self.protocol.shown_images(self.labels, session))
+            return self.tally.images(session)
         shown = (self.run.session_state(session - 1).get("shown") or {}).get("images", [])
         before = self.run.calibration(session - 1).images or max(filter(np.isfinite, shown), default=0)
         return round(before) + len(self.protocol.train_images(self.labels, session))

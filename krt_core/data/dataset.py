@@ -39,6 +39,7 @@ class MultiLabelDataset:
     unknown: np.ndarray | None = None
     parts: tuple[MultiLabelDataset, ...] = ()
     arrived: np.ndarray | None = None
+    _sizes: dict[int, int] = field(default_factory=dict, init=False, compare=False, repr=False)  # of files asked for
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,8 +48,14 @@ class MultiLabelDataset:
         return self.root / str(self.paths[index])
 
     def bytes_of(self, rows: np.ndarray) -> int:
-        """Bytes of the files of some images, each counted once."""
-        return sum(path.stat().st_size for path in map(self.path, np.unique(rows)) if path.is_file())
+        """Bytes of the files of some images, each counted once, and each asked for once."""
+        return sum(map(self._size_of, np.unique(rows).tolist()))
+
+    def _size_of(self, row: int) -> int:
+        if row not in self._sizes:
+            path = self.path(row)
+            self._sizes[row] = path.stat().st_size if path.is_file() else 0
+        return self._sizes[row]
 
     def digest(self) -> str:
         """Hash over ids, class names, labels and, where there are any, which are unknown, in their order."""

@@ -139,9 +139,9 @@ def _rows(path: Path, text: str, delimiter: str) -> tuple[list[tuple[int, list[s
             if row and any(cell and not cell.isspace() for cell in row):
                 rows.append((number, row))
     except csv.Error as error:
-        what = {"unexpected end of data": "a cell begins with a quotation mark that nothing ends"}.get(
-            str(error), f"{error}: within a cell in quotes a quotation mark is written twice"
-        )
+        endless = str(error).startswith(("unexpected end of data", "field larger"))  # to the end, or for 128 KB
+        what = "a cell begins with a quotation mark that nothing ends"
+        what = what if endless else f"{error}: within a cell in quotes a quotation mark is written twice"
         return rows or [(1, [])], f"{path}, row {number + 1}: {what}."
     header = [name.strip() for name in rows[0][1]]
     rows[0] = rows[0][0], header

@@ -32,6 +32,13 @@ def keep_freed_memory(keep: bool = True) -> bool:
         return False
 
 
+def give_back_memory() -> None:
+    """Give the kernel back what lies free between what is in use: of memory that is kept (`keep_freed_memory`) such
+    gaps become more with every session, since the next one's blocks are a little too large for them."""
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 @contextlib.contextmanager
 def one_thread(only: bool = True) -> Iterator[None]:
     """Compute in one thread, where the work is so small that several would mostly wait for one another."""

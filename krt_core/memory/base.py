@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,8 +15,11 @@ class Memory(ABC):
     """Images that are kept for replay, as rows of the training set, each with the sessions in which it was stored: what
     is stored in a session hides the labels of earlier ones."""
 
+    lacks: ClassVar[str]  # what is the matter with `lacking`, in words
+
     def __init__(self, replay: Replay) -> None:
         self.replay = replay
+        self.told: set[str] = set()  # what was lacking when it was asked
 
     # ---- what is stored ----
 
@@ -62,8 +65,14 @@ class Memory(ABC):
         """
 
     @abstractmethod
+    def lacking(self, classes: Sequence[str]) -> list[str]:
+        """Classes (names in learning order) of which it has less than it should, in words."""
+
     def remark(self, classes: Sequence[str]) -> str:
-        """For the log: classes (names in learning order) of which it has less than it should, or nothing."""
+        """For the log: `lacking`, as far as it was not told before, or nothing."""
+        lacking = [name for name in self.lacking(classes) if name not in self.told]
+        self.told.update(lacking)
+        return f"{self.lacks} {', '.join(lacking)}" if lacking else ""
 
     # ---- what it shows ----
 
@@ -78,6 +87,7 @@ class Memory(ABC):
         if self.replay.labels == "widened":
             shows = np.logical_or.accumulate(shows, axis=1)
         shown = labels[self.images, : stops[-1]]
+        shown = shown.astype(np.int8) if hidden else shown
         shown[~np.repeat(shows, np.subtract(stops, starts), axis=1)] = hidden
         return shown
 

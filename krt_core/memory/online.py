@@ -19,6 +19,8 @@ class Online(Memory):
     back with a later session while it is stored takes no second place: stored again, it shows the labels of both.
     """
 
+    lacks = "no exemplar shows"
+
     def __init__(self, replay: Replay) -> None:
         super().__init__(replay)
         self.rows = np.zeros(0, np.int64)  # (m,) rows of the training set, in the order in which they were stored
@@ -84,9 +86,8 @@ class Online(Memory):
     def keeps(self, classes: int) -> bool:
         return self.replay.budget > 0
 
-    def remark(self, classes: Sequence[str]) -> str:
-        missing = [name for name, images in zip(classes, self.shown.sum(axis=0), strict=False) if not images]
-        return f"no exemplar shows {', '.join(missing)}" if missing else ""
+    def lacking(self, classes: Sequence[str]) -> list[str]:
+        return [name for name, images in zip(classes, self.shown.sum(axis=0), strict=False) if not images]
 
     def state(self) -> dict[str, Any]:
         return {

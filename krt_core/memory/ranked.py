@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ class Ranked(Memory):
     replay: Replay
     ranked: list[list[int]] = field(default_factory=list)  # per class in learning order
     sessions: list[int] = field(default_factory=list)  # of those classes
+    told: set[str] = field(default_factory=set, compare=False, repr=False)
+    lacks: ClassVar[str] = "fewer images than exemplars asked for:"
 
     @property
     def lists(self) -> list[list[int]]:
@@ -73,14 +75,10 @@ class Ranked(Memory):
             self.ranked.append(ranking)
             self.sessions.append(session)
 
-    def short(self, classes: Sequence[str]) -> list[str]:
+    def lacking(self, classes: Sequence[str]) -> list[str]:
         """Classes (names in learning order) with fewer images than their quota, and how many, as in "cat (3)"."""
         quota, stored = self.quota(len(self.ranked)), zip(classes, self.ranked, strict=False)
         return [f"{name} ({len(ranking)})" for name, ranking in stored if len(ranking) < quota]
-
-    def remark(self, classes: Sequence[str]) -> str:
-        short = self.short(classes)
-        return f"fewer images than exemplars asked for: {', '.join(short)}" if short else ""
 
     def state(self) -> dict[str, Any]:
         return {"ranked": self.ranked, "sessions": self.sessions}

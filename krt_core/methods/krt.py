@@ -95,7 +95,10 @@ class KRT(Method):
         return {"loss": sum(parts.values()), "parts": parts, "logits": output.logits}
 
     def state(self) -> dict:
-        return {"thresholds": {str(index): record.as_dict() for index, record in self.records.items()}}
+        """Thresholds of each class are of the newest session alone: those before stand in the states of theirs."""
+        told = {str(index): record.as_dict() for index, record in self.records.items()}
+        earlier = {index: {**record, "per_class": ()} for index, record in list(told.items())[:-1]}
+        return {"thresholds": told | earlier}
 
     def load_state(self, state: dict) -> None:
         stored = state.get("thresholds", {}).items()

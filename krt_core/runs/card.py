@@ -15,25 +15,25 @@ def card(run: Reader, summary: dict[str, Any]) -> str:
     """Markdown of a run whose sessions are finished; summary: what DONE holds."""
     import jinja2
 
+    states = [run.in_short(index) for index in range(run.finished_sessions)]
     e, replay, weights = run.experiment, run.experiment.replay, summary["weights"]
     stored = f"{replay.per_class} a class" if replay.per_class else f"{replay.budget} in all" if replay.budget else ""
     file = weights.get("file") or weights.get("weights") or "random"
     template = Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.ChainableUndefined, keep_trailing_newline=True)  # nosec B701: no HTML
     return environment.from_string(template).render(
-        run=run, e=e, summary=summary, marks=_marks(run), still=STILL[e.model.freeze], changes=e.changes(),
+        run=run, e=e, summary=summary, marks=_marks(run, states), still=STILL[e.model.freeze], changes=e.changes(),
         stored=(stored if summary["exemplars"] else f"none, as {e.method} uses none") if stored else "none",
         weights=f"{file} (trained on: {weights['trained_on']})" if weights.get("trained_on") else file,
         made=run.environment,
         images="training images held out for validation" if e.data.test == "validation" else "test images",
-        states=[run.session_state(index) for index in range(run.finished_sessions)],
+        states=states,
         number=lambda value: "–" if value is None or value != value else f"{value:.2f}", threshold=F1_THRESHOLD,
     )  # fmt: skip
 
 
-def _marks(run: Reader) -> list[str]:
+def _marks(run: Reader, states: list[dict[str, Any]]) -> list[str]:
     """What must be said before any number."""
-    states = [run.session_state(index) for index in range(run.finished_sessions)]
     on_test = any(state.get("epoch_chosen_on") == "test" for state in states)
     return [
         *([f"**LEAK**: {run.leak}"] if run.leak else []),

@@ -10,12 +10,14 @@ import numpy as np
 
 from ..config import Experiment
 from ..errors import RunError
+from ..machine.cpu import give_back_memory
 from ..machine.device import Runtime
 from ..memory import Memory
 from ..methods import Method
 from ..model import Network
-from ..protocol import Protocol, Shown, seen_frequency, shown_by
+from ..protocol import Protocol
 from .folder import Ahead, Run
+from .shown import Shown, Tally
 from .starts import about_start, check_made_with, facts, mixed_of, precision_of
 
 
@@ -44,6 +46,7 @@ class Continuing:
                 self.resume = resume
         for fault in run.check_sessions():
             log(fault)
+        self.tally: Tally | None = None  # of the labels that it was asked for last
         self.made_with: dict[str, Any] = {}
         # Numbers in `Run.starts` of those that make the session in work; alike ones go by the number of the first.
         self.starts: list[int] = []
@@ -72,12 +75,12 @@ class Continuing:
         return self.run.session_state(0)["weights"] if self.grown else None
 
     def shown(self, protocol: Protocol, labels: np.ndarray, index: int) -> Shown:
-        """What the sessions up to this one have shown, see `shown_by`; of a run that has grown earlier ones have said
-        so themselves: NaN where a folder of an older version does not."""
+        """What the sessions up to this one have shown, see `Tally`; of a run that has grown earlier ones have said so
+        themselves: NaN where a folder of an older version does not."""
         if not self.grown:
-            return shown_by(protocol, labels, index)
+            return self._tally(protocol, labels).shown(index)
         if index + 1 == len(protocol.sessions):
-            return shown_by(protocol, labels, index, self.shown(protocol, labels, index - 1))
+            return self.shown(protocol, labels, index - 1).then(protocol, labels, index)
         nothing = [np.nan] * protocol.sessions[index].stop
         said = self.run.session_state(index).get("shown") or {"counts": nothing, "images": nothing}
         return Shown(np.array(said["counts"], float), np.array(said["images"], float))
@@ -86,7 +89,12 @@ class Continuing:
         """(C_old,) how often each old class was shown before a session, as a share of images."""
         if protocol.arrival(index):
             return self.shown(protocol, labels, index - 1).frequency
-        return seen_frequency(protocol, labels, index)
+        return self._tally(protocol, labels).frequency(index)
+
+    def _tally(self, protocol: Protocol, labels: np.ndarray) -> Tally:
+        if self.tally is None or self.tally.protocol is not protocol or self.tally.labels is not labels:
+            self.tally = Tally(protocol, labels)
+        return self.tally
 
     # ---- of any ----
 
@@ -163,4 +171,5 @@ class Continuing:
             self.log(f"this start is not as the one before, and the run is marked as mixed: {'; '.join(differing)}")
 
     def next_session(self) -> None:
+        give_back_memory()
         self.resume, self.starts = None, self.starts[-1:]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import RunError
 from ..machine.home import atomic_write
-from .shapes import misfit
+from .shapes import EPOCH, misfit
 
 SUM = "crc32"  # key of what a file of tensors says of itself: the checksum of all that follows its header
 
@@ -44,6 +44,20 @@ def read_json(path: Path, way_out: str, shape: dict[Any, Any]) -> dict[str, Any]
     if why := misfit(content, shape):
         raise damaged(path, why, way_out)
     return content
+
+
+def read_epochs(path: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl, up to one that was cut short."""
+    lines: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            made = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if misfit(made, EPOCH) or not {"session", "epoch"} <= made.keys():
+            break
+        lines.append(made)
+    return lines
 
 
 def to_json(content: dict[str, Any], indent: int | None = None) -> str:

@@ -16,11 +16,12 @@ from ..config import Experiment
 from ..data import open_halves
 from ..errors import KRTError, RunError
 from ..machine.home import atomic_write, sweep
-from ..protocol import protocol_of, shown_by
+from ..protocol import protocol_of
 from . import configuration
 from .files import to_json
 from .folder import Run
 from .scores import Scores
+from .shown import Tally
 
 MARK = "growing"  # a file in a folder that is being made
 FILES = ("model.safetensors", "method.safetensors", "ap.npz", "calibration.json")  # as they are
@@ -45,7 +46,7 @@ def inherit(run: Run, sessions: int, experiment: Experiment, folder: Path, notes
     for begun in folder.glob("session_*"):  # perhaps of another run, or of more sessions of it
         shutil.rmtree(begun)
     classes = protocol_of(experiment.protocol, tuple(sorted(experiment.protocol.order))).classes
-    kept, learned = run.protocol.sessions[sessions - 1].stop, _labels(run)
+    kept, tally = run.protocol.sessions[sessions - 1].stop, _tally(run)
     for session in range(sessions):
         own, new = run.session_folder(session), folder / f"session_{session:02d}"
         new.mkdir(exist_ok=True)
@@ -59,8 +60,8 @@ def inherit(run: Run, sessions: int, experiment: Experiment, folder: Path, notes
             Scores(scores.ids, scores.scores, labels).write(new / "scores.npz")
         state = json.loads((own / "state.json").read_text(encoding="utf-8"))
         state.pop("made_with", None)
-        if "shown" not in state and learned is not None:  # of an older version, or imported
-            state["shown"] = shown_by(run.protocol, learned, session).as_dict()
+        if "shown" not in state and tally is not None:  # of an older version, or imported
+            state["shown"] = tally.shown(session).as_dict()
         about = {"inherited": str(run.folder), "made_by": run.experiment.method}
         state |= {"classes": list(classes), **about, **{key: state[key] for key in about if key in state}}
         atomic_write(new / "state.json", to_json(state, indent=1))
@@ -75,11 +76,12 @@ def inherit(run: Run, sessions: int, experiment: Experiment, folder: Path, notes
     (folder / MARK).unlink(missing_ok=True)
 
 
-def _labels(run: Run) -> np.ndarray | None:
-    """(n, C) of its training images in learning order; None where they are not there."""
+def _tally(run: Run) -> Tally | None:
+    """What its sessions have shown; None where its training images are not there."""
     with contextlib.suppress(KRTError):
         train, held, _ = open_halves(run.experiment.data)
-        return train.truth[:, [train.classes.index(name) for name in run.protocol.classes]] * ~held[:, None]
+        labels = train.truth[:, [train.classes.index(name) for name in run.protocol.classes]] * ~held[:, None]
+        return Tally(run.protocol, labels)
     return None
 
 

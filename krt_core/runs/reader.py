@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import zipfile
 from functools import cached_property
 from pathlib import Path
@@ -15,20 +14,20 @@ from torch import Tensor
 
 from ..config import Experiment
 from ..errors import RunError
-from ..machine.home import resolve
+from ..machine.home import resolve, stamp
 from ..methods import class_of, is_oracle
 from ..metrics import best_threshold, calibration_errors, forgetting, precision_recall_f1
 from ..protocol import Protocol, protocol_of
 from . import configuration, shapes
 from .calibration import Calibration
-from .files import check_arrays, damaged, is_still, known, read_json, read_tensors
+from .files import check_arrays, damaged, is_still, known, read_epochs, read_json, read_tensors
 from .scores import Ahead, Scores, read_ap
-from .shapes import misfit
 from .starts import mixed_of
 from .state import join
 from .summary import SHARES, ap_of_session, summary_of, tables_of
 
 ANEW = "start the same experiment again: it is written anew."
+GROWING = ("classes", "exemplar_ids", "memory", "method", "shown")
 NEEDED = ("classes", "metrics", "method", "memory", "seconds", "exemplar_ids", "weights")  # in a state.json, to go on
 
 
@@ -37,6 +36,7 @@ class Reader:
 
     def __init__(self, folder: str | Path):
         self.folder = resolve(folder)
+        self._short: dict[int, tuple[tuple[int, int], dict]] = {}
         if not (self.folder / "experiment.yaml").is_file():
             raise RunError(f"{self.folder} is no run folder: it has no experiment.yaml.")
 
@@ -101,6 +101,17 @@ class Reader:
             raise damaged(path, f"it is of session {state['session'] + 1}", self.way_out(session))
         return {**state, "metrics": known(state["metrics"])}
 
+    def in_short(self, session: int) -> dict:
+        """`session_state` without what grows with classes and exemplars, so that those of hundreds can be held; read
+        again only where the file has changed."""
+        now = stamp(self.session_folder(session) / "state.json")
+        if session not in self._short or self._short[session][0] != now:
+            state = self.session_state(session)
+            numbers = {key: value for key, value in state["metrics"].items() if key != "AP_seen"}
+            short = {key: value for key, value in state.items() if key not in GROWING} | {"metrics": numbers}
+            self._short[session] = now, short
+        return self._short[session][1]
+
     @property
     def environment(self) -> dict:
         """What the newest start ran on and with; empty where nothing is recorded."""
@@ -152,17 +163,7 @@ class Reader:
     @property
     def epochs(self) -> list[dict]:
         """Lines of metrics.jsonl, up to one that was cut short."""
-        path = self.folder / "metrics.jsonl"
-        lines = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-            try:
-                made = json.loads(line)
-            except (ValueError, RecursionError):
-                break
-            if misfit(made, shapes.EPOCH) or not {"session", "epoch"} <= made.keys():
-                break
-            lines.append(made)
-        return lines
+        return read_epochs(self.folder / "metrics.jsonl")
 
     def epochs_of(self, session: int) -> int:
         """How many epochs a session has. One of the run that this one has grown from may have others than it."""
@@ -268,17 +269,14 @@ class Reader:
 
     def curve(self, key: str = "mAP_seen") -> np.ndarray:
         """One metric after each finished session."""
-        return np.array([self.session_state(t)["metrics"][key] for t in range(self.finished_sessions)])
+        return np.array([self.in_short(t)["metrics"][key] for t in range(self.finished_sessions)])
 
     def final_summary(self) -> dict:
         """What DONE holds: the numbers of the whole run, from its session states and scores."""
-        states = [self.session_state(t) for t in range(len(self.protocol.sessions))]
-        about = {
-            "method": self.experiment.method,
-            "dataset": self.experiment.data.dataset,
-            "protocol": self.protocol.name,
-            "seed": self.experiment.seed,
-        }
+        last = len(self.protocol.sessions) - 1
+        states = [*map(self.in_short, range(last)), self.session_state(last)]
+        e = self.experiment
+        about = {"method": e.method, "dataset": e.data.dataset, "protocol": self.protocol.name, "seed": e.seed}
         made_by = {"config_hash": self.experiment.hash(), "commit": self.environment.get("commit")}
         starts, used = self.starts, sorted({index for state in states for index in state.get("starts", [0])})
         mixed = mixed_of([starts[index] if index < len(starts) else {} for index in used])

@@ -113,7 +113,7 @@ def test_quotas_and_who_falls_short_of_them():
     assert [Ranked(Replay(budget=8)).quota(classes) for classes in (0, 1, 2, 3)] == [8, 8, 4, 2]
     assert Ranked(Replay(per_class=3)).quota(7) == 3
     memory = Ranked(Replay(per_class=2), [[5, 6], [7], []], [0, 0, 1])
-    assert memory.short(["ant", "bee", "cat", "of a session to come"]) == ["bee (1)", "cat (0)"]
+    assert memory.lacking(["ant", "bee", "cat", "of a session to come"]) == ["bee (1)", "cat (0)"]
 
 
 def test_an_empty_memory_is_rows_too_and_each_class_has_a_session():

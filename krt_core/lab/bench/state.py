@@ -88,7 +88,13 @@ class JobFiles:
             "id": self.job.id, "group": self.job.group, "notebook": str(notebook_path(self.job.notebook)),
             "parameters": self.job.parameters, "run_folder": self.job.run_folder, "needs": list(self.job.needs),
         }  # fmt: skip
-        return atomic_write(self.folder / "job.json", json.dumps(content, indent=1))
+        path, text = self.folder / "job.json", json.dumps(content, indent=1)
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # a start of a matrix that is nearly done writes what is new alone
+            if path.read_text(encoding="utf-8") == text:
+                return path
+        return atomic_write(path, text)
 
     def read(self) -> State:
         """The stored state; a file that cannot be read counts as a job that never started."""

@@ -19,6 +19,7 @@ from ..report import labels_of
 
 PALETTE = sns.color_palette("colorblind")
 MARKERS = "osD^vP*X"
+ROWS, TICKS = 120, 40  # names below one another, and sessions side by side, that can be read
 
 
 def save(figure: Figure, folder: str | Path, name: str) -> Figure:
@@ -89,11 +90,16 @@ def write_numbers(axis: Axes, values: np.ndarray, white: np.ndarray, size: float
             axis.text(x, y, f"{round(float(value)) + 0}", ha="center", va="center", fontsize=size, color=colour)
 
 
+def some(count: int, most: int) -> range:
+    """Of so many places at most so many, equally far apart, from the first on: more names would lie on one another."""
+    return range(0, count, max(1, -(-count // most)))
+
+
 def name_rows(axis: Axes, names: Sequence[str]) -> None:
     """Names at the left as plain text: eighty ticks with labels take longer than the rest of a picture."""
     axis.set_yticks([])
-    for y, name in enumerate(names):
-        axis.text(-0.7, y, name, ha="right", va="center", fontsize=8, parse_math=False)
+    for y in some(len(names), ROWS):
+        axis.text(-0.7, y, names[y], ha="right", va="center", fontsize=8, parse_math=False)
 
 
 def plain(name: str) -> str:

@@ -18,6 +18,8 @@ from ...runs.folder import Run
 from .figure import (
     MARKERS,
     PALETTE,
+    ROWS,
+    TICKS,
     by_label,
     counted,
     name_rows,
@@ -25,6 +27,7 @@ from .figure import (
     one_of,
     plain,
     shortened,
+    some,
     style_of,
     styles,
     write_numbers,
@@ -57,8 +60,8 @@ def session_curves(
         axis.plot(np.arange(1, len(curve) + 1), curve, "--", color="0.3", marker=MARKERS[i % len(MARKERS)], ms=4,
                   label=name)  # fmt: skip
     sessions = runs[0].protocol.sessions
-    words = " classes" if len(sessions) <= 9 else ""
-    axis.set_xticks(range(1, len(sessions) + 1), [f"{s.index + 1}\n{s.stop}{words}" for s in sessions])
+    words, told = " classes" if len(sessions) <= 9 else "", sessions[:: some(len(sessions), TICKS // 2).step]
+    axis.set_xticks([s.index + 1 for s in told], [f"{s.index + 1}\n{s.stop}{words}" for s in told])
     band = ", mean and standard deviation" if any(len(group) > 1 for group in groups.values()) else ""
     axis.set(
         xlabel="after session" + ("" if words else " (below: classes learned)"),
@@ -106,7 +109,7 @@ def class_session_heatmap(
     one_of("pool", pool, POOLS)
     groups, names = by_label(runs, among=among), runs[0].protocol.classes
     columns = list(classes) or list(range(len(names)))
-    height = max(3.0, 0.2 * len(columns) + 1.2)
+    height = max(3.0, 0.2 * min(len(columns), ROWS) + 1.2)
     margin = 0.075 * max(len(names[c]) for c in columns) + 0.35
     width = margin + 2.5 * len(groups) + 0.9
     figure = Figure(figsize=(width, height))
@@ -120,7 +123,7 @@ def class_session_heatmap(
     for axis, (name, table) in zip(axes, tables.items(), strict=True):
         shown = table[:, columns].T
         image = axis.imshow(shown, vmin=-limit if change else 0, vmax=limit, cmap=cmap, aspect="auto")
-        axis.set_xticks(range(len(table)), range(1, len(table) + 1))
+        axis.set_xticks(ticks := some(len(table), TICKS // 2), [t + 1 for t in ticks])
         axis.set_title(textwrap.fill(counted(name, groups[name]), 30), fontsize=9)
         axis.set_xlabel("after session" if not change else "in session")
         if shown.size <= 150:
@@ -243,7 +246,8 @@ def forgetting_bars(
     looks = styles(groups, among)
     columns = [c for c in (classes or range(len(protocol.classes))) if c < protocol.sessions[-1].start]
     many = len(columns) * len(groups) > 60
-    width, height = max(7.0, (0.17 if many else 0.28 * len(groups)) * len(columns) + 2), 4.2 + 0.12 * len(groups)
+    width = max(7.0, 0.17 * min(len(columns), ROWS) + 2 if many else 0.28 * len(groups) * len(columns) + 2)
+    height = 4.2 + 0.12 * len(groups)
     figure = Figure(figsize=(width, height))
     bottom = (
         0.7
@@ -263,7 +267,8 @@ def forgetting_bars(
                      color=looks[name]["color"])  # fmt: skip
     axis.axhline(0, color="0.3", lw=0.8)
     turned = dict(rotation=90, fontsize=7) if many else dict(rotation=45, ha="right")
-    axis.set_xticks(range(len(columns)), [plain(protocol.classes[c]) for c in columns], **turned)
+    ticks = some(len(columns), ROWS)
+    axis.set_xticks(ticks, [plain(protocol.classes[columns[i]]) for i in ticks], **turned)
     axis.set_xlim(-0.7, len(columns) - 0.3)
     axis.grid(axis="y", alpha=0.3)
     meaning = "best − last" if kind == "max" else "own session − last"

@@ -137,7 +137,7 @@ def _unfinished(run: Run) -> str:
             )
         run.starts  # noqa: B018  # raises where environment.json is damaged, which every table reads
         for session in range(len(run.protocol.sessions)):
-            if not {"seconds", "metrics"} <= run.session_state(session).keys():
+            if not {"seconds", "metrics"} <= run.in_short(session).keys():
                 return f"{run.session_folder(session) / 'state.json'} lacks seconds or metrics"
         ap = run.session_state(session)["metrics"].get("AP_seen", {})
         if missing := [name for name in run.protocol.classes if name not in ap]:
