@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from krt_core.config import load_experiment
+from krt_core.runs.folder import Run
+from krt_core.session import train
 
 CLASSES = ("ant", "bee", "cat", "dog")
 COLOURS = np.array([(220, 40, 40), (40, 220, 40), (60, 60, 230), (220, 220, 40)], dtype=np.uint8)
@@ -84,6 +86,26 @@ def write_coco(root: Path, train=40, test=24, seed=0) -> Path:
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / "annotations" / f"{name}.json").write_text(json.dumps(content))
     return root
+
+
+def trained_once(home: Path, about: dict, path=()):
+    """A maker of finished runs on data in the tiny world, ``run("ridge", train__precision="bfloat16")``: each is
+    trained once, and not to be changed. path: where Python looks for modules, too."""
+    made = {}
+
+    def run(method, **changes):
+        key = method, repr(sorted(changes.items()))
+        if key not in made:
+            dotted = {name.replace("__", "."): value for name, value in changes.items()}
+            experiment = {**TINY, **about, "method": method, "train.epochs": 1, **dotted}
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("KRT_HOME", str(home))
+                patch.setattr(sys, "path", [*path, *sys.path])
+                torch.set_num_threads(1)
+                made[key] = train(load_experiment("digits_demo", experiment), show="none").folder
+        return Run(made[key])
+
+    return run
 
 
 def write_voc(root: Path, train=6, test=4, names=("cat", "dog"), seed=0) -> Path:

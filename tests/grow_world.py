@@ -8,12 +8,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import TINY, write_coco
+from conftest import trained_once, write_coco
 
-from krt_core.config import load_experiment
 from krt_core.runs.folder import Run
-from krt_core.session import train
 
 
 def annotated(root: Path, names, called=None) -> Path:
@@ -32,22 +29,9 @@ def annotated(root: Path, names, called=None) -> Path:
 @pytest.fixture(scope="session")
 def grown_ups(tmp_path_factory):
     """``grown_ups("ridge")``: a finished run of ant, bee and cat, one a session, not to be changed."""
-    home, made = tmp_path_factory.mktemp("grown"), {}
+    home = tmp_path_factory.mktemp("grown")
     root = write_coco(home / "old")
-
-    def run(method, **changes):
-        key = method, repr(sorted(changes.items()))
-        if key not in made:
-            dotted = {name.replace("__", "."): value for name, value in changes.items()}
-            about = {"data.root": str(root), "data.classes": ["ant", "bee", "cat"], "protocol.increment": 1}
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("KRT_HOME", str(home))
-                torch.set_num_threads(1)
-                experiment = {**TINY, **about, "method": method, "train.epochs": 1, **dotted}
-                made[key] = train(load_experiment("digits_demo", experiment), show="none").folder
-        return Run(made[key])
-
-    return run
+    return trained_once(home, {"data.root": str(root), "data.classes": ["ant", "bee", "cat"], "protocol.increment": 1})
 
 
 @pytest.fixture

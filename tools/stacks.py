@@ -86,6 +86,7 @@ def run_tests(folder: Path, python: str, arguments: list[str]) -> None:
     command = [python, "-m", "pytest", *shares, f"--junit-xml={folder / 'tests.xml'}", *arguments]
     path = f"{Path(python).parent}{os.pathsep}{os.environ['PATH']}"
     print(f"running the tests; what they say: {folder / 'tests.txt'}", flush=True)
+    (folder / "tests.xml").unlink(missing_ok=True)  # tests that do not come to their end leave none
     with (folder / "tests.txt").open("wb") as file:
         subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, stdout=file, stderr=file, check=False)
 
@@ -97,6 +98,8 @@ def report(stack: str, folder: Path) -> tuple[str, bool]:
     here = {canonicalize_name(one["name"]): one["version"] for one in installed}
     differ = sorted(name for name, pin in pins.items() if pin != here[name] and pin[0] != ">")
     other = ", ".join(f"{name} {here[name]} ({pins[name]})" for name in differ)
+    if not (folder / "tests.xml").exists():
+        return f"{stack}: the tests did not come to their end: see {folder / 'tests.txt'}", False
     counts, failed = {"passed": 0, "skipped": 0, "failed": 0}, []
     for case in ElementTree.parse(folder / "tests.xml").iter("testcase"):
         kinds = [part.tag for part in case]

@@ -61,10 +61,7 @@ class Continuing:
     def exemplars(self) -> list[str]:
         """Ids of what the sessions before the last have stored and the last is to replay."""
         experiment = self.run.experiment
-        replay, before = (
-            experiment.replay,
-            len(experiment.protocol.sizes) - 2,
-        )  # the same once the last is finished, too
+        replay, before = experiment.replay, len(experiment.protocol.sizes) - 2  # also once the last is finished
         if not self.grown or not self.finished or not (replay.per_class or replay.budget):
             return []
         return [one for ids in self.run.session_state(before)["exemplar_ids"] for one in ids]

@@ -4,20 +4,16 @@ PYTEST_DONT_REWRITE, since the tests also import from it.
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import TINY, write_coco
+from conftest import trained_once, write_coco
 from PIL import Image
 
-from krt_core.config import load_experiment
 from krt_core.data import open_dataset
 from krt_core.runs.calibration import Calibration
 from krt_core.runs.folder import Run
-from krt_core.session import train
 
 OTHERS = str(Path(__file__).parents[1] / "methods")  # where mylab is
 
@@ -25,22 +21,8 @@ OTHERS = str(Path(__file__).parents[1] / "methods")  # where mylab is
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """``trained("ridge", train__precision="bfloat16")``: a finished run of two sessions, not to be changed."""
-    home, made = tmp_path_factory.mktemp("trained"), {}
-    root = write_coco(home / "data")
-
-    def run(method, **changes):
-        key = method, *sorted(changes.items())
-        if key not in made:
-            dotted = {name.replace("__", "."): value for name, value in changes.items()}
-            about = {**TINY, "data.root": str(root), "method": method, "train.epochs": 1, **dotted}
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("KRT_HOME", str(home))
-                patch.setattr(sys, "path", [OTHERS, *sys.path])
-                torch.set_num_threads(1)
-                made[key] = train(load_experiment("digits_demo", about), show="none").folder
-        return Run(made[key])
-
-    return run
+    home = tmp_path_factory.mktemp("trained")
+    return trained_once(home, {"data.root": str(write_coco(home / "data"))}, [OTHERS])
 
 
 @pytest.fixture
