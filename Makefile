@@ -18,7 +18,7 @@ NOTEBOOKS := 01_data_splits 02_train_sessions 03_forgetting_analysis 04_attentio
 export KRT_HOME := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo photos grow test test-all test-browser fuzz torture stacks lint audit bench speed gpu notebooks lab clean
+.PHONY: help setup demo photos grow test test-all test-browser fuzz torture endurance stacks lint audit bench speed gpu notebooks lab clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -79,6 +79,9 @@ fuzz: setup  ## nearly right files into every reader: KRT_FUZZ=100000 inputs (an
 
 torture: setup  ## kill, starve and lie to runs, which must end all the same: MINUTES=30
 	$(BIN)/python -m benchmarks.torture --minutes $(or $(MINUTES),30) --seed $(or $(SEED),0)
+
+endurance: setup  ## long and large: 200 sessions, 100,000 images, 200 runs: seconds, memory, files
+	$(BIN)/python -m benchmarks.endurance
 
 stacks: setup  ## run the tests with the oldest and the newest packages, each in an environment of its own; outputs/stacks
 	$(BIN)/python tools/stacks.py

@@ -14,6 +14,7 @@ from PIL import Image
 from krt_core.config import load_experiment
 from krt_core.runs.folder import Run
 from krt_core.session import train
+from krt_core.tagger.export import OLDEST
 
 CLASSES = ("ant", "bee", "cat", "dog")
 COLOURS = np.array([(220, 40, 40), (40, 220, 40), (60, 60, 230), (220, 220, 40)], dtype=np.uint8)
@@ -29,6 +30,10 @@ def pytest_collection_modifyitems(items):
     # The processes of pytest-xdist must collect the same names.
     if addressed := [item.nodeid for item in items if " at 0x" in item.nodeid]:
         raise pytest.UsageError(f"a test is named by an address, which differs in each process: {addressed[0]}")
+    old = pytest.mark.skip(reason=f"krt export needs PyTorch {'.'.join(map(str, OLDEST))}")
+    for item in items:
+        if torch.__version__ < OLDEST and item.get_closest_marker("exports"):
+            item.add_marker(old)
     items.sort(key=lambda item: (item.get_closest_marker("slow") is None, -allowed(item)))
 
 

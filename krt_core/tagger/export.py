@@ -34,6 +34,7 @@ from .program import Program
 from .scorer import Scorer, reopened
 from .tagger import reported_before
 
+OLDEST = (2, 8)  # PyTorch before it cannot trace the models
 IMAGES, TOLERANCE = 64, 1e-4  # test images to compare on, and the largest difference that is let pass
 RESIZE = (
     "bilinear with antialiasing to image_size x image_size, whatever the photo's shape, after turning it as its EXIF "
@@ -52,11 +53,16 @@ class Exported:
 def export(run: Run, session: int, path: str | Path) -> Exported:
     """Write the model of a run after a session (0 is the first) as ``.onnx`` or ``.pt2``, and FILE.md beside it.
 
-    Raises ConfigError where packages for ONNX are missing, RunError where the model cannot be exported or where the
-    file does not say what the model says, to `TOLERANCE`.
+    Raises ConfigError where packages for ONNX are missing or PyTorch is too old, RunError where the model cannot be
+    exported or where the file does not say what the model says, to `TOLERANCE`.
     """
     path = Path(path)
     onnx = path.suffix.lower() == ".onnx"
+    if torch.__version__ < OLDEST:
+        raise ConfigError(
+            f"{path.suffix} files need PyTorch {'.'.join(map(str, OLDEST))} or newer, and this is {torch.__version__}. "
+            "Tags are to be had by krt predict."
+        )
     if onnx:
         _needed("onnx", "onnxscript", "onnxruntime")
     calibration = run.calibration(session)
@@ -184,7 +190,7 @@ def _onnx(content: bytes) -> Answer:
 
 def _pt2(content: bytes) -> Answer:
     module = torch.export.load(io.BytesIO(content)).module()
-    return lambda images: tuple(said.numpy() for said in module(torch.from_numpy(images)))
+    return lambda images: tuple(said.detach().numpy() for said in module(torch.from_numpy(images)))
 
 
 def _needed(*packages: str) -> None:

@@ -197,6 +197,7 @@ def test_parameters_without_a_gradient_do_not_learn_and_the_others_do(name, rest
     assert {n for n, p in parameters.items() if p.grad is None} == resting
 
 
+@pytest.mark.exports
 @pytest.mark.parametrize("head", ["ica", "linear"])
 def test_networks_are_saved_whole_and_exported(tmp_path, head):
     network = _network(head).eval()

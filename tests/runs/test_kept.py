@@ -130,6 +130,7 @@ def test_they_grow(old, grown, tmp_path):
     assert more.done and more.finished_sessions == 4
 
 
+@pytest.mark.exports
 def test_exports_open(version, old):
     photo = load_image(krt.open_dataset(old, "test").path(0), 32)
     images = photo.transpose(2, 0, 1)[None].astype(np.float32) / 255

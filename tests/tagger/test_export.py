@@ -21,6 +21,7 @@ from krt_core.tagger.export import export
 from krt_core.tagger.tagger import Tagger
 
 pytest_plugins = ("tag_world",)
+pytestmark = pytest.mark.exports
 KINDS = (".onnx", ".pt2")
 FAST = ("ridge", "krt", "census", "kbk")
 
@@ -33,7 +34,9 @@ def answers(path):
         return lambda images: session.run(None, {"images": images}), about
     extra = {"metadata.json": ""}
     module = torch.export.load(path, extra_files=extra).module()
-    return lambda images: [x.numpy() for x in module(torch.from_numpy(images))], json.loads(extra["metadata.json"])
+    return lambda images: [x.detach().numpy() for x in module(torch.from_numpy(images))], json.loads(
+        extra["metadata.json"]
+    )
 
 
 def agree(run, path, count=4):
@@ -187,6 +190,14 @@ def test_packages_that_are_missing_are_named(trained, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"pip install 'krt-core\[export\]', or pip install onnx onnxscript"):
         export(trained("ridge"), 1, tmp_path / "tags.onnx")
     export(trained("ridge"), 1, tmp_path / "tags.pt2")
+
+
+def test_a_pytorch_that_is_too_old_is_named(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)("2.7.1+cpu"))
+    with pytest.raises(
+        ConfigError, match=r"\.pt2 files need PyTorch 2\.8 or newer, and this is 2\.7\.1\+cpu.*krt predict"
+    ):
+        export(trained("ridge"), 1, tmp_path / "tags.pt2")
 
 
 def test_the_rest_of_the_room_needs_no_onnx(trained, photos, monkeypatch):

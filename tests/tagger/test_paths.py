@@ -25,7 +25,7 @@ def away(mine, photos, tmp_path, monkeypatch):
 @pytest.mark.parametrize("words, made", [
     ("predict RUN photos --csv new/t.csv", ["new/t.csv"]),
     ("predict RUN photos/*.png --json new/t.json", ["new/t.json"]),
-    ("export RUN new/m.pt2", ["new/m.pt2", "new/m.pt2.md"]),
+    pytest.param("export RUN new/m.pt2", ["new/m.pt2", "new/m.pt2.md"], marks=pytest.mark.exports),
     ("report RUN --csv new/t.csv --html new/r.html --latex new/t.tex", ["new/t.csv", "new/r.html", "new/t.tex"]),
     ("report RUN --beside table.csv", []),
     ("methods ridge --csv new/m.csv --json new/m.json", ["new/m.csv", "new/m.json"]),
