@@ -1,5 +1,6 @@
 """Long and large, in small: what a session or a start costs must not grow with those before it."""
 
+import gc
 import json
 from collections import Counter
 
@@ -42,6 +43,7 @@ def counted(monkeypatch):
 
 def many_sessions(home, method, sessions, **changes):
     """A run of sessions of two classes: its diary, as `benchmarks.endurance.sessions.run` has it."""
+    gc.collect()  # what other tests have left would go meanwhile
     data = write_world(home / "world", 2 * sessions, 5, 2)
     what = {**SMALL, "method": method, "data.root": str(data), "protocol.increment": 2, **changes}
     (temporary := home / "temporary").mkdir()
@@ -62,7 +64,7 @@ def test_forty_sessions_leave_nothing_behind(home, counted, method, changes):
     assert [line["session"] for line in lines] == list(range(40)) and run.complete
     assert max(line["temporary_files"] for line in lines) == 0
     for key in ("handles", "threads", "maps"):
-        assert len({line[key] for line in lines[5:]}) == 1, key
+        assert max(line[key] for line in lines[5:]) <= lines[5][key], key
     classes = [line["classes"] for line in lines[1:-1]]  # the last one looks at no images of a session to come
     for name in lines[1]["bytes"]:  # of scores ahead those of an image of the next session, as exemplars become more
         images = [line["images"] if name == "ahead.npz" else 1 for line in lines[2:]]

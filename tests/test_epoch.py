@@ -29,6 +29,7 @@ class Line:
 
     def __init__(self, *slopes, own=()):
         self.slopes, self.own, self.seen, self.drawn = itertools.cycle(slopes), list(own), [], []
+        self.whole_batch, self.context = False, SimpleNamespace(forward=None)
 
     def parameters(self):
         return self.own

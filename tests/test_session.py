@@ -169,7 +169,10 @@ def test_what_was_computed_stays_when_an_image_breaks(tiny, coco_root, tmp_path,
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(tiny):
-    with pytest.raises(RunError, match=r"loss became nan.*Lower"):
+    with pytest.raises(
+        RunError,
+        match=r"loss became no finite number in session 1, .* on the images 1.*lower train\.base_lr",
+    ):
         train(tiny(train__base_lr=1e30), show="none")
 
 

@@ -206,7 +206,7 @@ def shared_memory(seed: int, folder: Path) -> Counter[str]:
     inside = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
     environment = {**os.environ, "KRT_HOME": str(world.killed), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", inside, "sh", *command], env=environment, capture_output=True, text=True,
+        ["unshare", "-rm", "sh", "-c", inside, "sh", *command], env=environment, capture_output=True, encoding="utf-8",
         timeout=600, check=False,
     )  # fmt: skip
     if done.returncode and ("Traceback" in done.stderr or "shared memory" not in done.stderr):

@@ -50,7 +50,9 @@ class Features:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Of images (B, 3, S, S) on the device, on the CPU."""
-        return torch.cat([self.of(piece).cpu() for piece in images.split(self.most)])
+        pieces = [self.of(piece).cpu() for piece in images.split(self.most)]
+        with torch.autocast("cpu", enabled=False):  # whose bfloat16 does not put float16 together
+            return torch.cat(pieces)
 
     @torch.inference_mode()
     def of(self, images: Tensor) -> Tensor:

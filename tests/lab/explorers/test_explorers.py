@@ -2,13 +2,13 @@
 
 import gc
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from benchmarks.made_up_runs import coco, finished
-from krt_core.data import MultiLabelDataset
 from krt_core.errors import RunError
 from krt_core.lab.explorers import explorer as explorer_module
 from krt_core.lab.explorers.attention import AttentionExplorer
@@ -253,7 +253,7 @@ def test_a_joint_model_and_another_test_set_beside_it(tiny, trained, coco_root):
     explorer.set(beside=list(explorer.runs)[1])
     assert pictures(explorer)
     other = explorer.dataset(trained[0])
-    names = MultiLabelDataset(**{**vars(other), "ids": np.array([f"x{i}" for i in other.ids])})
+    names = replace(other, ids=np.array([f"x{i}" for i in other.ids]))
     explorer.dataset = lambda run: names if run is trained[0] else other
     explorer.draw()
     assert "is not in the test set of" in words(explorer) and not pictures(explorer)

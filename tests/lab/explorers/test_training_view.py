@@ -305,9 +305,9 @@ def test_a_training_that_fails_says_why_and_one_in_two_processes_is_stopped(tiny
     view = TrainingView(experiments, "outputs/demo", processes=2)
     background.start(experiments[0], view.rows[0].folder)
     wait_for(lambda: view.table().state[0] == "failed")
-    assert "loss became nan" in view.table().note[0] and "Lower train.base_lr" in view.table().note[0]
+    assert "loss became no finite number" in view.table().note[0] and "lower train.base_lr" in view.table().note[0]
     view.start(view.rows[1])
-    wait_for(lambda: "loss became nan" in view.notes.value)
+    wait_for(lambda: "loss became no finite number" in view.notes.value)
     folder = view.rows[1].folder
     wait_for(lambda: lines(folder) >= 1)
     assert len(of_test(home)) >= 4  # krt, torchrun and two of it
