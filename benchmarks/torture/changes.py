@@ -28,7 +28,7 @@ def data(seed: int, folder: Path) -> Counter[str]:
     """The data set changes between start and resume: refused, by name; and put back, all goes on. A table, a COCO and a
     VOC folder by turns."""
     world, tried = World(seed, folder, "data", layout=("table", "coco", "voc")[seed % 3]), Counter[str]()
-    world.begun()
+    world.begun(learned=True)  # before that a run may well begin with other data
     root, kept = folder / "data", folder / "kept"
     shutil.copytree(root, kept)
     for name, change in CHANGES.items():

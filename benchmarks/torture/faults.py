@@ -85,11 +85,12 @@ class World:
         else:
             compare(self.folder)
 
-    def begun(self) -> None:
-        """The home of a run that was killed in one of its sessions."""
+    def begun(self, learned: bool = False) -> None:
+        """The home of a run that was killed in one of its sessions; learned: not in the first, of which nothing may be
+        left."""
         shutil.rmtree(self.killed, ignore_errors=True)
         place = Place(f"rename run/{self.rng.choice(('metrics.jsonl', 'session_#/state.json'))}", 0)
-        if self.rng.random() < 0.5 or place.kind.endswith("state.json"):
+        if learned or self.rng.random() < 0.5 or place.kind.endswith("state.json"):
             place = Place("rename run/session_#/state.json", self.rng.randint(1, 3))
         if Child(self.arguments(self.killed), self.killed, Seam(place)).end() == 0:
             shutil.rmtree(self.killed / "run")  # it has no such place
