@@ -21,6 +21,7 @@ mean. Nothing is learned for it and nothing stored.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Any
 
@@ -65,7 +66,8 @@ class Census(Ridge):
         if not a:
             return torch.sigmoid(whole)
         cells = F.adaptive_avg_pool2d(maps, min(self.options.cells, *maps.shape[2:])).flatten(2)  # (B, channels, N)
-        best = torch.stack([model.classify(cell[:, :, None, None]) for cell in cells.unbind(2)]).amax(dim=0)
+        parts = (model.classify(cell[:, :, None, None]) for cell in cells.unbind(2))
+        best = functools.reduce(torch.maximum, parts)  # one after the other: all at once outgrow a processor's cache
         return torch.sigmoid((whole + a * best) / (1 + a))
 
     def state(self) -> dict[str, Any]:

@@ -62,12 +62,11 @@ class EWC(Finetune):
         return result
 
     def penalty(self) -> Tensor:
-        """Σ F (θ − θ*)²."""
+        """Σ F (θ − θ*)², each weight's summed in one order, whether or not F and θ* lie in memory as θ does: read from
+        a file they do not."""
         learned = learning(self.context.model)
-        terms = [
-            (F * (full_precision(learned[name]) - self.anchor[name]).square()).sum() for name, F in self.fisher.items()
-        ]
-        return torch.stack(terms).sum()
+        terms = [F * (full_precision(learned[name]) - self.anchor[name]).square() for name, F in self.fisher.items()]
+        return torch.stack([term.contiguous().sum() for term in terms]).sum()
 
     def end_session(self, context: Context) -> None:
         fresh, before, decay = self._fisher(context), self.fisher, self.options.decay

@@ -100,7 +100,9 @@ class Run(Reader):
     def drop_after(self, session: int, epoch: int) -> None:
         """Forget what lies at or after a position: it will be made again. What was left of later sessions, where
         someone has taken one out, must not count once that one is there again."""
-        kept = [e for e in self.epochs if (e["session"], e["epoch"]) < (session, epoch)]
+        lines = self.epochs
+        own = [e for e in lines if e["session"] == session]  # after its epochs may stand a line of what needs none
+        kept = [e for e in lines if e["session"] < session] + own[:epoch]
         atomic_write(self.folder / "metrics.jsonl", "".join(to_json(e) + "\n" for e in kept))
         for path in self.folder.glob("session_*/state.json"):
             if int(path.parent.name.removeprefix("session_")) >= session:

@@ -101,6 +101,20 @@ def test_ewc_holds_weights_by_the_importance_of_all_sessions(tiny, head):
         torch.testing.assert_close(total, fresh + (0.6 * first[name] if name in moved else 0))
 
 
+def test_ewc_says_the_same_penalty_however_its_tensors_lie_in_memory(tiny):
+    """As they are read from a file, or as a training has made them."""
+    method, context, _ = learning(tiny, "ewc", index=0)
+    context.model.to(memory_format=torch.channels_last)
+    method.anchor = {n: torch.zeros_like(p) for n, p in context.model.named_parameters() if p.dim() == 4}
+    for seed in range(10):
+        said = []
+        for layout in (torch.contiguous_format, torch.channels_last):
+            torch.manual_seed(seed)
+            method.fisher = {n: torch.rand(p.shape).contiguous(memory_format=layout) for n, p in method.anchor.items()}
+            said.append(method.penalty().item())
+        assert said[0] == said[1] > 0
+
+
 def own_gradients(model, images, name):
     """Mean squared gradient of one parameter where only the last two classes are known, 0 and 1."""
     parameter = dict(model.named_parameters())[name]

@@ -89,6 +89,24 @@ def test_a_resume_file_does_not_outlive_the_run(tiny, tmp_path, monkeypatch):
     assert not (tmp_path / "run" / "resume.pt").exists()
 
 
+def test_what_is_learned_without_gradients_after_epochs_is_told_once(tiny, tmp_path, monkeypatch):
+    """A start that breaks off between the line about it and the end of its session."""
+    experiment = tiny(**{**QUICK, "method": "ridge", "model__freeze": "first"})
+    whole = [(e["session"], e["epoch"], e.get("loss")) for e in train(experiment, tmp_path / "a", show="none").epochs]
+    assert [line[:2] for line in whole] == [(0, 0), (0, 1), (0, 2), (0, 0), (1, 0)]
+
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "write_session", broken)
+    with pytest.raises(KeyboardInterrupt):
+        train(experiment, tmp_path / "b", show="none")
+    monkeypatch.undo()
+    monkeypatch.setenv("KRT_HOME", str(tmp_path))
+    again = train(experiment, tmp_path / "b", show="none")
+    assert [(e["session"], e["epoch"], e.get("loss")) for e in again.epochs] == whole
+
+
 def test_checksums_of_decoded_images_that_are_none_are_made_again(tiny, tmp_path):
     dataset = open_dataset(tiny().data, "train")
     ImageStore(dataset, 32)
