@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import statistics
 import time
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from krt_core.data.pipeline import Batch
+from krt_core.machine.cpu import give_back_memory
 from krt_core.machine.device import Runtime
 from krt_core.methods import Method
 
@@ -21,8 +21,7 @@ from krt_core.methods import Method
 def reset_peak() -> int:
     """Give back what is free and start a new high-water mark of memory; returns what is in use now, bytes."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc only
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    give_back_memory()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()

@@ -67,16 +67,8 @@ def calls(outputs: Path) -> list[dict[str, Any]]:
 def measure(folder: Path, count: int) -> dict[str, Any]:
     matrix = write_runs(folder, count)
     outputs, result = folder / "outputs", {}
-    report = (
-        "report",
-        outputs,
-        "--html",
-        folder / "report.html",
-        "--csv",
-        folder / "table.csv",
-        "--latex",
-        folder / "t.tex",
-    )
+    files = {"--html": "report.html", "--csv": "table.csv", "--latex": "table.tex"}
+    report = ("report", outputs, *(word for key, name in files.items() for word in (key, folder / name)))
     result["count"] = count
     result["calls"] = call("benchmarks.endurance.runs", outputs, home=folder).result
     commands = {

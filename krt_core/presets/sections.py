@@ -185,10 +185,8 @@ class Train:
     report: Literal["last", "best"] = "last"  # epoch whose scores stand for the session: the last (published), or the
     # best of the validated ones, chosen on the validation images (data.validation) or, where there are none, on the
     # test images as some papers do; training goes on from the last anyway
-    micro_batch: Count = (
-        0  # images of a batch that a process learns from at a time, where memory is short; 0: all of its
-    )
-    # share. Gradients add up to those of the whole batch, but for rounding
+    micro_batch: Count = 0  # images of a batch that a process learns from at a time, where memory is short; 0: all of
+    # its share. Gradients add up to those of the whole batch, but for rounding
     eval_batch_size: Number = 128  # images that are scored, or made features of, at a time
     tensorboard: bool = False
     callbacks: Names = ()  # mylab.module:Name, called after every epoch and session (krt_core.runs.callbacks)

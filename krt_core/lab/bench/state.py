@@ -89,9 +89,8 @@ class JobFiles:
             "parameters": self.job.parameters, "run_folder": self.job.run_folder, "needs": list(self.job.needs),
         }  # fmt: skip
         path, text = self.folder / "job.json", json.dumps(content, indent=1)
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # a start of a matrix that is nearly done writes what is new alone
+        with contextlib.suppress(OSError, ValueError):
+            # A start of a matrix that is nearly done writes what is new alone.
             if path.read_text(encoding="utf-8") == text:
                 return path
         return atomic_write(path, text)
