@@ -56,6 +56,7 @@ def many_sessions(home, method, sessions, **changes):
     "method, changes",
     [("ridge", {"data.validation": 0.2}), ("finetune", {}), ("krt", {"replay.per_class": 1, "krt.per_class": True})],
 )
+@pytest.mark.slow
 def test_forty_sessions_leave_nothing_behind(home, counted, method, changes):
     looks = counted(Protocol, "train_images")
     reads = counted(Reader, "session_state")

@@ -166,6 +166,7 @@ def test_pieces_decide_no_hash():
 
 @pytest.mark.ddp
 @pytest.mark.parametrize("method", ["krt", "ewc"])
+@pytest.mark.slow
 def test_two_processes_learn_from_pieces_of_their_shares(tiny, tmp_path, method):
     """Shares of odd sizes: one process has more pieces than the other, and none waits for ever."""
     changes = dict(FROZEN, method=method, train__precision="float64", train__batch_size=13)

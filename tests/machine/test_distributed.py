@@ -116,6 +116,7 @@ def test_every_image_falls_to_one_process():
 
 
 @pytest.mark.parametrize("backbone", ["convnext_atto", "mobilenetv3_small_050"])
+@pytest.mark.slow
 def test_backbones_with_layers_that_only_their_classifier_uses(tiny, tmp_path, backbone):
     """Processes would wait for ever for the gradients of such layers, or stop in the second step."""
     experiment = tiny(model__backbone=backbone, model__stride=0, train__batch_norm="frozen", train__epochs=1)

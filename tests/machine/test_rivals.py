@@ -13,6 +13,7 @@ pytestmark = pytest.mark.ddp
 VARIANTS = {"cumulative": {}, "ewc": {"ewc.images": 19}, "derpp": {}}
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     for name, changes in VARIANTS.items():
         data = write_coco(tmp_path / "data" / name, train=45, test=25)

@@ -132,6 +132,7 @@ def test_threads_change_rounding_alone(world, method):
 @pytest.mark.ddp
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.slow
 def test_processes_change_rounding_alone(world, count):
     """41 training and 25 test images in batches of 16: no share of two or three is even."""
     changes = {"train__precision": "float64", "train__batch_norm": "frozen", "train__epochs": 1}

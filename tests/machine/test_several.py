@@ -49,6 +49,7 @@ def statistics(root, folder, rank):
     return [((int(session), int(epoch)), digest) for session, epoch, digest in lines]
 
 
+@pytest.mark.slow
 def test_every_process_has_the_same_statistics_when_an_epoch_begins(two):
     main, other = (statistics(two, "once", rank) for rank in (0, 1))
     assert [place for place, _ in main] == [(session, epoch) for session in range(3) for epoch in range(2)]
@@ -77,6 +78,7 @@ def test_two_processes_resumed_in_the_third_session_end_alike(two):
     identical(Run(two / "once"), parts)
 
 
+@pytest.mark.slow
 def test_three_processes_and_odd_numbers_equal_one(tmp_path):
     """41 training and 25 test images in batches of 16: no share of three processes is even."""
     changes = {"train.precision": "float64", "train.batch_norm": "frozen"}

@@ -43,6 +43,7 @@ JOBS = {
 }
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, monkeypatch):
     for name, changes in JOBS.items():
         write(tmp_path, name, **changes)

@@ -184,6 +184,7 @@ def test_resumed_it_ends_alike(tiny, tmp_path, monkeypatch, name, at):
 
 @pytest.mark.ddp
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_in_two_processes_as_in_one(tiny, tmp_path, name):
     experiment = tiny(method=name, train__precision="float64", train__batch_norm="frozen", replay__per_class=2)
     same(

@@ -112,6 +112,7 @@ def test_a_run_learns_and_goes_on_where_it_was(tiny, tmp_path, changes):
     assert [line["epoch"] for line in whole.epochs if "loss" in line] == ([0, 1] if "model.freeze" in changes else [])
 
 
+@pytest.mark.slow
 def test_a_run_in_two_processes_is_that_in_one(tiny, tmp_path):
     experiment = tiny(**SMALL, **{"train.precision": "float64"})
     one = train(experiment, tmp_path / "one", show="none", device="cpu")

@@ -159,6 +159,7 @@ def test_what_no_file_can_hold_is_named(tiny):
 
 @pytest.mark.ddp
 @pytest.mark.parametrize("method", ["Frozen", "Scaled", "Ridge"])
+@pytest.mark.slow
 def test_in_two_processes_as_in_one(tiny, tmp_path, method):
     """A method that freezes, one with parameters of its own, one without gradients."""
     changes = dict(train__precision="float64", train__batch_norm="frozen", train__epochs=2)

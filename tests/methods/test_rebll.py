@@ -133,6 +133,7 @@ def test_an_even_distillation_holds_the_old_answers(tiny, tmp_path, seed):
     assert moved["rebll"] < 0.7 * moved["finetune"]  # 0.2 and 0.3 of it
 
 
+@pytest.mark.slow
 def test_a_run_in_two_processes_is_that_in_one(tiny, tmp_path):
     changes = {"train.precision": "float64", "train.batch_norm": "frozen", "replay.per_class": 2}
     experiment = tiny(method="rebll", rebll__relabel=0.5, **changes)

@@ -217,6 +217,7 @@ def test_more_images_of_old_classes_alone(own, tmp_path):
 @pytest.mark.parametrize("method", [
     "ridge", "census", "l3a", "krt", "finetune", "masked", "lwf", "ewc", "pod", "rebll", "kbk",
 ])  # fmt: skip
+@pytest.mark.slow
 def test_a_session_without_a_class_of_its_own_is_calibrated_too(own, tmp_path, method):
     more = annotated(write_coco(tmp_path / "more", seed=7), ("ant", "cat"))
     run = own(method, data__validation=0.25)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.ddp
     ("krt", {"replay__per_class": 2, "data__validation": 0.25}),
     ("masked", {}),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_two_processes_grow_what_one_does(own, march, method, changes):
     """30 new images, of which not all are shown: no half is even."""
     run = own(method, train__precision="float64", train__batch_norm="frozen", train__augment="published", **changes)

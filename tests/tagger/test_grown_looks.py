@@ -185,6 +185,7 @@ def test_a_run_is_called_by_the_methods_that_made_it(own, march):
 
 
 @pytest.mark.parametrize("method", ["krt", "census", "more"])
+@pytest.mark.slow
 def test_everything_opens(grown, own, tmp_path, method):
     """What cannot be shown is said by an error of ours; nothing else goes wrong."""
     if method == "more":  # a session without a class of its own

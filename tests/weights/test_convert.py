@@ -28,6 +28,7 @@ def tresnet(tiny):
     )
 
 
+@pytest.mark.slow
 def test_out_and_in_again_changes_nothing(tresnet, tmp_path):
     run = train(tresnet(), tmp_path / "ours", show="none", max_steps=1)
     files = [export_published(run, t, tmp_path / f"model{t}.pth") for t in range(2)]
