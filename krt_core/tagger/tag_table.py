@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..data.table_columns import CLASS, FLAGS, PATHS, SPLITS, TAGS
 from ..errors import ConfigError, DataError
 from ..machine.home import atomic_write, stamp
+from ..machine.locks import only_one
 
 PATH = "path"
 RESERVED = {PATH, *PATHS, *TAGS, *SPLITS, *FLAGS}  # a column of such a name is no class
@@ -22,7 +24,8 @@ class TagTable:
 
     path: of the CSV, read where it is there, and written anew with each change, so nothing said is ever lost. known:
     the tags of the model. Others are new: somebody who looks for them has looked at each photo that is in the table,
-    which shows those it is marked with and no other. Raises DataError for a file that is no such table.
+    which shows those it is marked with and no other. Several pages, also of other processes, may write one table.
+    Raises DataError for a file that is no such table, ConfigError on a file system without locks.
     """
 
     def __init__(self, path: Path, known: Iterable[str]):
@@ -45,46 +48,52 @@ class TagTable:
         tag = " ".join(tag.split())
         if not tag:
             raise ConfigError("Write the new tag's name first.")
-        if tag in self.known or tag in self.new:
-            raise ConfigError(f"There is a tag {tag!r} already.")
         if tag.lower() in RESERVED:
             raise ConfigError(f"{tag!r} cannot be a tag: tables call a column of another kind so.")
-        self._read()
-        self.new.append(tag)
-        self._write()
+        with self._change():
+            if tag in self.known or tag in self.new:
+                raise ConfigError(f"There is a tag {tag!r} already.")
+            self.new.append(tag)
         return tag
 
     def begin(self, photos: Mapping[Path, Iterable[str]]) -> None:
         """Say of photos which new tags they show."""
-        self.said = {str(photo): dict.fromkeys(tags, True) for photo, tags in photos.items()}
-        self.new = sorted({tag for tags in self.said.values() for tag in tags if tag not in self.known})
-        self._write()
+        with self._change():
+            self.said = {str(photo): dict.fromkeys(tags, True) for photo, tags in photos.items()}
+            self.new = sorted({tag for tags in self.said.values() for tag in tags if tag not in self.known})
 
     def say(self, photo: str | Path, tags: Mapping[str, bool | None]) -> None:
         """Tags of a photo: shown, absent, or None: nobody has said. What is said of no other tag is taken back."""
-        self._read()
-        for tag in tags:
-            if tag not in self.known and tag not in self.new:
-                raise ConfigError(f"There is no tag {tag!r}: add it first.")
-        mine = self.said.setdefault(str(photo), {})
-        for tag, shown in tags.items():
-            if shown is None:
-                mine.pop(tag, None)
-            else:
-                mine[tag] = shown
-        self._write()
+        with self._change():
+            for tag in tags:
+                if tag not in self.known and tag not in self.new:
+                    raise ConfigError(f"There is no tag {tag!r}: add it first.")
+            mine = self.said.setdefault(str(photo), {})
+            for tag, shown in tags.items():
+                if shown is None:
+                    mine.pop(tag, None)
+                else:
+                    mine[tag] = shown
 
     def forget(self, photo: str | Path) -> None:
         """Take back all that is said of a photo; it is learned from no longer."""
-        self._read()
-        self.said.pop(str(photo), None)
-        self._write()
+        with self._change():
+            self.said.pop(str(photo), None)
 
     def marked(self, tag: str) -> int:
         """How many photos are said to show a tag."""
         return sum(tags.get(tag, False) for tags in self.said.values())
 
     # ---- the file ----
+
+    @contextlib.contextmanager
+    def _change(self) -> Iterator[None]:
+        """What is in the file by now, to be changed by nobody else until it is written anew."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with only_one(self.path.with_name(f".{self.path.name}.lock")):
+            self._read()
+            yield
+            self._write()
 
     def _columns(self) -> list[str]:
         spoken = {tag for tags in self.said.values() for tag in tags}

@@ -1,5 +1,7 @@
 """What somebody says of photos, kept in a table that `krt extend` can learn from."""
 
+import multiprocessing
+
 import pytest
 
 from krt_core.config import Data
@@ -32,6 +34,24 @@ def test_two_pages_of_one_table_lose_nothing(table):
     other.say("/b.jpg", {"dog": True})
     table.add("kite")
     assert table.path.read_text() == "path,cat,dog,kite\n/a.jpg,1,,0\n/b.jpg,,1,0\n"
+    with pytest.raises(ConfigError, match="a tag 'kite' already"):  # a column twice would be no table
+        other.add("kite")
+
+
+def _say(path, photos):
+    table = TagTable(path, ["cat"])
+    for photo in photos:
+        table.say(photo, {"cat": True})
+
+
+def test_processes_that_write_one_table_at_the_same_time_lose_nothing(table):
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_say, args=(table.path, [f"/{n}_{i}.jpg" for i in range(60)])) for n in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(TagTable(table.path, ["cat"])) == 120
 
 
 def test_names_that_can_be_no_tag(table):
