@@ -74,7 +74,7 @@ def test_impossible_protocols_are_refused():
 
 
 @pytest.mark.skipif(
-    "KRT_COCO_LABELS" not in os.environ, reason="KRT_COCO_LABELS names no file of COCO train2014 labels"
+    not os.environ.get("KRT_COCO_LABELS"), reason="KRT_COCO_LABELS names no file of COCO train2014 labels"
 )
 def test_coco_sessions_have_the_published_sizes():
     with np.load(Path(os.environ["KRT_COCO_LABELS"]), allow_pickle=False) as stored:

@@ -58,6 +58,9 @@ def export(run: Run, session: int, path: str | Path) -> Exported:
     """
     path = Path(path)
     onnx = path.suffix.lower() == ".onnx"
+    calibration = run.calibration(session)
+    runtime = Runtime(torch.device("cpu"), torch.float32, {})
+    network, method = reopened(run, session, runtime)
     if torch.__version__ < OLDEST:
         raise ConfigError(
             f"{path.suffix} files need PyTorch {'.'.join(map(str, OLDEST))} or newer, and this is {torch.__version__}. "
@@ -65,9 +68,6 @@ def export(run: Run, session: int, path: str | Path) -> Exported:
         )
     if onnx:
         _needed("onnx", "onnxscript", "onnxruntime")
-    calibration = run.calibration(session)
-    runtime = Runtime(torch.device("cpu"), torch.float32, {})
-    network, method = reopened(run, session, runtime)
     size = run.experiment.data.image_size
     about = metadata(run, session)
     program = Program(network, method, calibration).eval()
