@@ -57,23 +57,28 @@ class TagTable:
         return tag
 
     def begin(self, photos: Mapping[Path, Iterable[str]]) -> None:
-        """Say of photos which new tags they show."""
+        """Say of photos which new tags they show, where there is no table yet."""
         with self._change():
+            if self.path.is_file():  # by another page, since this one has looked
+                return
             self.said = {str(photo): dict.fromkeys(tags, True) for photo, tags in photos.items()}
             self.new = sorted({tag for tags in self.said.values() for tag in tags if tag not in self.known})
 
-    def say(self, photo: str | Path, tags: Mapping[str, bool | None]) -> None:
-        """Tags of a photo: shown, absent, or None: nobody has said. What is said of no other tag is taken back."""
+    def say(self, photo: str | Path, tags: Mapping[str, bool]) -> None:
+        """Tags of a photo: shown or absent."""
         with self._change():
             for tag in tags:
                 if tag not in self.known and tag not in self.new:
                     raise ConfigError(f"There is no tag {tag!r}: add it first.")
-            mine = self.said.setdefault(str(photo), {})
-            for tag, shown in tags.items():
-                if shown is None:
-                    mine.pop(tag, None)
-                else:
-                    mine[tag] = shown
+            self.said.setdefault(str(photo), {}).update(tags)
+
+    def take_back(self, photo: str | Path, tag: str) -> None:
+        """Nobody has said a tag of a photo. One of which nothing else is said is learned from no longer."""
+        with self._change():
+            mine = self.said.get(str(photo), {})
+            mine.pop(tag, None)
+            if not mine:
+                self.said.pop(str(photo), None)
 
     def forget(self, photo: str | Path) -> None:
         """Take back all that is said of a photo; it is learned from no longer."""

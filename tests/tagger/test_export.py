@@ -3,6 +3,7 @@
 import builtins
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -14,8 +15,9 @@ from tag_world import OTHERS, calibrate, own_photos
 
 from krt_core.cli import main
 from krt_core.data.images import load_image
-from krt_core.errors import ConfigError, RunError
+from krt_core.errors import ConfigError, KRTError, RunError
 from krt_core.methods import METHODS
+from krt_core.runs.folder import Run
 from krt_core.tagger import export as exporting
 from krt_core.tagger.export import export
 from krt_core.tagger.tagger import Tagger
@@ -198,6 +200,10 @@ def test_a_pytorch_that_is_too_old_is_named(trained, tmp_path, monkeypatch):
         ConfigError, match=r"\.pt2 files need PyTorch 2\.8 or newer, and this is 2\.7\.1\+cpu.*krt predict"
     ):
         export(trained("ridge"), 1, tmp_path / "tags.pt2")
+    shutil.copytree(trained("ridge").folder, tmp_path / "run")
+    (tmp_path / "run" / "session_01" / "model.safetensors").unlink()
+    with pytest.raises(KRTError, match="model.safetensors"):  # a newer PyTorch would not help
+        export(Run(tmp_path / "run"), 1, tmp_path / "tags.pt2")
 
 
 def test_the_rest_of_the_room_needs_no_onnx(trained, photos, monkeypatch):

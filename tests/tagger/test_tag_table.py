@@ -1,6 +1,7 @@
 """What somebody says of photos, kept in a table that `krt extend` can learn from."""
 
 import multiprocessing
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_it_is_written_at_once_and_read_again(table):
     assert table.path.read_text() == "path,cat,dog,kite\n/a.jpg,0,,1\n/b.jpg,,1,0\n"  # blank: nobody has said
     again = TagTable(table.path, ["cat", "dog"])
     assert (again.said, again.new) == ({"/a.jpg": {"cat": False, "kite": True}, "/b.jpg": {"dog": True}}, ["kite"])
-    again.say("/a.jpg", {"cat": None})
+    again.take_back("/a.jpg", "cat")
     again.forget("/b.jpg")
     assert table.path.read_text() == "path,kite\n/a.jpg,1\n"
     assert table.marked("kite") == 1 and len(again) == 1 and again.of("/b.jpg") == {}
@@ -36,6 +37,13 @@ def test_two_pages_of_one_table_lose_nothing(table):
     assert table.path.read_text() == "path,cat,dog,kite\n/a.jpg,1,,0\n/b.jpg,,1,0\n"
     with pytest.raises(ConfigError, match="a tag 'kite' already"):  # a column twice would be no table
         other.add("kite")
+    table.say("/a.jpg", {"dog": False})
+    other.take_back("/a.jpg", "cat")  # which was all that was said of it when the other page looked last
+    assert other.of("/a.jpg") == {"dog": False}
+    other.take_back("/a.jpg", "dog")
+    assert list(other.said) == ["/b.jpg"]
+    table.begin({Path("/c.jpg"): ["tent"]})  # there is a table by now
+    assert table.said == other.said
 
 
 def _say(path, photos):

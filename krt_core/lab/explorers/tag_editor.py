@@ -202,11 +202,8 @@ class TagEditor(Explorer):
 
     def mark(self, photo: Path, tag: str) -> None:
         """Say the contrary of what the model says of a tag on a photo; said already, it is taken back."""
-        said = self.table.of(photo)
-        if tag in said:
-            if len(said) == 1:
-                return self.table.forget(photo)
-            return self.table.say(photo, {tag: None})
+        if tag in self.table.of(photo):
+            return self.table.take_back(photo, tag)
         found = self._look([photo])[0]
         named = isinstance(found, Tags) and tag in found.named
         return self.table.say(photo, {tag: not named})
